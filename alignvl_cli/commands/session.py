@@ -1,0 +1,58 @@
+"""What every command shares: where results and messages go, and the workspace."""
+
+import os
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignvl_cli.commands.workspace import Workspace
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PIPED_WIDTH = 140
+"""Columns of a table that goes to a file or a pipe: nothing is wrapped there by the size of some window."""
+
+
+@dataclass
+class Session:
+    """The outside of one command: stdout for the result alone, stderr for everything else."""
+
+    workspace: Workspace
+    quiet: bool = False
+    verbose: bool = False
+
+    @cached_property
+    def out(self) -> "Console":
+        """The console of the result."""
+        from rich.console import Console
+
+        piped = not sys.stdout.isatty()
+        return Console(width=PIPED_WIDTH if piped and "COLUMNS" not in os.environ else None, highlight=False)
+
+    @cached_property
+    def err(self) -> "Console":
+        """The console of progress, summaries and warnings."""
+        from rich.console import Console
+
+        piped = not sys.stderr.isatty()
+        return Console(stderr=True, highlight=False, soft_wrap=piped)
+
+    def result(self, line: str | Path) -> None:
+        """Print the one line that scripts read: never wrapped, styled or shortened."""
+        print(line, flush=True)
+
+    def show(self, renderable: Any) -> None:
+        """Print the result as rich renders it."""
+        self.out.print(renderable)
+
+    def note(self, text: str) -> None:
+        """Say on stderr what was chosen or done, unless `--quiet`."""
+        if not self.quiet:
+            self.err.print(text, style="dim", markup=False)
+
+    def warn(self, text: str) -> None:
+        """Say on stderr what may mislead; `--quiet` does not silence it."""
+        self.err.print(f"warning: {text}", style="yellow", markup=False)

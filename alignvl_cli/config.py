@@ -1,0 +1,402 @@
+"""Settings of every stage: frozen dataclasses and enums that the command line, files and studies share.
+
+A flag is a field is a study's arm. This module imports no heavy library, so that `--help` is instant.
+Precedence: flag, then `--config` file, then recipe (ingredients) or size (shapes), then default.
+"""
+
+import difflib
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from alignvl_cli.errors import DataError, UsageError
+
+MAX_PIXELS = 89_478_485
+"""Pillow's own warning limit: a quarter of a gigabyte of RGB."""
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cuda = "cuda"
+    mps = "mps"
+    cpu = "cpu"
+
+
+class Precision(StrEnum):
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Pooling(StrEnum):
+    """Which vector of a frozen encoder is the latent."""
+
+    cls = "cls"
+    mean = "mean"
+    last = "last"
+    pooler = "pooler"
+    cls_mean = "cls+mean"
+    projection = "projection"
+
+
+class StoreDtype(StrEnum):
+    float32 = "float32"
+    float16 = "float16"
+
+
+class NoiseKind(StrEnum):
+    gaussian = "gaussian"
+    uniform = "uniform"
+    none = "none"
+
+
+class NoiseUnits(StrEnum):
+    absolute = "absolute"
+    rms = "rms"
+
+
+class NoiseMatch(StrEnum):
+    """What `uniform` shares with a gaussian of the same `--noise-std`: its variance, or its half range."""
+
+    variance = "variance"
+    range = "range"
+
+
+class NoisePosition(StrEnum):
+    input = "input"
+    output = "output"
+
+
+class MixCoefficient(StrEnum):
+    batch = "batch"
+    pair = "pair"
+
+
+class EsTarget(StrEnum):
+    uniform = "uniform"
+
+
+class EsSchedule(StrEnum):
+    constant = "constant"
+
+
+class LatentNorm(StrEnum):
+    none = "none"
+    l2 = "l2"
+    standardize = "standardize"
+
+
+class Loss(StrEnum):
+    infonce = "infonce"
+
+
+class AdapterKind(StrEnum):
+    fusemix = "fusemix"
+    linear = "linear"
+
+
+class Recipe(StrEnum):
+    alignvl = "alignvl"
+    fusemix = "fusemix"
+    clip = "clip"
+
+
+class Size(StrEnum):
+    auto = "auto"
+    released = "released"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetOptions:
+    """How to read the user's own data."""
+
+    image_root: Path | None = None
+    """Folder that relative image paths start from; default: the manifest's own (`--image-root`)."""
+    image_column: str = "image"
+    """`--image-column`"""
+    caption_column: str | None = None
+    """Default: `captions`, else `caption` (`--caption-column`)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtractConfig:
+    """Settings of one extraction, besides the encoders."""
+
+    batch_size: int = 32
+    workers: int | None = None
+    """Processes that decode images; None: one for each core but one, none on small machines."""
+    dtype: StoreDtype = StoreDtype.float32
+    max_pixels: int = MAX_PIXELS
+    max_rejected: float = 0.01
+    """Share of the images that may be unreadable; ten images always may."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, "batch-size", "at least 1", self.batch_size)
+        _require(self.workers is None or self.workers >= 0, "workers", "at least 0", self.workers)
+        _require(self.max_pixels >= 1, "max-pixels", "at least 1", self.max_pixels)
+        _require(0 <= self.max_rejected <= 1, "max-rejected", "a share from 0 to 1", self.max_rejected)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Every setting that decides a trained adapter pair, resolved: no field is left open."""
+
+    recipe: Recipe
+    size: Size
+
+    # Ingredients: a recipe sets them.
+    mix: bool
+    mix_alpha: float
+    mix_coefficient: MixCoefficient
+    noise: NoiseKind
+    noise_std: float
+    noise_units: NoiseUnits
+    noise_match: NoiseMatch
+    noise_position: NoisePosition
+    smoothing: float
+    """Mass of the contrastive target that is spread over the batch; 0: a hard target."""
+    es_target: EsTarget
+    es_schedule: EsSchedule
+    mask_duplicates: bool
+    latent_norm: LatentNorm
+    loss: Loss
+    adapter: AdapterKind
+    temperature: float | None
+    """Fixed tau, or None: learned from 0.07."""
+
+    # Shapes and schedule: a size sets them.
+    adapter_depth: int
+    embed_dim: int
+    dropout: float
+    epochs: int
+    batch_size: int
+    """Rows in the loss, in every arm: mixing draws its partners besides."""
+    lr: float
+
+    seed: int
+    device: Device
+    precision: Precision
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def name(self) -> str:
+        """Recipe, what departs from it, and the seed: the readable part of a run's folder name."""
+        plain = resolve_train({"recipe": self.recipe})
+        parts = [self.recipe.value]
+        if self.mix != plain.mix:
+            parts.append("mix" if self.mix else "no-mix")
+        if self.noise != plain.noise:
+            parts.append("no-rp" if self.noise is NoiseKind.none else self.noise.value)
+        if self.noise is not NoiseKind.none and self.noise_std != plain.noise_std:
+            parts.append(f"std{self.noise_std:g}" + ("rms" if self.noise_units is NoiseUnits.rms else ""))
+        if self.smoothing != plain.smoothing:
+            parts.append(f"es{self.smoothing:g}" if self.smoothing else "no-es")
+        if self.adapter != plain.adapter:
+            parts.append(self.adapter.value)
+        return "-".join([*parts, f"s{self.seed}"])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """What `--size` decides."""
+
+    adapter_depth: int
+    embed_dim: int
+    dropout: float
+    epochs: int
+    batch_size: int
+    lr: float
+
+
+RELEASED_SHAPE = Shape(adapter_depth=4, embed_dim=512, dropout=0.6, epochs=250, batch_size=20_480, lr=1e-3)
+"""FuseMix release (Vouitsis et al., CVPR 2024): 40,960 drawn pairs for 500 epochs are 20,480 rows for 250 of ours."""
+
+
+def auto_shape(pairs: int) -> Shape:
+    """Adapter and schedule for `pairs` training pairs, by a rule tuned on the demo's validation split (docs/LOG.md)."""
+    batch_size = max(2, min(1024, pairs // 2))
+    steps = 1500
+    epochs = max(2, min(200, math.ceil(steps * batch_size / max(pairs, 1))))
+    return Shape(adapter_depth=1, embed_dim=256, dropout=0.3, epochs=epochs, batch_size=batch_size, lr=1e-3)
+
+
+INGREDIENTS: dict[Recipe, dict[str, Any]] = {
+    Recipe.alignvl: {"mix": True, "rp": True, "es": True},
+    Recipe.fusemix: {"mix": True, "rp": False, "es": False},
+    Recipe.clip: {"mix": False, "rp": False, "es": False},
+}
+SWITCHED_BY = {
+    "mix": ("mix-alpha", "mix-coefficient"),
+    "rp": ("noise", "noise-std", "noise-units", "noise-match", "noise-position"),
+    "es": ("smoothing", "es-target", "es-schedule"),
+}
+"""Setting a detail of an ingredient switches the ingredient on."""
+
+DETAIL_DEFAULTS: dict[str, Any] = {
+    "mix-alpha": 1.0,
+    "mix-coefficient": MixCoefficient.batch,
+    "noise": NoiseKind.gaussian,
+    "noise-std": 0.01,
+    "noise-units": NoiseUnits.absolute,
+    "noise-match": NoiseMatch.variance,
+    "noise-position": NoisePosition.input,
+    "smoothing": 0.1,
+    "es-target": EsTarget.uniform,
+    "es-schedule": EsSchedule.constant,
+    "mask-duplicates": False,
+    "latent-norm": LatentNorm.none,
+    "loss": Loss.infonce,
+    "adapter": AdapterKind.fusemix,
+    "temperature": "learned",
+    "seed": 0,
+    "device": Device.auto,
+    "precision": Precision.auto,
+}
+SHAPE_KEYS = tuple(field.name.replace("_", "-") for field in fields(Shape))
+KINDS: dict[str, type] = {
+    "recipe": Recipe,
+    "size": Size,
+    **dict.fromkeys(INGREDIENTS[Recipe.alignvl], bool),
+    **{key: type(value) for key, value in DETAIL_DEFAULTS.items()},
+    **{field.name.replace("_", "-"): field.type for field in fields(Shape)},  # type: ignore[dict-item]
+}
+"""Every setting of `train`, as its flag is spelled without the dashes, and its type."""
+
+RANGES: dict[str, tuple[str, Any]] = {
+    "mix-alpha": ("above 0", lambda value: value > 0),
+    "noise-std": ("above 0 (switch the perturbation off with --no-rp)", lambda value: value > 0),
+    "smoothing": ("above 0 and below 1 (switch smoothing off with --no-es)", lambda value: 0 < value < 1),
+    "adapter-depth": ("at least 1", lambda value: value >= 1),
+    "embed-dim": ("at least 1", lambda value: value >= 1),
+    "dropout": ("at least 0 and below 1", lambda value: 0 <= value < 1),
+    "epochs": ("at least 1", lambda value: value >= 1),
+    "batch-size": ("at least 2", lambda value: value >= 2),
+    "lr": ("above 0", lambda value: value > 0),
+    "seed": ("from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63),
+}
+
+
+def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> TrainConfig:
+    """The settings that `layers` ask for, the last layer strongest (file, then flags; base, then arm).
+
+    Keys are flags without the dashes. `pairs` is the number of training pairs, which the automatic
+    size depends on; without it the check of the settings is complete and the size a placeholder.
+    Raises UsageError for an unknown key, a wrong value, a contradiction, or a setting without effect.
+    """
+    checked = [{key: _parsed(key, value) for key, value in layer.items()} for layer in layers]
+    asked: dict[str, Any] = {key: value for layer in checked for key, value in layer.items()}
+    recipe = asked.get("recipe", Recipe.alignvl)
+    on = dict(INGREDIENTS[recipe])
+    for layer in checked:
+        on |= _switches(layer)
+    values = DETAIL_DEFAULTS | asked
+    if on["rp"] and values["noise"] is NoiseKind.none:  # switched on again above a layer that had it off
+        values["noise"] = DETAIL_DEFAULTS["noise"]
+    _refuse_idle(asked, values, on)
+    size = asked.get("size", Size.auto)
+    shape = RELEASED_SHAPE if size is Size.released else auto_shape(10_000 if pairs is None else pairs)
+    shape_values = {key.replace("_", "-"): value for key, value in asdict(shape).items()}
+    values = shape_values | values | {"recipe": recipe, "size": size, "mix": on["mix"]}
+    values["noise"] = values["noise"] if on["rp"] else NoiseKind.none
+    values["smoothing"] = values["smoothing"] if on["es"] else 0.0
+    values["temperature"] = _temperature(values["temperature"])
+    return TrainConfig(**{field.name: values[field.name.replace("_", "-")] for field in fields(TrainConfig)})
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The top-level keys of a TOML file, for a layer of `resolve_train`; `_` and `-` read alike."""
+    try:
+        with open(path, "rb") as stream:
+            settings = tomllib.load(stream)
+    except OSError as problem:
+        raise DataError(f"--config {path}: cannot be read ({problem.strerror})") from problem
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:
+        raise DataError(f"--config {path}: not valid TOML ({problem})") from problem
+    return {key.replace("_", "-"): value for key, value in settings.items()}
+
+
+def nearest(word: str, known: Mapping[str, Any] | list[str]) -> str:
+    """` Did you mean 'x'?` when a known name is close to `word`, else nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def _parsed(key: str, value: Any) -> Any:
+    """`value` as the type of setting `key`, in range; UsageError otherwise."""
+    if key not in KINDS:
+        raise UsageError(f"unknown setting '{key}'.{nearest(key, KINDS)}")
+    kind = KINDS[key]
+    if issubclass(kind, StrEnum):
+        if value not in set(kind):
+            raise UsageError(f"--{key}: '{value}' is not one of {', '.join(kind)}")
+        return kind(value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise UsageError(f"--{key}: wanted {_KIND_WORDS[kind]}, got {value!r}")
+    if kind is float and not math.isfinite(value):
+        raise UsageError(f"--{key}: wanted a finite number, got {value}")
+    if key in RANGES:
+        wanted, holds = RANGES[key]
+        _require(holds(value), key, wanted, value)
+    if key == "temperature":
+        _temperature(value)
+    return value
+
+
+_KIND_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _switches(layer: Mapping[str, Any]) -> dict[str, bool]:
+    """Which ingredients this layer switches on or off, by their own flag or by a detail of theirs."""
+    switched = {}
+    for ingredient, details in SWITCHED_BY.items():
+        given = [key for key in details if key in layer]
+        off_by_kind = ingredient == "rp" and layer.get("noise") is NoiseKind.none
+        if off_by_kind and (layer.get("rp") or len(given) > 1):
+            other = "rp" if layer.get("rp") else next(key for key in given if key != "noise")
+            raise UsageError(f"--noise none and --{other} contradict each other; leave one out")
+        if layer.get(ingredient) is False and given and not off_by_kind:
+            raise UsageError(
+                f"--no-{ingredient} leaves --{given[0]} without effect; leave one of them out"
+            )
+        if ingredient in layer:
+            switched[ingredient] = layer[ingredient]
+        elif given:
+            switched[ingredient] = not off_by_kind
+    return switched
+
+
+def _refuse_idle(asked: Mapping[str, Any], values: Mapping[str, Any], on: Mapping[str, bool]) -> None:
+    """Refuse settings that the others leave without effect: nobody must believe that they acted."""
+    if "noise-match" in asked and on["rp"] and values["noise"] is not NoiseKind.uniform:
+        raise UsageError(f"--noise-match acts on --noise uniform alone, and the noise is {values['noise']}")
+    if values["adapter"] is AdapterKind.linear:
+        for key in ("adapter-depth", "dropout"):
+            if key in asked:
+                raise UsageError(f"--adapter linear has no {key}; leave --{key} out")
+
+
+def _temperature(text: str) -> float | None:
+    """None for `learned`, tau for `fixed:TAU`."""
+    if text == "learned":
+        return None
+    word, _, number = text.partition(":")
+    try:
+        tau = float(number)
+    except ValueError:
+        tau = math.nan
+    if word != "fixed" or not 0.001 <= tau <= 0.5:
+        raise UsageError(f"--temperature: wanted 'learned' or 'fixed:TAU' with TAU from 0.001 to 0.5, got '{text}'")
+    return tau
+
+
+def _require(holds: bool, key: str, wanted: str, value: Any) -> None:
+    if not holds:
+        raise UsageError(f"--{key}: wanted {wanted}, got {value}")

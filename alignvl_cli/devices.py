@@ -1,0 +1,39 @@
+"""Which device and which number format a stage will use, decided at run time. Loads torch only when asked."""
+
+from alignvl_cli.config import Device, Precision
+from alignvl_cli.errors import UsageError
+
+
+def choose_device(asked: Device) -> str:
+    """The torch device for `asked`: CUDA, else Apple's MPS, else the CPU for `auto`; exit 2 if it is not there."""
+    import torch
+
+    present = {
+        Device.cuda: torch.cuda.is_available(),
+        Device.mps: torch.backends.mps.is_available(),
+        Device.cpu: True,
+    }
+    if asked is Device.auto:
+        return next(device.value for device, there in present.items() if there)
+    if not present[asked]:
+        there = ", ".join(device.value for device, is_there in present.items() if is_there)
+        raise UsageError(f"--device {asked.value}: this machine has no such device for torch (it has: {there})")
+    return asked.value
+
+
+def bf16_pays(device: str) -> bool:
+    """Whether bfloat16 matrix products are faster than float32 here: CUDA from Ampere on, CPUs with AMX or AVX512-BF16."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.get_device_capability()[0] >= 8
+    if device == "cpu":
+        return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    return False
+
+
+def choose_precision(asked: Precision, device: str) -> Precision:
+    """`fp32` or `bf16`: as asked, or for `auto` bf16 where the hardware computes in it."""
+    if asked is not Precision.auto:
+        return asked
+    return Precision.bf16 if bf16_pays(device) else Precision.fp32

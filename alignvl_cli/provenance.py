@@ -1,0 +1,120 @@
+"""How an artefact was made, told by hashes; and files that are whole or absent.
+
+Loads no heavy library: versions come from package metadata.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from alignvl_cli.errors import DataError
+
+RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "h5py", "faiss-cpu", "pillow", "scipy", "safetensors")
+READ_BYTES = 1 << 20
+
+
+def canonical_json(value: Any) -> str:
+    """The one spelling of a JSON value: sorted keys, no spaces, no NaN. Equal values, equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def fingerprint(value: Any) -> str:
+    """Hex SHA-256 of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object in `path`; `what` names it in the error (exit 3) when it is missing or broken."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise DataError(f"{path}: cannot read this {what}: {problem.strerror or problem}") from problem
+    except (ValueError, RecursionError) as problem:
+        raise DataError(f"{path}: this {what} is not valid JSON ({problem})") from problem
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: this {what} should hold a JSON object, not a {type(value).__name__}")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    with committed(path) as scratch:
+        scratch.write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def committed(path: Path) -> Iterator[Path]:
+    """Yield a scratch path beside `path` that takes its name only if the block succeeds.
+
+    The bytes are on disk before the name is: after a crash the file is whole or absent, and a
+    version that was there before stays until the new one replaces it.
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield scratch
+        _sync(scratch)
+        scratch.replace(path)
+        _sync(path.parent)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a folder to disk, where the platform lets a folder be opened."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except (PermissionError, IsADirectoryError):  # Windows opens no folders
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@cache
+def alignvl_version() -> str:
+    """The installed version, from the one place that states it."""
+    return metadata.version("alignvl")
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that can move a number; an absent one is left out."""
+    versions = {}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def made_by(stage: str, settings: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """The record kept beside an artefact: it explains and warns, and has no part in equality."""
+    return {
+        "stage": stage,
+        "alignvl": alignvl_version(),
+        "python": platform.python_version(),
+        "platform": f"{sys.platform}-{platform.machine()}",
+        "libraries": library_versions(),
+        "settings": dict(settings),
+        **more,
+    }

@@ -1,0 +1,33 @@
+# Two commands do all set-up: `make quickstart` and `make test`.
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: quickstart test lint bench clean
+.DEFAULT_GOAL := quickstart
+
+$(STAMP): pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch==$(shell sed -n 's/^torch==//p' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+quickstart: $(STAMP)  ## environment, install, and the main job on the built-in demo
+	PATH="$(abspath $(BIN)):$$PATH" bash pipelines/quickstart.sh
+
+test: $(STAMP)  ## linters, types, and every test with coverage
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --cov=alignvl_cli --cov-report=term --cov-fail-under=90
+
+lint: $(STAMP)  ## put formatting and fixable lint right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## what the README's speed claims are measured with: ratios of medians from one run
+	for script in benchmarks/*.py; do HF_HUB_OFFLINE=1 $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info alignvl-workspace

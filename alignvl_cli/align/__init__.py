@@ -1,0 +1,1 @@
+"""The maths: mixing, perturbation, smoothing, adapters, losses, ranks. Tensors in, tensors out."""

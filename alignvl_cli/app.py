@@ -32,7 +32,9 @@ app = typer.Typer(
 SHARED = {
     "workspace": Annotated[
         Path,
-        typer.Option(envvar="ALIGNVL_WORKSPACE", help="Folder of artefacts without an explicit path.", show_default=True),
+        typer.Option(
+            envvar="ALIGNVL_WORKSPACE", help="Folder of artefacts without an explicit path.", show_default=True
+        ),
     ],
     "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; warnings stay.")],
     "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks with errors.")],

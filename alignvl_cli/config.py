@@ -333,7 +333,7 @@ def _parsed(key: str, value: Any) -> Any:
         raise UsageError(f"unknown setting '{key}'.{nearest(key, KINDS)}")
     kind = KINDS[key]
     if issubclass(kind, StrEnum):
-        if value not in set(kind):
+        if value not in list(kind):
             raise UsageError(f"--{key}: '{value}' is not one of {', '.join(kind)}")
         return kind(value)
     if kind is float and type(value) is int:
@@ -363,9 +363,7 @@ def _switches(layer: Mapping[str, Any]) -> dict[str, bool]:
             other = "rp" if layer.get("rp") else next(key for key in given if key != "noise")
             raise UsageError(f"--noise none and --{other} contradict each other; leave one out")
         if layer.get(ingredient) is False and given and not off_by_kind:
-            raise UsageError(
-                f"--no-{ingredient} leaves --{given[0]} without effect; leave one of them out"
-            )
+            raise UsageError(f"--no-{ingredient} leaves --{given[0]} without effect; leave one of them out")
         if ingredient in layer:
             switched[ingredient] = layer[ingredient]
         elif given:

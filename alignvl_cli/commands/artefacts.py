@@ -1,0 +1,54 @@
+"""Which run, store or index a command means when the user names none; what was taken is said on stderr."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alignvl_cli.commands.session import Session
+from alignvl_cli.errors import AlignvlError, DataError
+
+if TYPE_CHECKING:
+    from alignvl_cli.runs.folder import Run
+    from alignvl_cli.store.reader import Store
+
+
+def open_run(session: Session, path: Path | None, device: str = "cpu") -> "Run":
+    """The run at `path`, else the newest of the workspace."""
+    from alignvl_cli.runs.folder import load_run
+
+    if path is None:
+        path = session.workspace.newest_run()
+        session.note(f"using the newest run, {path}")
+    return load_run(path, device)
+
+
+def store_of(session: Session, run: "Run", data: Path | None) -> "Store":
+    """The store at `data`, else the one the run was trained on: by its content in the workspace, then by its path."""
+    from alignvl_cli.store.reader import open_store
+
+    if data is not None:
+        return open_store(data)
+    for path in [*reversed(session.workspace.stores()), Path(run.store_path)]:
+        try:
+            store = open_store(path)
+        except AlignvlError:  # a broken neighbour must not keep the right store from being found
+            continue
+        if store.content_hash == run.store_hash:
+            session.note(f"using the store it was trained on, {path}")
+            return store
+    raise DataError(
+        f"{run.path}: the store it was trained on is neither in the workspace nor at {run.store_path};"
+        " name a store with --data"
+    )
+
+
+def make_index(
+    session: Session, run: "Run", output: Path | None, data: Path | None, split: str, device: str, overwrite: bool
+) -> Path:
+    """Build the index of `run` over a split of its store, at `output` or numbered in the workspace."""
+    from alignvl_cli.retrieval.index import build_index
+
+    store = store_of(session, run, data)
+    output = output or session.workspace.new_index(f"{run.path.resolve().name}-{split}")
+    record = build_index(run, store, split, output, device=device, overwrite=overwrite)
+    session.note(f"indexed {record.images:,} images and {record.captions:,} captions")
+    return output

@@ -1,0 +1,69 @@
+"""`alignvl extract`: frozen-encoder latents of a dataset into a store."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignvl_cli.commands.options import DeviceOption, OverwriteOption, PrecisionOption
+from alignvl_cli.commands.session import Session
+from alignvl_cli.config import MAX_PIXELS, DatasetOptions, Device, ExtractConfig, Pooling, Precision, StoreDtype
+from alignvl_cli.encoders.names import DEFAULT_TEXT, DEFAULT_VISION
+from alignvl_cli.errors import RejectedError
+
+DATA, ENCODERS, WORK = "Data", "Encoders", "Work"
+
+
+def extract(
+    session: Session,
+    dataset: Annotated[
+        str, typer.Argument(help="A manifest (JSONL, CSV, TSV, Parquet), or `demo:emoji`.")
+    ] = "demo:emoji",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Store to make. Default: named in the workspace.")
+    ] = None,
+    vision: Annotated[
+        str, typer.Option(help="Hub id, id@revision or local folder.", rich_help_panel=ENCODERS)
+    ] = DEFAULT_VISION,
+    text: Annotated[
+        str, typer.Option(help="Hub id, id@revision or local folder.", rich_help_panel=ENCODERS)
+    ] = DEFAULT_TEXT,
+    image_pooling: Annotated[
+        Pooling | None, typer.Option(help="Which vector is the latent. Default: the model's.", rich_help_panel=ENCODERS)
+    ] = None,
+    text_pooling: Annotated[
+        Pooling | None, typer.Option(help="Which vector is the latent. Default: the model's.", rich_help_panel=ENCODERS)
+    ] = None,
+    image_root: Annotated[
+        Path | None, typer.Option(help="Where image paths start. Default: the manifest's.", rich_help_panel=DATA)
+    ] = None,
+    image_column: Annotated[str, typer.Option(rich_help_panel=DATA)] = "image",
+    caption_column: Annotated[
+        str | None, typer.Option(help="Default: `captions`, else `caption`.", rich_help_panel=DATA)
+    ] = None,
+    max_pixels: Annotated[
+        int, typer.Option(help="Larger images are rejected before decoding.", rich_help_panel=DATA)
+    ] = MAX_PIXELS,
+    max_rejected: Annotated[
+        float, typer.Option(help="Share of images that may be unreadable; ten always may.", rich_help_panel=DATA)
+    ] = 0.01,
+    batch_size: Annotated[int, typer.Option(rich_help_panel=WORK)] = 32,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that decode images. Default: by the machine.", rich_help_panel=WORK)
+    ] = None,
+    device: DeviceOption = Device.auto,
+    precision: PrecisionOption = Precision.auto,
+    dtype: Annotated[StoreDtype, typer.Option(help="How latents are kept.", rich_help_panel=WORK)] = StoreDtype.float32,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Discard what an interrupted extraction left.", rich_help_panel=WORK)
+    ] = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Encode images and captions once, with frozen encoders, and print the store's path.
+
+    The same command again does nothing when the store is complete, and goes on where it stopped when it is not.
+    """
+    config = ExtractConfig(
+        batch_size=batch_size, workers=workers, dtype=dtype, max_pixels=max_pixels, max_rejected=max_rejected
+    )
+    options = DatasetOptions(image_root=image_root, image_column=image_column, caption_column=caption_column)

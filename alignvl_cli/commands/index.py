@@ -1,0 +1,29 @@
+"""`alignvl index`: FAISS indexes of a run's projected latents, to keep."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignvl_cli.commands.options import DataOption, DeviceOption, OverwriteOption
+from alignvl_cli.commands.session import Session
+from alignvl_cli.config import Device
+
+
+def index(
+    session: Session,
+    run: Annotated[Path | None, typer.Argument(help="Run whose adapters to use. Default: the newest run.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Index folder to make. Default: numbered, in the workspace.")
+    ] = None,
+    data: DataOption = None,
+    split: Annotated[str, typer.Option(help="Split of the store, or `all`.")] = "all",
+    device: DeviceOption = Device.auto,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Build the FAISS indexes of images and of captions that `alignvl search` asks, and print their path."""
+    from alignvl_cli.commands.artefacts import make_index, open_run
+    from alignvl_cli.devices import choose_device
+
+    place = choose_device(device)
+    session.result(make_index(session, open_run(session, run, place), output, data, split, place, overwrite))

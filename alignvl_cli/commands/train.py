@@ -1,0 +1,180 @@
+"""`alignvl train`: fit the two adapters on stored latents."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignvl_cli.commands.options import OverwriteOption
+from alignvl_cli.commands.session import Session
+from alignvl_cli.config import (
+    AdapterKind,
+    Device,
+    EsSchedule,
+    EsTarget,
+    LatentNorm,
+    Loss,
+    MixCoefficient,
+    NoiseKind,
+    NoiseMatch,
+    NoisePosition,
+    NoiseUnits,
+    Precision,
+    Recipe,
+    Size,
+    read_settings,
+    resolve_train,
+)
+
+MIXING, PERTURBATION, SMOOTHING = "Mixing (FuseMix)", "Random Perturbation (RP)", "Embedding Smoothing (ES)"
+MODEL, SCHEDULE = "Adapters and loss", "Schedule and machine"
+
+
+def train(
+    session: Session,
+    stores: Annotated[
+        list[Path] | None, typer.Argument(metavar="[STORE]...", help="Latents to train on. Default: the newest store.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run folder to make. Default: numbered, in the workspace.")
+    ] = None,
+    val: Annotated[
+        Path | None, typer.Option(help="Store whose val split selects the epoch. Default: the first STORE.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings; flags beat it.")] = None,
+    recipe: Annotated[
+        Recipe | None, typer.Option(help="Ingredients to start from; flags change them. [default: alignvl]")
+    ] = None,
+    mix: Annotated[
+        bool | None,
+        typer.Option("--mix/--no-mix", help="Blend each pair with a partner.", rich_help_panel=MIXING),
+    ] = None,
+    mix_alpha: Annotated[
+        float | None, typer.Option(help="a of the coefficient's Beta(a, a). [default: 1]", rich_help_panel=MIXING)
+    ] = None,
+    mix_coefficient: Annotated[
+        MixCoefficient | None,
+        typer.Option(help="One coefficient a batch (as released) or a pair. [default: batch]", rich_help_panel=MIXING),
+    ] = None,
+    rp: Annotated[
+        bool | None, typer.Option("--rp/--no-rp", help="Add noise to the latents.", rich_help_panel=PERTURBATION)
+    ] = None,
+    noise: Annotated[
+        NoiseKind | None, typer.Option(help="Its shape. [default: gaussian]", rich_help_panel=PERTURBATION)
+    ] = None,
+    noise_std: Annotated[
+        float | None,
+        typer.Option(help="Its standard deviation, sigma. [default: 0.01]", rich_help_panel=PERTURBATION),
+    ] = None,
+    noise_units: Annotated[
+        NoiseUnits | None,
+        typer.Option(
+            help="sigma as it is, or times the RMS of that modality's training latents. [default: absolute]",
+            rich_help_panel=PERTURBATION,
+        ),
+    ] = None,
+    noise_match: Annotated[
+        NoiseMatch | None,
+        typer.Option(
+            help="Uniform noise: the gaussian's variance, or U(-sigma, sigma). [default: variance]",
+            rich_help_panel=PERTURBATION,
+        ),
+    ] = None,
+    noise_position: Annotated[
+        NoisePosition | None,
+        typer.Option(
+            help="Before the adapters, or on their output before normalisation. [default: input]",
+            rich_help_panel=PERTURBATION,
+        ),
+    ] = None,
+    es: Annotated[
+        bool | None, typer.Option("--es/--no-es", help="Soften the contrastive target.", rich_help_panel=SMOOTHING)
+    ] = None,
+    smoothing: Annotated[
+        float | None,
+        typer.Option(help="alpha, the target's mass that is spread. [default: 0.1]", rich_help_panel=SMOOTHING),
+    ] = None,
+    es_target: Annotated[
+        EsTarget | None, typer.Option(help="Over which entries. [default: uniform]", rich_help_panel=SMOOTHING)
+    ] = None,
+    es_schedule: Annotated[
+        EsSchedule | None,
+        typer.Option(help="alpha over the training. [default: constant]", rich_help_panel=SMOOTHING),
+    ] = None,
+    mask_duplicates: Annotated[
+        bool | None,
+        typer.Option(
+            "--mask-duplicates/--no-mask-duplicates",
+            help="Same image or same caption: no negative. [default: no]",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    latent_norm: Annotated[
+        LatentNorm | None,
+        typer.Option(help="What is done to the stored latents first. [default: none]", rich_help_panel=MODEL),
+    ] = None,
+    loss: Annotated[Loss | None, typer.Option(help="[default: infonce]", rich_help_panel=MODEL)] = None,
+    adapter: Annotated[AdapterKind | None, typer.Option(help="[default: fusemix]", rich_help_panel=MODEL)] = None,
+    size: Annotated[
+        Size | None,
+        typer.Option(
+            help="Depth, width, dropout, epochs, batch and rate: by the number of pairs, or as FuseMix released them."
+            " [default: auto]",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    adapter_depth: Annotated[
+        int | None, typer.Option(help="Residual blocks. [default: by size]", rich_help_panel=MODEL)
+    ] = None,
+    embed_dim: Annotated[
+        int | None, typer.Option(help="Width of the shared space. [default: by size]", rich_help_panel=MODEL)
+    ] = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="In the adapters. [default: by size]", rich_help_panel=MODEL)
+    ] = None,
+    temperature: Annotated[
+        str | None, typer.Option(help="'learned' or 'fixed:TAU'. [default: learned]", rich_help_panel=MODEL)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="[default: 0]", rich_help_panel=SCHEDULE)] = None,
+    epochs: Annotated[int | None, typer.Option(help="[default: by size]", rich_help_panel=SCHEDULE)] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Rows in the loss, in every arm, at most half the pairs. [default: by size]", rich_help_panel=SCHEDULE
+        ),
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate. [default: by size]", rich_help_panel=SCHEDULE)
+    ] = None,
+    device: Annotated[
+        Device | None, typer.Option(help="auto takes CUDA, else MPS, else the CPU.", rich_help_panel=SCHEDULE)
+    ] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(help="auto: bf16 where the hardware computes in it, else fp32.", rich_help_panel=SCHEDULE),
+    ] = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Fit the two adapters on stored latents, and print the run's path.
+
+    The step, in order: batch, mix, perturb, adapt, compare, smooth the target. Each flag below switches or
+    shapes one of these; two arms with the same seed share everything that they have in common.
+    """
+    asked = dict(locals())
+    places = ("session", "stores", "output", "val", "config", "overwrite")
+    flags = {key.replace("_", "-"): value for key, value in asked.items() if value is not None and key not in places}
+    layers = [read_settings(config)] if config else []
+    resolve_train(*layers, flags)  # wrong whatever the data: said before any data are opened
+
+    from alignvl_cli.report.progress import TrainingProgress
+    from alignvl_cli.training.run import count_pairs, train_run
+
+    if not stores:
+        stores = [session.workspace.newest_store()]
+        session.note(f"training on the newest store, {stores[0]}")
+    settings = resolve_train(*layers, flags, pairs=count_pairs(stores))
+    run = output or session.workspace.new_run(settings.name)
+    with TrainingProgress(session.err, quiet=session.quiet) as progress:
+        for record in train_run(stores, run, settings, val=val, overwrite=overwrite):
+            progress.show(record)
+    session.result(run)

@@ -1,0 +1,87 @@
+"""The rooms import one way, and the command line starts without the heavy libraries."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "alignvl_cli"
+EVERYWHERE = {"config", "errors", "provenance", "devices"}
+ALLOWED = {
+    "align": set(),
+    "pairs": set(),
+    "encoders": set(),
+    "store": set(),
+    "runs": {"align"},
+    "extraction": {"pairs", "encoders", "store"},
+    "training": {"align", "store", "runs"},
+    "retrieval": {"align", "store", "runs", "encoders"},
+    "report": {"align", "store", "runs", "extraction", "training", "retrieval"},
+    "commands": {"pairs", "encoders", "store", "extraction", "align", "runs", "training", "retrieval", "report"},
+}
+"""Room -> the rooms it may import, besides the modules of EVERYWHERE."""
+HEAVY = ("torch", "transformers", "faiss", "pandas", "scipy", "h5py", "numpy")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Names right below `alignvl_cli` that a module imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            full = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == "alignvl_cli"
+                else [node.module]
+            )
+        elif isinstance(node, ast.Import):
+            full = [alias.name for alias in node.names]
+        else:
+            continue
+        names |= {name.split(".")[1] for name in full if name.startswith("alignvl_cli.")}
+    return names
+
+
+def test_every_room_is_known_and_described():
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert rooms == ALLOWED.keys()
+    for room in rooms:
+        assert ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("room", sorted(ALLOWED))
+def test_arrows_point_one_way(room):
+    for path in (PACKAGE / room).rglob("*.py"):
+        assert imported_rooms(path) - {room} <= ALLOWED[room] | EVERYWHERE, path
+
+
+def test_the_allowed_arrows_form_no_circle():
+    remaining = {room: set(arrows) for room, arrows in ALLOWED.items()}
+    while remaining:
+        free = {room for room, arrows in remaining.items() if not arrows & remaining.keys()}
+        assert free, f"a circle among {sorted(remaining)}"
+        for room in free:
+            del remaining[room]
+
+
+def test_shared_modules_import_no_room():
+    for name in EVERYWHERE:
+        assert imported_rooms(PACKAGE / f"{name}.py") <= EVERYWHERE
+
+
+def test_no_module_is_a_drawer_of_odds_and_ends():
+    assert not [path for path in PACKAGE.rglob("*.py") if path.stem in {"utils", "helpers", "misc", "common"}]
+
+
+@pytest.mark.parametrize("module", ["alignvl_cli", "alignvl_cli.app", "alignvl_cli.config", "alignvl_cli.errors"])
+def test_importing_loads_no_heavy_library(module):
+    code = f"import sys, {module}; print(*[name for name in {HEAVY!r} if name in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.split() == []
+
+
+def test_public_names_arrive_on_first_use():
+    code = "import alignvl_cli as a; print(a.open_store.__module__, a.DualEncoder.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["alignvl_cli.store.reader", "alignvl_cli.retrieval.encoder"]

@@ -1,0 +1,166 @@
+"""Settings: what a recipe switches on, what a flag overrides, and what is refused."""
+
+import math
+from dataclasses import fields
+
+import pytest
+
+from alignvl_cli.config import (
+    KINDS,
+    AdapterKind,
+    DatasetOptions,
+    ExtractConfig,
+    NoiseKind,
+    Recipe,
+    TrainConfig,
+    auto_shape,
+    read_settings,
+    resolve_train,
+)
+from alignvl_cli.errors import DataError, UsageError
+
+
+def ingredients(config: TrainConfig) -> tuple[bool, str, float]:
+    return config.mix, config.noise.value, config.smoothing
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ([], (True, "gaussian", 0.1)),
+        ([{"recipe": "fusemix"}], (True, "none", 0.0)),
+        ([{"recipe": "clip"}], (False, "none", 0.0)),
+        ([{"mix": False, "noise": "uniform"}], (False, "uniform", 0.1)),
+        ([{"recipe": "fusemix", "noise": "uniform"}], (True, "uniform", 0.0)),
+        ([{"recipe": "clip", "mix-alpha": 0.4}], (True, "none", 0.0)),
+        ([{"recipe": "clip", "smoothing": 0.2}], (False, "none", 0.2)),
+        ([{"noise": "none"}], (True, "none", 0.1)),
+        ([{"rp": False, "es": False}], (True, "none", 0.0)),
+    ],
+)
+def test_recipe_then_flags(layers, expected):
+    assert ingredients(resolve_train(*layers)) == expected
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "expected"),
+    [
+        ({"rp": False}, {"noise": "uniform"}, (True, "uniform", 0.1)),
+        ({"noise": "none"}, {"rp": True}, (True, "gaussian", 0.1)),
+        ({"noise-std": 0.3}, {"rp": False}, (True, "none", 0.1)),
+        ({"recipe": "clip"}, {"recipe": "fusemix"}, (True, "none", 0.0)),
+        ({"smoothing": 0.3}, {"es": False}, (True, "gaussian", 0.0)),
+        ({"smoothing": 0.3}, {"smoothing": 0.2}, (True, "gaussian", 0.2)),
+    ],
+)
+def test_the_stronger_layer_wins(lower, upper, expected):
+    assert ingredients(resolve_train(lower, upper)) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"rp": False, "noise": "uniform"}, "--no-rp"),
+        ({"es": False, "smoothing": 0.2}, "--no-es"),
+        ({"mix": False, "mix-alpha": 0.5}, "--no-mix"),
+        ({"rp": True, "noise": "none"}, "--noise none"),
+        ({"noise": "none", "noise-std": 0.1}, "--noise none"),
+        ({"noise-match": "range"}, "--noise uniform"),
+        ({"adapter": "linear", "adapter-depth": 2}, "adapter-depth"),
+        ({"lr": math.nan}, "--lr"),
+        ({"lr": math.inf}, "--lr"),
+        ({"lr": -1.0}, "--lr"),
+        ({"epochs": 0}, "--epochs"),
+        ({"epochs": 1.5}, "whole number"),
+        ({"epochs": True}, "whole number"),
+        ({"batch-size": 1}, "--batch-size"),
+        ({"smoothing": 1.0}, "--smoothing"),
+        ({"smoothing": 0.0}, "--no-es"),
+        ({"noise-std": 0.0}, "--no-rp"),
+        ({"dropout": 1.0}, "--dropout"),
+        ({"seed": -1}, "--seed"),
+        ({"mix": "yes"}, "true or false"),
+        ({"noise": "cauchy"}, "gaussian, uniform"),
+        ({"noise": ["uniform"]}, "gaussian, uniform"),
+        ({"noise-sdt": 0.1}, "'noise-std'"),
+        ({"temperature": "0.05"}, "fixed:TAU"),
+        ({"temperature": "fixed:nan"}, "fixed:TAU"),
+        ({"temperature": "fixed:0.9"}, "fixed:TAU"),
+    ],
+)
+def test_refused(asked, said):
+    with pytest.raises(UsageError, match=said) as refusal:
+        resolve_train(asked)
+    assert refusal.value.exit_code == 2
+
+
+def test_a_setting_is_a_field_and_a_field_a_setting():
+    switches = {"rp", "es"}  # resolved into noise and smoothing
+    assert {field.name.replace("_", "-") for field in fields(TrainConfig)} == KINDS.keys() - switches
+
+
+def test_temperature():
+    assert resolve_train({"temperature": "fixed:0.05"}).temperature == 0.05
+    assert resolve_train({"temperature": "learned"}).temperature is None
+
+
+def test_explicit_shape_beats_size():
+    config = resolve_train({"size": "released", "batch-size": 64, "lr": 1})
+    assert (config.adapter_depth, config.batch_size, config.lr) == (4, 64, 1.0)
+    assert resolve_train({"size": "released"}).batch_size == 20_480
+
+
+@pytest.mark.parametrize("pairs", [2, 3, 10, 300, 3_600, 100_000, 5_000_000])
+def test_automatic_size_fits_the_data(pairs):
+    shape = auto_shape(pairs)
+    assert 1 <= shape.batch_size <= max(2, pairs // 2) or pairs < 4
+    assert shape.epochs >= 1
+    assert 0 <= shape.dropout < 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ({}, "alignvl-s0"),
+        ({"mix": False, "noise": "uniform"}, "alignvl-no-mix-uniform-s0"),
+        ({"recipe": "fusemix", "noise-std": 0.3, "noise-units": "rms", "seed": 7}, "fusemix-gaussian-std0.3rms-s7"),
+        ({"rp": False, "es": False}, "alignvl-no-rp-no-es-s0"),
+        ({"adapter": "linear", "smoothing": 0.2}, "alignvl-es0.2-linear-s0"),
+    ],
+)
+def test_the_name_tells_what_departs_from_the_recipe(asked, name):
+    assert resolve_train(asked).name == name
+
+
+def test_settings_file(tmp_path):
+    path = tmp_path / "settings.toml"
+    path.write_text('recipe = "fusemix"\nnoise_std = 0.3\nbatch-size = 32\n')
+    config = resolve_train(read_settings(path), {"batch-size": 64})
+    assert (config.recipe, config.noise, config.noise_std, config.batch_size) == (
+        Recipe.fusemix,
+        NoiseKind.gaussian,
+        0.3,
+        64,
+    )
+    assert config.adapter is AdapterKind.fusemix
+
+
+def test_settings_file_that_cannot_be_read(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        read_settings(tmp_path / "missing.toml")
+    (tmp_path / "broken.toml").write_bytes(b"\xff\xfe = [")
+    with pytest.raises(DataError, match="not valid TOML"):
+        read_settings(tmp_path / "broken.toml")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"batch_size": 0}, {"workers": -1}, {"max_pixels": 0}, {"max_rejected": 1.5}, {"max_rejected": math.nan}],
+)
+def test_extract_settings_out_of_range(settings):
+    with pytest.raises(UsageError, match="--" + next(iter(settings)).replace("_", "-")):
+        ExtractConfig(**settings)
+
+
+def test_dataset_options_default_to_the_manifest_contract():
+    assert DatasetOptions().image_column == "image"

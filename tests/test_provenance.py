@@ -1,0 +1,55 @@
+"""Hashes that tell records apart, and files that are whole or absent."""
+
+import hashlib
+
+import pytest
+
+from alignvl_cli.errors import DataError
+from alignvl_cli.provenance import canonical_json, committed, file_sha256, fingerprint, made_by, read_json, write_json
+
+
+def test_equal_records_have_equal_fingerprints_whatever_their_order():
+    assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+    assert canonical_json({"é": 1.0}) == '{"é":1.0}'
+    with pytest.raises(ValueError, match="JSON"):
+        canonical_json({"a": float("nan")})
+
+
+def test_file_sha256_reads_across_blocks(tmp_path):
+    data = bytes(range(256)) * 8_200  # a little over two blocks
+    (tmp_path / "f").write_bytes(data)
+    assert file_sha256(tmp_path / "f") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_failed_write_leaves_the_former_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"version": 1})
+    with pytest.raises(RuntimeError), committed(path) as scratch:
+        scratch.write_text("half")
+        raise RuntimeError
+    assert read_json(path, "test file") == {"version": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"{", "not valid JSON"), (b"[1]", "JSON object"), (b"\xff", "not valid JSON"), (b"[" * 99999, "JSON")],
+)
+def test_broken_json_is_named(tmp_path, content, said):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        read_json(path, "thing")
+
+
+def test_missing_json_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"gone\.json: cannot read this thing"):
+        read_json(tmp_path / "gone.json", "thing")
+
+
+def test_made_by_tells_versions_and_settings():
+    record = made_by("train", {"seed": 3}, counter=7)
+    assert record["settings"] == {"seed": 3}
+    assert record["counter"] == 7
+    assert record["libraries"]["torch"]

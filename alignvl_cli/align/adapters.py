@@ -1,0 +1,148 @@
+"""The trainable part: one adapter a modality, from a frozen latent to the shared space.
+
+Letters: N rows, D width of a latent, H hidden width, E shared width.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alignvl_cli.align.dropout import StreamDropout
+from alignvl_cli.align.latent_norm import LATENT_NORM, Standardize
+from alignvl_cli.align.streams import Stream, Streams
+from alignvl_cli.config import AdapterKind, LatentNorm
+
+EXPANSION = 4
+"""Hidden width of a FuseMix block over its width, as released."""
+
+TAU_INIT = 0.07
+TAU_RANGE = (0.001, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterShape:
+    """All that is needed to rebuild an adapter pair before its weights are loaded."""
+
+    kind: AdapterKind
+    image_width: int
+    text_width: int
+    depth: int
+    embed_dim: int
+    dropout: float
+    latent_norm: LatentNorm
+    temperature: float | None
+    """Fixed tau, or None: learned."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> "AdapterShape":
+        """The shape that `to_json` wrote; ValueError, TypeError or KeyError when it is not one."""
+        kind, norm = AdapterKind(record["kind"]), LatentNorm(record["latent_norm"])
+        return cls(**{**record, "kind": kind, "latent_norm": norm})
+
+
+class InvertedBottleneck(nn.Module):
+    """FuseMix's block: `x + Linear(Dropout(GELU(Linear(LN(x)))))`, wide inside."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, EXPANSION * width)
+        self.dropout = StreamDropout(dropout)
+        self.narrow = nn.Linear(EXPANSION * width, width)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        hidden_NH = F.gelu(self.widen(self.norm(x_ND)))
+        return x_ND + self.narrow(self.dropout(hidden_NH))
+
+
+def fusemix(width: int, shape: AdapterShape) -> nn.Module:
+    """`depth` residual blocks, then LN and a linear map to the shared width."""
+    blocks = [InvertedBottleneck(width, shape.dropout) for _ in range(shape.depth)]
+    return nn.Sequential(*blocks, nn.LayerNorm(width), nn.Linear(width, shape.embed_dim))
+
+
+def linear(width: int, shape: AdapterShape) -> nn.Module:
+    """One affine map."""
+    return nn.Sequential(nn.Linear(width, shape.embed_dim))
+
+
+ADAPTERS: dict[AdapterKind, Callable[[int, AdapterShape], nn.Module]] = {
+    AdapterKind.fusemix: fusemix,
+    AdapterKind.linear: linear,
+}
+assert ADAPTERS.keys() == set(AdapterKind)
+
+
+class Adapter(nn.Module):
+    """Raw latents in, embeddings out (not normalised). `body` alone takes latents that are normalised already."""
+
+    def __init__(self, width: int, shape: AdapterShape) -> None:
+        super().__init__()
+        self.norm = LATENT_NORM[shape.latent_norm](width)
+        self.body = ADAPTERS[shape.kind](width, shape)
+
+    def forward(self, latent_ND: Tensor) -> Tensor:
+        return self.body(self.norm(latent_ND))
+
+
+class AdapterPair(nn.Module):
+    """Both adapters and the temperature. Weights are undefined until initialised or loaded: see `new_pair`."""
+
+    def __init__(self, shape: AdapterShape) -> None:
+        super().__init__()
+        self.shape = shape
+        with torch.device("meta"):  # torch's constructors would draw from the global generator
+            self.image = Adapter(shape.image_width, shape)
+            self.text = Adapter(shape.text_width, shape)
+        tau = torch.tensor(TAU_INIT if shape.temperature is None else shape.temperature)
+        if shape.temperature is None:
+            self.tau: Tensor = nn.Parameter(tau)
+        else:
+            self.register_buffer("tau", tau)
+
+    def clamp_tau(self) -> None:
+        """Bring a learned tau back into its range, in place, as the FuseMix release does before each use."""
+        with torch.no_grad():
+            self.tau.clamp_(*TAU_RANGE)
+
+    @torch.inference_mode()
+    def project_image(self, latent_ND: Tensor) -> Tensor:
+        """Unit rows (N, E) of raw image latents. Call in eval mode."""
+        return F.normalize(self.image(latent_ND), dim=1)
+
+    @torch.inference_mode()
+    def project_text(self, latent_ND: Tensor) -> Tensor:
+        """Unit rows (N, E) of raw text latents. Call in eval mode."""
+        return F.normalize(self.text(latent_ND), dim=1)
+
+
+def new_pair(shape: AdapterShape, streams: Streams) -> AdapterPair:
+    """A freshly initialised pair on the CPU, in training mode; each tower draws from a stream of its own.
+
+    Linear layers as torch initialises them: weight and bias from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    """
+    pair = AdapterPair(shape)
+    for tower, init, dropout in (
+        (pair.image, Stream.init_image, Stream.dropout_image),
+        (pair.text, Stream.init_text, Stream.dropout_text),
+    ):
+        tower.to_empty(device="cpu")
+        for module in tower.modules():
+            if isinstance(module, nn.Linear):
+                bound = 1 / math.sqrt(module.in_features)
+                with torch.no_grad():
+                    module.weight.uniform_(-bound, bound, generator=streams[init])
+                    module.bias.uniform_(-bound, bound, generator=streams[init])
+            elif isinstance(module, nn.LayerNorm | Standardize):
+                module.reset_parameters()
+            elif isinstance(module, StreamDropout):
+                module.generator = streams[dropout]
+    return pair

@@ -1,0 +1,137 @@
+"""Adapters: an independent rewrite of FuseMix's, latent norms, temperature, initialisation."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from alignvl_cli.align.adapters import EXPANSION, AdapterPair, AdapterShape, new_pair
+from alignvl_cli.align.latent_norm import LATENT_NORM
+from alignvl_cli.align.streams import Streams
+from alignvl_cli.config import AdapterKind, LatentNorm
+
+
+def shape(**changes) -> AdapterShape:
+    plain = {
+        "kind": AdapterKind.fusemix,
+        "image_width": 6,
+        "text_width": 4,
+        "depth": 2,
+        "embed_dim": 3,
+        "dropout": 0.5,
+        "latent_norm": LatentNorm.none,
+        "temperature": None,
+    }
+    return AdapterShape(**(plain | changes))
+
+
+def rows(width: int, count: int = 40) -> torch.Tensor:
+    return 3 + 2 * torch.randn(count, width, generator=torch.Generator().manual_seed(width))
+
+
+def fusemix_by_hand(weights: dict[str, torch.Tensor], x: torch.Tensor, depth: int) -> torch.Tensor:
+    def layer_norm(x, name):
+        centred = x - x.mean(dim=1, keepdim=True)
+        unit = centred / (centred.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
+        return unit * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def affine(x, name):
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    for block in range(depth):
+        hidden = affine(layer_norm(x, f"body.{block}.norm"), f"body.{block}.widen")
+        hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+        x = x + affine(hidden, f"body.{block}.narrow")
+    return affine(layer_norm(x, f"body.{depth}"), f"body.{depth + 1}")
+
+
+def test_fusemix_adapter_equals_a_rewrite_from_its_weights():
+    pair = new_pair(shape(), Streams(0)).eval()
+    latents = rows(6)
+    by_hand = fusemix_by_hand(pair.image.state_dict(), latents, depth=2)
+    assert torch.allclose(pair.image(latents), by_hand, atol=1e-5)
+    assert torch.allclose(pair.project_image(latents), F.normalize(by_hand, dim=1), atol=1e-5)
+    assert pair.image.body[0].widen.weight.shape == (EXPANSION * 6, 6)
+
+
+def test_linear_adapter_is_affine():
+    pair = new_pair(shape(kind=AdapterKind.linear), Streams(0)).eval()
+    one, two = rows(4)[:5], rows(4)[5:10]
+    assert torch.allclose(pair.text(0.5 * (one + two)), 0.5 * (pair.text(one) + pair.text(two)), atol=1e-5)
+    assert sum(parameter.numel() for parameter in pair.text.parameters()) == 4 * 3 + 3
+
+
+def test_projections_are_unit_rows():
+    pair = new_pair(shape(), Streams(0)).eval()
+    assert torch.allclose(pair.project_text(rows(4)).norm(dim=1), torch.ones(40), atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", LATENT_NORM)
+def test_latent_norms_do_what_they_say(norm):
+    latents = rows(6)
+    latents[:, 5] = 7.0  # a coordinate that never varies
+    module = LATENT_NORM[norm](6)
+    module.fit(latents.split(11))
+    normalised = module(latents)
+    expected = {
+        LatentNorm.none: latents,
+        LatentNorm.l2: latents / latents.norm(dim=1, keepdim=True),
+        LatentNorm.standardize: torch.cat(
+            [
+                (latents[:, :5] - latents[:, :5].mean(dim=0)) / latents[:, :5].std(dim=0, correction=0),
+                torch.zeros(40, 1),
+            ],
+            dim=1,
+        ),
+    }
+    assert torch.allclose(normalised, expected[norm], atol=1e-5)
+
+
+def test_the_statistics_travel_with_the_weights():
+    pair = new_pair(shape(latent_norm=LatentNorm.standardize), Streams(0)).eval()
+    pair.image.norm.fit([rows(6)])
+    loaded = AdapterPair(pair.shape)
+    loaded.load_state_dict(pair.state_dict(), strict=True, assign=True)
+    assert torch.equal(loaded.eval().project_image(rows(6)), pair.project_image(rows(6)))
+
+
+def test_initialisation_depends_on_the_seed_alone_and_towers_apart():
+    before = torch.random.get_rng_state()
+    one, again, other = (new_pair(shape(), Streams(seed)) for seed in (0, 0, 1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for name, weight in one.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+    assert not torch.equal(one.image.body[0].widen.weight, other.image.body[0].widen.weight)
+    wider_images = new_pair(shape(image_width=12), Streams(0))
+    assert torch.equal(wider_images.text.body[0].widen.weight, one.text.body[0].widen.weight)
+    bound = 1 / math.sqrt(6)
+    assert one.image.body[0].widen.weight.abs().max().item() <= bound
+    assert one.image.body[0].widen.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.15)
+    assert torch.equal(one.image.body[0].norm.weight, torch.ones(6))
+
+
+def test_temperature_is_learned_and_clamped_or_fixed():
+    learned, fixed = new_pair(shape(), Streams(0)), new_pair(shape(temperature=0.05), Streams(0))
+    assert learned.tau.requires_grad
+    assert learned.tau.item() == pytest.approx(0.07)
+    assert not fixed.tau.requires_grad
+    assert fixed.tau.item() == pytest.approx(0.05)
+    for value, clamped in ((2.0, 0.5), (-1.0, 0.001), (0.3, 0.3)):
+        with torch.no_grad():
+            learned.tau.fill_(value)
+        learned.clamp_tau()
+        assert learned.tau.item() == pytest.approx(clamped)
+
+
+def test_a_shape_survives_json():
+    assert AdapterShape.from_json(json.loads(json.dumps(shape().to_json()))) == shape()
+
+
+def test_training_mode_needs_its_streams_and_draws_each_tower_from_its_own():
+    pair = new_pair(shape(), Streams(0))
+    assert not torch.equal(pair.image(rows(6)), pair.image(rows(6)))
+    pair.image.body[0].dropout.generator = None
+    with pytest.raises(ValueError, match="generator"):
+        pair.image(rows(6))

@@ -1,0 +1,1 @@
+"""INDEX and METRICS: exact recall with its protocol, FAISS indexes, the dual encoder, and search."""

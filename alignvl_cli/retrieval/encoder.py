@@ -1,0 +1,131 @@
+"""The dual encoder: texts and pictures in, unit rows of one shared space out. Search and the Python API both use it."""
+
+# N rows, D latent width, E shared width.
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from alignvl_cli.config import MAX_PIXELS, Device, Precision
+from alignvl_cli.devices import choose_device, choose_precision
+from alignvl_cli.encoders.images import UnreadableImage, decode_image
+from alignvl_cli.encoders.text import TextEncoder, reload_text
+from alignvl_cli.encoders.vision import VisionEncoder, reload_vision
+from alignvl_cli.errors import DataError
+from alignvl_cli.retrieval.embeddings import PROJECT_ROWS, project
+from alignvl_cli.runs.folder import Run, load_run
+
+IMAGE_BATCH = 32
+TEXT_BATCH = 64
+
+Picture = str | Path | Image.Image
+"""A path, or a picture that is open already."""
+
+
+class DualEncoder:
+    """The frozen encoders and the trained adapters of one run.
+
+    Every method takes and gives numpy arrays; embeddings are float32 rows of unit length, so a dot product is a
+    cosine. The frozen encoders load on first use, and must be the very ones the run was trained on.
+    """
+
+    def __init__(self, run: Run, device: str) -> None:
+        self.run = run
+        self.device = device
+        self._adapters = run.adapters.to(device)
+
+    @classmethod
+    def load(cls, run: str | Path, device: Device | str = Device.auto) -> "DualEncoder":
+        """Load a complete run. Raises DataError when it is not one, UsageError when `device` is not there."""
+        place = choose_device(Device(device))
+        return cls(load_run(Path(run), place), place)
+
+    @property
+    def temperature(self) -> float:
+        """tau: probabilities are softmax(cosine / tau)."""
+        return self.run.temperature
+
+    @property
+    def width(self) -> int:
+        """E, the width of the shared space."""
+        return self._adapters.shape.embed_dim
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Embed texts: (N, E) unit rows. Equal texts get equal rows: each is encoded once."""
+        distinct = list(dict.fromkeys(texts))
+        lengths = self._text.lengths(distinct)
+        by_length = sorted(range(len(distinct)), key=lambda position: lengths[position])
+        latent_ND = np.empty((len(distinct), self._text.width), dtype=np.float32)
+        for start in range(0, len(by_length), TEXT_BATCH):
+            batch = by_length[start : start + TEXT_BATCH]
+            latent_ND[batch] = self._text.encode([distinct[position] for position in batch])
+        row_of = {text: row for row, text in enumerate(distinct)}
+        return self.project_text(latent_ND)[[row_of[text] for text in texts]]
+
+    def encode_image(self, images: Sequence[Picture]) -> np.ndarray:
+        """Embed picture files or PIL pictures: (N, E) unit rows; DataError names one that cannot be read."""
+        latent_ND = np.empty((len(images), self._vision.width), dtype=np.float32)
+        for start in range(0, len(images), IMAGE_BATCH):
+            batch = [self._vision.prepare(open_picture(image)) for image in images[start : start + IMAGE_BATCH]]
+            latent_ND[start : start + len(batch)] = self._vision.encode(np.stack(batch))
+        return self.project_image(latent_ND)
+
+    def project_text(self, latent_ND: np.ndarray) -> np.ndarray:
+        """Carry stored text latents into the shared space: (N, E) unit rows."""
+        return self._project(self._adapters.project_text, latent_ND, self._adapters.shape.text_width)
+
+    def project_image(self, latent_ND: np.ndarray) -> np.ndarray:
+        """Carry stored image latents into the shared space: (N, E) unit rows."""
+        return self._project(self._adapters.project_image, latent_ND, self._adapters.shape.image_width)
+
+    @cached_property
+    def _vision(self) -> VisionEncoder:
+        return reload_vision(self.run.vision["record"], self.run.vision["about"], self.device, self._precision)
+
+    @cached_property
+    def _text(self) -> TextEncoder:
+        return reload_text(self.run.text["record"], self.run.text["about"], self.device, self._precision)
+
+    @property
+    def _precision(self) -> Precision:
+        return choose_precision(Precision.auto, self.device)
+
+    def _project(self, adapter: Callable[[Tensor], Tensor], latent_ND: np.ndarray, width: int) -> np.ndarray:
+        if latent_ND.ndim != 2 or latent_ND.shape[1] != width:
+            raise ValueError(f"latents should have the shape (rows, {width}), not {latent_ND.shape}")
+        return project(adapter, _blocks(latent_ND), self.device).cpu().numpy()
+
+
+def open_picture(image: Picture) -> Image.Image:
+    """The upright RGB picture that an encoder is given; DataError when it is missing or unreadable."""
+    if isinstance(image, Image.Image):
+        return _flattened(image)
+    try:
+        return decode_image(Path(image).read_bytes(), MAX_PIXELS)
+    except OSError as problem:
+        raise DataError(f"{image}: cannot read this image: {problem.strerror or problem}") from problem
+    except UnreadableImage as problem:
+        raise DataError(f"{image}: cannot read this image: {problem}") from problem
+
+
+def _flattened(image: Image.Image) -> Image.Image:
+    """A picture from memory, by the same road as one from a file (TIFF keeps every mode, alpha and orientation)."""
+    if image.mode == "RGB" and not image.getexif():
+        return image
+    encoded = io.BytesIO()
+    image.save(encoded, "TIFF", exif=image.getexif())
+    try:
+        return decode_image(encoded.getvalue(), MAX_PIXELS)
+    except UnreadableImage as problem:
+        raise DataError(f"a picture of mode {image.mode} cannot be encoded: {problem}") from problem
+
+
+def _blocks(latent_ND: np.ndarray) -> Iterator[np.ndarray]:
+    """Contiguous float32 blocks; one empty block for no rows."""
+    for start in range(0, max(1, len(latent_ND)), PROJECT_ROWS):
+        yield np.ascontiguousarray(latent_ND[start : start + PROJECT_ROWS], dtype=np.float32)

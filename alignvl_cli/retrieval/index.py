@@ -1,0 +1,206 @@
+"""An index: a folder with a FAISS index of a run's images, one of its captions, and what each row is.
+
+`image.faiss`, `text.faiss`, `items.parquet` (modality, row, id, uri, caption, content), and `index.json`, which holds
+the hashes of the other three and is written last. The folder takes its name only when all four are there.
+"""
+
+import os
+import shutil
+from collections import Counter
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.compute
+import pyarrow.parquet
+
+from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.provenance import file_sha256, made_by, read_json, write_json
+from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
+from alignvl_cli.retrieval.hits import Gallery
+from alignvl_cli.retrieval.nearest import FACTORY, Agreement, agreement, faiss, flat_index
+from alignvl_cli.runs.folder import Run
+from alignvl_cli.store.reader import Store
+
+SCHEMA = "alignvl.index/1"
+RECORD = "index.json"
+ITEMS = "items.parquet"
+FAISS_FILES = {gallery: f"{gallery.value}.faiss" for gallery in Gallery}
+PARTS = (*FAISS_FILES.values(), ITEMS)
+COLUMNS = ("modality", "row", "id", "uri", "caption", "content")
+FAISS_ERRORS = (RuntimeError, MemoryError)
+"""What FAISS raises on a file that it cannot read."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """One gallery's rows, in the order of its FAISS index."""
+
+    id: list[str]
+    uri: list[str]
+    caption: list[str]
+    content: list[str]
+    """Equal for rows that are duplicates: the image's SHA-256, or the caption's text."""
+
+    @cached_property
+    def copies(self) -> Counter[str]:
+        """How many rows share each content."""
+        return Counter(self.content)
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index opened and checked."""
+
+    path: Path
+    record: dict[str, Any]
+    faiss: dict[Gallery, Any]
+    items: dict[Gallery, Items]
+
+    @property
+    def run_path(self) -> Path:
+        """Where the run was when the index was made."""
+        return Path(self.record["run"])
+
+
+def build_index(
+    run: Run, store: Store, split: str, output: Path, *, device: str = "cpu", overwrite: bool = False
+) -> Path:
+    """Project a split of `store` with `run` and index it under `output`, whole or not at all.
+
+    Raises UsageError when `output` is there already (an empty folder is not), MismatchError for a store of other
+    encoders, DataError for an absent split or embeddings that are not finite. Each index's agreement with exact
+    search, queried with the other modality, is measured before it takes its name, and recorded.
+    """
+    if output.exists() and not _replaceable(output, overwrite):
+        raise UsageError(f"{output} is there already; choose another --output, or give --overwrite to replace an index")
+    embeddings = embed_split(run, store, split, device)
+    image, text = embeddings.img_IE.cpu().numpy(), embeddings.txt_TE.cpu().numpy()
+    indexes = {Gallery.image: flat_index(image), Gallery.text: flat_index(text)}
+    measured = {
+        Gallery.image: agreement(indexes[Gallery.image], text, image),
+        Gallery.text: agreement(indexes[Gallery.text], image, text),
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    scratch = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        for gallery, index in indexes.items():
+            faiss().write_index(index, str(scratch / FAISS_FILES[gallery]))
+        pyarrow.parquet.write_table(_items_table(store, embeddings), scratch / ITEMS)
+        write_json(scratch / RECORD, _record(run, store, split, embeddings, measured, scratch))
+        _take_name(scratch, output)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return output
+
+
+def open_index(path: Path) -> Index:
+    """Open an index, every part's hash and size verified; DataError with the reason when it is not sound."""
+    if not (path / RECORD).is_file():
+        raise DataError(
+            f"{path} is no complete index (it has no {RECORD}); make one with: alignvl index --output {path}"
+        )
+    record = read_json(path / RECORD, "index record")
+    if record.get("schema") != SCHEMA:
+        raise DataError(
+            f"{path}: format {record.get('schema')!r}, but this version reads {SCHEMA!r}: make the index again"
+        )
+    recorded = record.get("sha256", {})
+    for name in PARTS:
+        if not (path / name).is_file() or file_sha256(path / name) != recorded.get(name):
+            raise DataError(
+                f"{path / name} is missing or damaged (its SHA-256 is not the recorded one): make the index again"
+            )
+    indexes = {gallery: _read_faiss(path / FAISS_FILES[gallery]) for gallery in Gallery}
+    items = _read_items(path / ITEMS)
+    for gallery in Gallery:
+        if indexes[gallery].ntotal != len(items[gallery].id):
+            raise DataError(
+                f"{path}: {FAISS_FILES[gallery]} has {indexes[gallery].ntotal} rows and {ITEMS} "
+                f"{len(items[gallery].id)}: make the index again"
+            )
+    return Index(path, record, indexes, items)
+
+
+def _replaceable(output: Path, overwrite: bool) -> bool:
+    """An empty folder, or with `overwrite` an index; never a folder of anything else."""
+    if not output.is_dir():
+        return False
+    return not any(output.iterdir()) or (overwrite and (output / RECORD).is_file())
+
+
+def _take_name(scratch: Path, output: Path) -> None:
+    """Rename the finished folder; one that stood there before is moved aside first and removed last."""
+    if not output.exists():
+        scratch.rename(output)
+        return
+    aside = output.with_name(f".{output.name}.{os.getpid()}.old")
+    output.rename(aside)
+    scratch.rename(output)
+    shutil.rmtree(aside)
+
+
+def _items_table(store: Store, embeddings: Embeddings) -> pyarrow.Table:
+    rows = embeddings.rows
+    first_caption = [""] * len(rows.image)
+    for text_row, owner in zip(reversed(rows.text), reversed(rows.text_image), strict=True):
+        first_caption[owner] = store.text_caption[text_row]
+    captions = [store.text_caption[row] for row in rows.text]
+    owner_row_T = rows.image[rows.text_image]
+    item_row_N = np.concatenate([rows.image, owner_row_T])
+    return pyarrow.table(
+        {
+            "modality": [Gallery.image.value] * len(rows.image) + [Gallery.text.value] * len(rows.text),
+            "row": np.concatenate([np.arange(len(rows.image)), np.arange(len(rows.text))]),
+            "id": [store.image_id[row] for row in item_row_N],
+            "uri": [store.image_uri[row] for row in item_row_N],
+            "caption": first_caption + captions,
+            "content": [store.image_sha256[row].tobytes().hex() for row in rows.image] + captions,
+        }
+    )
+
+
+def _record(
+    run: Run, store: Store, split: str, embeddings: Embeddings, measured: dict[Gallery, Agreement], folder: Path
+) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "run": str(run.path.resolve()),
+        "adapters_sha256": run.config["adapters_sha256"],
+        "encoder_hash": run.encoder_hash,
+        "store": str(store.path.resolve()),
+        "store_content_hash": store.content_hash,
+        "split": split,
+        "factory": FACTORY,
+        "metric": "cosine",
+        "width": embeddings.img_IE.shape[1],
+        "counts": {"images": len(embeddings.rows.image), "captions": len(embeddings.rows.text)},
+        "recall_against_exact": {gallery.value: asdict(found) for gallery, found in measured.items()},
+        "sha256": {name: file_sha256(folder / name) for name in PARTS},
+        "made_by": made_by("index", {"split": split}),
+    }
+
+
+def _read_faiss(path: Path) -> Any:
+    try:
+        return faiss().read_index(str(path))
+    except FAISS_ERRORS as problem:
+        raise DataError(f"{path}: FAISS cannot read this index ({problem}): make it again") from problem
+
+
+def _read_items(path: Path) -> dict[Gallery, Items]:
+    try:
+        table = pyarrow.parquet.read_table(path, columns=list(COLUMNS))
+    except (pyarrow.ArrowException, OSError) as problem:
+        raise DataError(f"{path}: cannot read the items of this index ({problem}): make it again") from problem
+    return {gallery: _gallery_items(table, gallery) for gallery in Gallery}
+
+
+def _gallery_items(table: pyarrow.Table, gallery: Gallery) -> Items:
+    mine = table.filter(pyarrow.compute.equal(table["modality"], gallery.value))
+    return Items(*(mine[column].to_pylist() for column in ("id", "uri", "caption", "content")))

@@ -1,0 +1,76 @@
+"""What a training run says while it goes on: small frozen values, for a display, a log or a test."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Started:
+    """Said once, before the first step."""
+
+    pairs: int
+    """Training pairs: text rows with their image."""
+    images: int
+    val_images: int
+    val_captions: int
+    epochs: int
+    steps_per_epoch: int
+    total_steps: int
+    batch_size: int
+    parameters: int
+    device: str
+    precision: str
+    threads: int
+    latent_rms: dict[str, float]
+    """Root mean square of the training latents' entries, after `--latent-norm`, by modality."""
+    noise_share: dict[str, float] | None
+    """Standard deviation of the noise over that RMS, by modality; None without RP or with noise on the output."""
+    notes: tuple[str, ...]
+    """Sentences that the user should read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """Means over the steps since the previous one of these."""
+
+    step: int
+    """Steps done, of `Started.total_steps`."""
+    epoch: int
+    """The epoch that this step belongs to, from 1."""
+    loss: float
+    """Nats; what is minimised."""
+    hard_loss: float
+    """Nats, against the hard target: comparable between arms."""
+    tau: float
+    lr: float
+    pairs_per_s: float
+    """Rows in the loss a second."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Validated:
+    """Recall on the validation split, in percent."""
+
+    step: int
+    epoch: int
+    """Epochs done."""
+    metrics: dict[str, Any]
+    """`image_to_text` and `text_to_image` ({"R@1", "R@5", "R@10"}), `rsum`, `mean_recall`."""
+    best: bool
+    """Whether this is the best so far, which is kept; a tie keeps the earlier."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """Said once, when the run is complete."""
+
+    result: dict[str, Any]
+    """What `result.json` holds."""
+
+
+Record = Started | Step | Validated | Finished
+
+
+def log_line(record: Step | Validated) -> dict[str, Any]:
+    """The line of `metrics.jsonl` for a record."""
+    return {"kind": type(record).__name__.lower(), **asdict(record)}

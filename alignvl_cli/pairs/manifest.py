@@ -41,7 +41,7 @@ def open_manifest(path: Path, options: DatasetOptions, *, kind: str, read_rows: 
         columns = columns or row.columns
         gathered.add(row)
     if not gathered.drafts:
-        raise DataError(f"{path}: empty: no row under it names an image")
+        raise DataError(f"{path}: this manifest is empty; it should have a row with an image and a caption at least")
     if not any(draft.captions for draft in gathered.drafts.values()):
         names = [options.caption_column] if options.caption_column else ["captions", "caption"]
         raise DataError(
@@ -140,13 +140,14 @@ class _Gathering:
 
     def _captions(self, row: Row) -> tuple[list[str], bool]:
         """The row's captions, cleaned, without the blank ones; and whether they came as a list."""
-        column = self.options.caption_column or ("captions" if row.values.get("captions") is not None else "caption")
+        several = row.values.get("captions") not in (None, "")
+        column = self.options.caption_column or ("captions" if several else "caption")
         value = row.values.get(column)
         if column == "captions" and isinstance(value, str) and value.startswith("["):
             value = self._list_in_text(row, value)
         whole = isinstance(value, list)
         captions = []
-        for text in value if isinstance(value, list) else [value or ""]:
+        for text in value if isinstance(value, list) else [value] if value is not None else []:
             if not isinstance(text, str):
                 raise self._error(row, f"a caption in column {column!r} is {_shown(text)}, not text")
             caption = UNSTORABLE.sub(REPLACEMENT, text)
@@ -190,13 +191,13 @@ def _shown(value: object) -> str:
 
 
 def _columns_found(columns: Sequence[str]) -> str:
-    return "columns: " + (", ".join(columns) or "none")
+    return "columns: " + (", ".join(map(repr, columns)) or "none")
 
 
 def _advice(flag: str, wanted: str, columns: Sequence[str]) -> str:
     folded = {name.casefold(): name for name in columns}
     nearest = difflib.get_close_matches(wanted.casefold(), folded, n=1)
-    return f"did you mean {flag} {folded[nearest[0]]}?" if nearest else f"name the column with {flag}"
+    return f"did you mean {flag} {folded[nearest[0]]!r}?" if nearest else f"name the column with {flag}"
 
 
 def _slug(name: str) -> str:

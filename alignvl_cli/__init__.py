@@ -11,7 +11,7 @@ _HOMES = {
     "DualEncoder": "alignvl_cli.retrieval.encoder",
     "open_store": "alignvl_cli.store.reader",
 }
-__all__ = ["DualEncoder", "open_store"]  # noqa: F822 (served by __getattr__)
+__all__ = ["DualEncoder", "open_store"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from alignvl_cli.commands import doctor, eval, extract, index, inspect_, search, train
 from alignvl_cli.commands.session import Session
@@ -23,10 +24,11 @@ from alignvl_cli.errors import AlignvlError, DataError
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=True,
-    rich_markup_mode="rich",
+    add_help_option=False,  # ours below: Typer converts the value of its own, and loads pydantic for that
+    add_completion=False,
+    rich_markup_mode=None,  # rich's help costs more time than the rest of `--help` together
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
 SHARED = {
@@ -40,6 +42,28 @@ SHARED = {
     "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks with errors.")],
 }
 SHARED_DEFAULTS = {"workspace": Path("alignvl-workspace"), "quiet": False, "verbose": False}
+
+
+class SectionedHelp(TyperCommand):
+    """Plain help, with the options under the headings that their `rich_help_panel` names."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        if given.get("help"):  # before Typer loads what it converts values with, which takes as long as all the rest
+            typer.echo(ctx.get_help())
+            ctx.exit()
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                sections.setdefault(getattr(parameter, "rich_help_panel", None) or kind, []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
 
 
 class Terminated(KeyboardInterrupt):
@@ -68,7 +92,7 @@ def register(function: Callable[..., None], name: str) -> None:
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del command.__wrapped__  # type: ignore[attr-defined]
-    app.command(name)(command)
+    app.command(name, cls=SectionedHelp)(command)
 
 
 def leave_with(work: Callable[[], None], verbose: bool) -> int:
@@ -117,6 +141,12 @@ class _sigterm_unwinds:
         signal.signal(signal.SIGTERM, self.former)
 
 
+def _print_help(ctx: typer.Context, wanted: bool) -> None:
+    if wanted:
+        typer.echo(ctx.get_help())
+        raise typer.Exit()
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         from alignvl_cli.provenance import alignvl_version
@@ -130,11 +160,14 @@ def alignvl(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
     ] = False,
+    show_help: Annotated[
+        bool, typer.Option("--help", "-h", callback=_print_help, is_eager=True, help="Show this message and leave.")
+    ] = False,
 ) -> None:
     """Align two frozen encoders, a vision model and a text model, and find out what helped.
 
-    In an empty folder, on the built-in demo: [bold]alignvl extract[/], then [bold]alignvl train[/], then
-    [bold]alignvl eval[/] and [bold]alignvl search "red heart"[/]. Each takes up where the last one left off.
+    In an empty folder, on the built-in demo: alignvl extract, then alignvl train, then alignvl eval
+    and alignvl search "red heart". Each takes up where the last one left off.
     """
 
 

@@ -4,9 +4,7 @@ A flag is a field is a study's arm. This module imports no heavy library, so tha
 Precedence: flag, then `--config` file, then recipe (ingredients) or size (shapes), then default.
 """
 
-import difflib
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
@@ -311,6 +309,8 @@ def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> Train
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The top-level keys of a TOML file, for a layer of `resolve_train`; `_` and `-` read alike."""
+    import tomllib
+
     try:
         with open(path, "rb") as stream:
             settings = tomllib.load(stream)
@@ -323,6 +323,8 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def nearest(word: str, known: Mapping[str, Any] | list[str]) -> str:
     """` Did you mean 'x'?` when a known name is close to `word`, else nothing."""
+    import difflib  # with tomllib, a tenth of the start-up time of `--help`
+
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
 

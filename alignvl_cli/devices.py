@@ -22,7 +22,7 @@ def choose_device(asked: Device) -> str:
 
 
 def bf16_pays(device: str) -> bool:
-    """Whether bfloat16 matrix products are faster than float32 here: CUDA from Ampere on, CPUs with AMX or AVX512-BF16."""
+    """Whether bf16 matrix products beat fp32 here: CUDA from Ampere on, CPUs with AMX or AVX512-BF16."""
     import torch
 
     if device == "cuda":

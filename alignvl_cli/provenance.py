@@ -11,13 +11,22 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from alignvl_cli.errors import DataError
 
-RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "h5py", "faiss-cpu", "pillow", "scipy", "safetensors")
+RECORDED_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "h5py",
+    "faiss-cpu",
+    "pillow",
+    "scipy",
+    "safetensors",
+)
 READ_BYTES = 1 << 20
 
 
@@ -92,12 +101,16 @@ def _sync(path: Path) -> None:
 @cache
 def alignvl_version() -> str:
     """The installed version, from the one place that states it."""
+    from importlib import metadata  # a tenth of the start-up time of `--help`
+
     return metadata.version("alignvl")
 
 
 @cache
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that can move a number; an absent one is left out."""
+    from importlib import metadata
+
     versions = {}
     for package in RECORDED_PACKAGES:
         try:

@@ -25,9 +25,14 @@ def test_file_sha256_reads_across_blocks(tmp_path):
 def test_a_failed_write_leaves_the_former_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"version": 1})
-    with pytest.raises(RuntimeError), committed(path) as scratch:
-        scratch.write_text("half")
-        raise RuntimeError
+
+    def fail_halfway():
+        with committed(path) as scratch:
+            scratch.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
     assert read_json(path, "test file") == {"version": 1}
     assert list(tmp_path.iterdir()) == [path]
 

@@ -7,6 +7,7 @@ from alignvl_cli.commands.session import Session
 from alignvl_cli.errors import AlignvlError, DataError
 
 if TYPE_CHECKING:
+    from alignvl_cli.retrieval.index import Index
     from alignvl_cli.runs.folder import Run
     from alignvl_cli.store.reader import Store
 
@@ -52,3 +53,21 @@ def make_index(
     record = build_index(run, store, split, output, device=device, overwrite=overwrite)
     session.note(f"indexed {record.images:,} images and {record.captions:,} captions")
     return output
+
+
+def open_or_make_index(session: Session, path: Path | None, device: str) -> "Index":
+    """The index at `path`, else the workspace's newest, else one built now for the newest run."""
+    from alignvl_cli.retrieval.index import open_index
+
+    if path is None:
+        indexes, runs = session.workspace.indexes(), session.workspace.runs()
+        if indexes:
+            path = indexes[-1]
+            session.note(f"asking the newest index, {path}")
+            index = open_index(path)
+            if runs and index.run_path.name != runs[-1].name:
+                session.note(f"(there is a newer run, {runs[-1].name}: index it with `alignvl index`)")
+            return index
+        session.note("no index yet: building one for the newest run")
+        path = make_index(session, open_run(session, None, device), None, None, "all", device, overwrite=False)
+    return open_index(path)

@@ -6,7 +6,6 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,9 +45,9 @@ class Finding(NamedTuple):
 
 
 def doctor(session: Session) -> None:
-    """Check devices, precisions, threads, libraries and caches: what will be used and what is wrong.
+    """Check this machine: what will be used, what is wrong.
 
-    Leaves with 3 when something is wrong.
+    Looks at devices, precisions, threads, libraries and caches. Leaves with 3 when something is wrong.
     """
     from alignvl_cli.report.artefacts import findings_table
 
@@ -60,6 +59,8 @@ def doctor(session: Session) -> None:
 
 
 def _libraries() -> Iterator[Finding]:
+    from importlib import metadata
+
     yield Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for module, distribution in LIBRARIES.items():
         try:

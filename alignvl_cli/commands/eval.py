@@ -14,16 +14,16 @@ from alignvl_cli.config import Device
 def eval_(
     session: Session,
     runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Runs to evaluate. Default: the newest run.")
+        list[Path] | None, typer.Argument(metavar="RUN", help="Runs to evaluate. Default: the newest run.")
     ] = None,
     data: DataOption = None,
     split: Annotated[str, typer.Option(help="Split of the store, or `all`.")] = "test",
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Report retrieval recall in both directions, from exact ranks in which ties lose.
+    """Report retrieval recall, in both directions.
 
-    A FAISS index of each projected gallery is built too, and its agreement with the exact ranks reported.
+    Ranks are exact, and ties lose. A FAISS index of each projected gallery is built too, and its agreement with the exact ranks reported.
     """
     from alignvl_cli.commands.artefacts import open_run, store_of
     from alignvl_cli.devices import choose_device

@@ -9,7 +9,6 @@ from alignvl_cli.commands.options import DeviceOption, OverwriteOption, Precisio
 from alignvl_cli.commands.session import Session
 from alignvl_cli.config import MAX_PIXELS, DatasetOptions, Device, ExtractConfig, Pooling, Precision, StoreDtype
 from alignvl_cli.encoders.names import DEFAULT_TEXT, DEFAULT_VISION
-from alignvl_cli.errors import RejectedError
 
 DATA, ENCODERS, WORK = "Data", "Encoders", "Work"
 
@@ -59,7 +58,9 @@ def extract(
     ] = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Encode images and captions once, with frozen encoders, and print the store's path.
+    """Encode images and captions into a store.
+
+    Each distinct image and caption goes through its frozen encoder once. Prints the store's path.
 
     The same command again does nothing when the store is complete, and goes on where it stopped when it is not.
     """

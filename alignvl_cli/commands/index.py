@@ -21,7 +21,10 @@ def index(
     device: DeviceOption = Device.auto,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Build the FAISS indexes of images and of captions that `alignvl search` asks, and print their path."""
+    """Build FAISS indexes, of images and of captions.
+
+    `alignvl search` asks them. Prints their path.
+    """
     from alignvl_cli.commands.artefacts import make_index, open_run
     from alignvl_cli.devices import choose_device
 

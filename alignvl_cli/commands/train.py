@@ -33,7 +33,7 @@ MODEL, SCHEDULE = "Adapters and loss", "Schedule and machine"
 def train(
     session: Session,
     stores: Annotated[
-        list[Path] | None, typer.Argument(metavar="[STORE]...", help="Latents to train on. Default: the newest store.")
+        list[Path] | None, typer.Argument(metavar="STORE", help="Latents to train on. Default: the newest store.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Run folder to make. Default: numbered, in the workspace.")
@@ -155,7 +155,9 @@ def train(
     ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Fit the two adapters on stored latents, and print the run's path.
+    """Fit the two adapters on stored latents.
+
+    Prints the run's path.
 
     The step, in order: batch, mix, perturb, adapt, compare, smooth the target. Each flag below switches or
     shapes one of these; two arms with the same seed share everything that they have in common.

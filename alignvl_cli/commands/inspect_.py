@@ -1,0 +1,128 @@
+"""`alignvl inspect`: what an artefact is, and whether it is sound."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from alignvl_cli.commands.options import JsonOption
+from alignvl_cli.commands.session import Session
+from alignvl_cli.errors import DataError
+
+
+def inspect_(
+    session: Session,
+    path: Annotated[
+        Path | None, typer.Argument(help="A store, run or index. Default: list the whole workspace.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Read every byte and verify it.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what an artefact is, and verify it.
+
+    Without a path, list the workspace.
+    """
+    from alignvl_cli.report.artefacts import facts_table, workspace_table
+
+    if path is None:
+        listed = [(kind, place) for kind, places in _workspace(session).items() for place in places]
+        rows = [{"kind": kind, "path": str(place), **_summary(kind, place, check)} for kind, place in listed]
+        session.show(workspace_table(str(session.workspace.root), rows)) if not as_json else session.result(
+            json.dumps({"workspace": str(session.workspace.root), "artefacts": rows}, indent=2)
+        )
+        return
+    kind = _kind(path)
+    facts = {"kind": kind, "path": str(path), **FACTS[kind](path, check)}
+    if as_json:
+        session.result(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        session.show(facts_table(facts))
+
+
+def _workspace(session: Session) -> dict[str, list[Path]]:
+    workspace = session.workspace
+    return {"store": workspace.stores(), "run": workspace.runs(), "index": workspace.indexes()}
+
+
+def _summary(kind: str, path: Path, check: bool) -> dict[str, Any]:
+    """The line of the workspace's list; a broken artefact is listed with what is wrong with it."""
+    try:
+        facts = FACTS[kind](path, check)
+    except DataError as problem:
+        return {"what": f"broken: {problem}"}
+    return {"what": facts["what"]}
+
+
+def _kind(path: Path) -> str:
+    """What lies at `path`, told by the file that each kind of artefact has."""
+    if not path.exists():
+        raise DataError(f"{path}: no such artefact; `alignvl inspect` lists those of the workspace")
+    if path.is_file():
+        return "store"
+    for kind, mark in (("run", "config.json"), ("index", "index.json")):
+        if (path / mark).is_file():
+            return kind
+    raise DataError(f"{path}: no store, run or index (a run has a config.json, an index an index.json)")
+
+
+def _store_facts(path: Path, check: bool) -> dict[str, Any]:
+    from alignvl_cli.store.reader import open_store
+
+    store = open_store(path)
+    if check:
+        store.verify()
+    images, captions = len(store.image_id), len(store.text_image)
+    sizes = store.split_sizes()
+    return {
+        "what": f"{images:,} images, {captions:,} captions; {', '.join(f'{name} {n:,}' for name, n in sizes.items())}",
+        "images": images,
+        "captions": captions,
+        "splits": sizes,
+        "rejected": len(store.rejected),
+        "image_latent": f"{store.image_latent.shape[1]} x {store.image_latent.dtype}",
+        "text_latent": f"{store.text_latent.shape[1]} x {store.text_latent.dtype}",
+        "vision": store.vision,
+        "text": store.text,
+        "dataset": store.dataset,
+        "encoder_hash": store.encoder_hash,
+        "content_hash": store.content_hash,
+        "made_by": store.made_by,
+        "check": "every dataset equals its digest, every latent is finite" if check else "metadata only; try --check",
+    }
+
+
+def _run_facts(path: Path, check: bool) -> dict[str, Any]:
+    from alignvl_cli.runs.folder import load_run
+
+    run = load_run(path)  # strict: the weights' hash, names, shapes and finiteness are verified in any case
+    parameters = sum(weight.numel() for weight in run.adapters.parameters())
+    best = run.result["best"]
+    return {
+        "what": f"{parameters:,} parameters; best validation mean recall {best['mean_recall']:.1f}",
+        "parameters": parameters,
+        "temperature": run.temperature,
+        "result": run.result,
+        "config": run.config,
+        "check": "the weights equal their SHA-256 and fit the configuration",
+    }
+
+
+def _index_facts(path: Path, check: bool) -> dict[str, Any]:
+    from alignvl_cli.retrieval.index import open_index
+
+    record = open_index(path).record  # strict: every part's hash is verified in any case
+    counts = record["counts"]
+    return {
+        "what": f"{counts['images']:,} images, {counts['captions']:,} captions of split {record['split']}",
+        **record,
+        "check": "every part equals its SHA-256",
+    }
+
+
+FACTS: dict[str, Callable[[Path, bool], dict[str, Any]]] = {
+    "store": _store_facts,
+    "run": _run_facts,
+    "index": _index_facts,
+}

@@ -1,0 +1,61 @@
+"""`alignvl search`: ask an index with words or with a picture."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignvl_cli.commands.options import DeviceOption, JsonOption
+from alignvl_cli.commands.session import Session
+from alignvl_cli.config import Device
+from alignvl_cli.errors import UsageError
+from alignvl_cli.retrieval.hits import Gallery
+
+
+def search(
+    session: Session,
+    text: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Queries, one an argument.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", "-i", help="A picture to search with; may be repeated.")
+    ] = None,
+    index: Annotated[
+        Path | None, typer.Option(help="Index to ask. Default: the newest; none: one is built for the newest run.")
+    ] = None,
+    of: Annotated[
+        Gallery | None, typer.Option(help="What to search. Default: images by text, captions by picture.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Hits a query.")] = 10,
+    device: DeviceOption = Device.auto,
+    as_json: JsonOption = False,
+) -> None:
+    """Find images by words, or captions by a picture.
+
+    Duplicates (the same caption text, the same image content) are folded into one hit.
+    """
+    if bool(text) == bool(image):
+        raise UsageError('search wants either TEXT or --image FILE, e.g. `alignvl search "red heart"`')
+
+    from alignvl_cli.commands.artefacts import open_or_make_index
+    from alignvl_cli.devices import choose_device
+    from alignvl_cli.report.hits import hits_table
+    from alignvl_cli.retrieval.encoder import DualEncoder
+    from alignvl_cli.retrieval.search import search as ask
+
+    place = choose_device(device)
+    asked = open_or_make_index(session, index, place)
+    encoder = DualEncoder.load(asked.run_path, device=place)
+    queries, query_QE = (text, encoder.encode_text(text)) if text else (image, encoder.encode_image(image))
+    gallery = of or (Gallery.image if text else Gallery.text)
+    found = ask(asked, encoder, query_QE, k=k, of=gallery)
+    if as_json:
+        results = [
+            {"query": str(query), "of": gallery.value, "hits": [hit.to_json() for hit in hits]}
+            for query, hits in zip(queries, found, strict=True)
+        ]
+        session.result(
+            json.dumps({"schema": "alignvl.search/1", "index": str(asked.path), "results": results}, indent=2)
+        )
+        return
+    for query, hits in zip(queries, found, strict=True):
+        session.show(hits_table(str(query), gallery, hits))

@@ -31,8 +31,8 @@ def open_manifest(path: Path, options: DatasetOptions, *, kind: str, read_rows: 
 
     DataError for a manifest that is empty, damaged, without images or captions, or ambiguous.
     """
-    root = Path(os.path.abspath(options.image_root or path.parent))
-    if not root.is_dir():
+    root = os.path.abspath(options.image_root or path.parent)
+    if not os.path.isdir(root):
         raise DataError(f"--image-root {options.image_root}: no such folder")
     gathered = _Gathering(path, options)
     wanted = {options.image_column, options.caption_column or "", "captions", "caption", "id", "split", "label"}
@@ -53,7 +53,7 @@ def open_manifest(path: Path, options: DatasetOptions, *, kind: str, read_rows: 
         record={
             "format": kind,
             "sha256": file_sha256(path),
-            "image_root": str(root),
+            "image_root": root,
             "image_column": options.image_column,
             "caption_column": options.caption_column,
         },
@@ -75,9 +75,9 @@ class _Draft:
     label: str
     captions: list[str]
 
-    def item(self, identity: str, root: Path) -> Item:
-        path = root / self.image
-        return Item(identity, str(path), tuple(self.captions), self.split, self.label, ImageSource(path))
+    def item(self, identity: str, root: str) -> Item:
+        uri = os.path.join(root, self.image)
+        return Item(identity, uri, tuple(self.captions), self.split, self.label, ImageSource(Path(uri)))
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 Letters: N rows of the batch, E shared width; K keys a row.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignvl_cli.align.smoothing import SMOOTHING, SoftTarget, kept_entries
-from alignvl_cli.config import EsTarget
+from alignvl_cli.config import EsTarget, Loss
 
 
 class LossParts(NamedTuple):
@@ -61,3 +62,9 @@ def info_nce(
 def _exact(rows: Tensor) -> Tensor:
     """float32 at least: half precision cannot hold a logit of 1 / 0.001."""
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+LOSSES: dict[Loss, Callable[[Tensor, Tensor, Tensor, float, EsTarget, Tensor | None], LossParts]] = {
+    Loss.infonce: info_nce
+}
+assert LOSSES.keys() == set(Loss)

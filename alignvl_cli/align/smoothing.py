@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from alignvl_cli.config import EsTarget
+from alignvl_cli.config import EsSchedule, EsTarget
 
 
 class SoftTarget(NamedTuple):
@@ -29,6 +29,16 @@ def uniform(alpha: float, kept_N: Tensor) -> SoftTarget:
 
 SMOOTHING: dict[EsTarget, Callable[[float, Tensor], SoftTarget]] = {EsTarget.uniform: uniform}
 assert SMOOTHING.keys() == set(EsTarget)
+
+
+def constant(alpha: float, progress: float) -> float:
+    """`alpha` from the first step to the last."""
+    return alpha
+
+
+SCHEDULES: dict[EsSchedule, Callable[[float, float], float]] = {EsSchedule.constant: constant}
+"""(alpha, share of the training done, 0 to 1) -> the alpha of this step."""
+assert SCHEDULES.keys() == set(EsSchedule)
 
 
 def kept_entries(keys_KN: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from alignvl_cli.errors import DataError, UsageError
@@ -41,7 +41,7 @@ class RunWriter:
     def save_adapters(self, weights: Mapping[str, Tensor]) -> None:
         """Write the weights, whole or not at all, and their sha256. Equal weights are equal bytes."""
         with committed(self.path / ADAPTERS) as scratch:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, scratch)
+            scratch.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
         self._config["adapters_sha256"] = file_sha256(self.path / ADAPTERS)
         write_json(self.path / CONFIG, self._config)
 

@@ -1,0 +1,124 @@
+"""The latents of one split, resident: contiguous float32 tensors that a batch is gathered from by index.
+
+Letters: I images, T captions of the split, D and C widths of image and text latents; K keys a pair.
+A pair is a text row with its image, so pairs are numbered as the texts are.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignvl_cli.align.latent_norm import AsStored
+from alignvl_cli.errors import DataError, MismatchError
+from alignvl_cli.store.reader import SplitRows, Store
+
+BLOCK_ROWS = 16_384
+"""Rows read or normalised at once: what a block costs in memory beyond the resident tensors."""
+
+
+@dataclass(frozen=True)
+class SplitLatents:
+    """Rows of one split, of one store or of several in order."""
+
+    image_ID: Tensor
+    text_TC: Tensor
+    text_image_T: Tensor
+    """Row in `image_ID` of each text's image."""
+
+    @property
+    def pairs(self) -> int:
+        return len(self.text_TC)
+
+    def to(self, device: str) -> "SplitLatents":
+        return replace(
+            self,
+            image_ID=self.image_ID.to(device),
+            text_TC=self.text_TC.to(device),
+            text_image_T=self.text_image_T.to(device),
+        )
+
+
+def require_same_encoders(stores: Sequence[Store]) -> None:
+    """MismatchError unless the latents of all stores come from the same encoders."""
+    first = stores[0]
+    for store in stores[1:]:
+        if store.encoder_hash != first.encoder_hash:
+            names = [f"{store.path} holds latents of {_names(store)}" for store in (first, store)]
+            raise MismatchError(f"{names[0]}, {names[1]}: adapters serve one pair of encoders; extract both alike")
+
+
+def _names(store: Store) -> str:
+    towers = [side["about"].get("id", "an unnamed model") for side in (store.vision, store.text)]
+    return f"{towers[0]} and {towers[1]} ({store.encoder_hash[:8]})"
+
+
+def load_split(stores: Sequence[Store], split: str) -> SplitLatents:
+    """The rows of `split` of all `stores`, one store after the other. DataError if a store lacks it, or has no pair."""
+    rows = [store.rows(split) for store in stores]
+    for store, store_rows in zip(stores, rows, strict=True):
+        if not len(store_rows.text):
+            raise DataError(f"{store.path}: no image of split {split!r} has a caption")
+    offsets = np.cumsum([0, *(len(store_rows.image) for store_rows in rows)])
+    text_image = [store_rows.text_image + offset for store_rows, offset in zip(rows, offsets, strict=False)]
+    return SplitLatents(
+        image_ID=_resident(stores, rows, lambda rows: rows.image, Store.image_block, stores[0].image_latent.shape[1]),
+        text_TC=_resident(stores, rows, lambda rows: rows.text, Store.text_block, stores[0].text_latent.shape[1]),
+        text_image_T=torch.from_numpy(np.concatenate(text_image)),
+    )
+
+
+def _resident(
+    stores: Sequence[Store],
+    rows: Sequence[SplitRows],
+    side: Callable[[SplitRows], np.ndarray],
+    read: Callable[[Store, np.ndarray], np.ndarray],
+    width: int,
+) -> Tensor:
+    """Read one modality block by block into one tensor: the peak is the tensor and a block."""
+    resident = torch.empty(sum(len(side(store_rows)) for store_rows in rows), width)
+    done = 0
+    for store, store_rows in zip(stores, rows, strict=True):
+        for start in range(0, len(side(store_rows)), BLOCK_ROWS):
+            block = torch.from_numpy(read(store, side(store_rows)[start : start + BLOCK_ROWS]))
+            resident[done : done + len(block)] = block
+            done += len(block)
+    return resident
+
+
+def blocks(latent_ND: Tensor) -> Iterator[Tensor]:
+    """Consecutive views of a resident tensor."""
+    return iter(latent_ND.split(BLOCK_ROWS))
+
+
+def normalise(latent_ND: Tensor, norm: AsStored) -> None:
+    """Apply a latent norm to a resident tensor, in place, block by block."""
+    for block_BD in blocks(latent_ND):
+        block_BD.copy_(norm(block_BD))
+
+
+def root_mean_square(latent_ND: Tensor) -> float:
+    """Of all entries, summed in float64."""
+    return (sum(block.double().square().sum().item() for block in blocks(latent_ND)) / latent_ND.numel()) ** 0.5
+
+
+def duplicate_keys(stores: Sequence[Store], split: str) -> Tensor:
+    """(2, T) numbers, equal where two pairs show the same image bytes (first row) or have the same caption (second)."""
+    image_keys, caption_keys = [], []
+    numbers: dict[str, int] = {}
+    image_numbers: dict[bytes, int] = {}
+    for store in stores:
+        rows = store.rows(split)
+        captions, hashes = store.text_caption, store.image_sha256
+        caption_keys += [numbers.setdefault(captions[row], len(numbers)) for row in rows.text]
+        images = [image_numbers.setdefault(hashes[row].tobytes(), len(image_numbers)) for row in rows.image]
+        image_keys += [images[position] for position in rows.text_image]
+    return torch.tensor([image_keys, caption_keys])
+
+
+def shared_images(train: Sequence[Store], train_split: str, val: Store, val_split: str) -> int:
+    """How many validation images have the very bytes of a training image."""
+    seen = {row.tobytes() for store in train for row in store.image_sha256[store.rows(train_split).image]}
+    return sum(row.tobytes() in seen for row in val.image_sha256[val.rows(val_split).image])

@@ -1,0 +1,42 @@
+"""AdamW and its schedule, as the FuseMix release sets them."""
+
+import math
+
+import torch
+
+from alignvl_cli.align.adapters import AdapterPair
+
+BETAS = (0.9, 0.999)
+WEIGHT_DECAY = 0.1
+"""On matrices only: none on biases, norms and the temperature."""
+FLOOR_LR = 1e-6
+"""Where the warm-up begins and the cosine ends."""
+WARMUP_STEPS = 100
+WARMUP_SHARE = 0.1
+"""A short run warms up for a tenth of its steps."""
+
+
+def adamw(adapters: AdapterPair) -> torch.optim.AdamW:
+    """The optimiser; its learning rate is set before each step (`set_lr`). Fused where torch has it."""
+    trained = [parameter for parameter in adapters.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": WEIGHT_DECAY},
+        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=FLOOR_LR, betas=BETAS, fused=trained[0].device.type in ("cpu", "cuda"))
+
+
+def learning_rate(step: int, total_steps: int, peak: float) -> float:
+    """The rate of step `step`, counted from 0: linear from the floor to `peak`, then cosine back to the floor."""
+    floor = min(FLOOR_LR, peak)
+    warmup = min(WARMUP_STEPS, int(total_steps * WARMUP_SHARE))
+    if step < warmup:
+        return floor + (peak - floor) * step / warmup
+    progress = (step - warmup) / max(1, total_steps - 1 - warmup)
+    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_lr(optimiser: torch.optim.AdamW, rate: float) -> None:
+    """Set the learning rate of every parameter."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,40 @@
+"""Recall on the validation split, from which the epoch is selected."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from alignvl_cli.align.adapters import Adapter, AdapterPair
+from alignvl_cli.align.ranks import image_to_text_ranks, recalls, text_to_image_ranks
+from alignvl_cli.training.data import SplitLatents, blocks
+
+VALIDATIONS = 15
+"""A run validates about this often."""
+
+
+def is_validation_epoch(epoch: int, epochs: int) -> bool:
+    """Whether the run validates after this epoch (from 1): every ceil(epochs / 15) epochs, and after the last."""
+    return epoch % -(-epochs // VALIDATIONS) == 0 or epoch == epochs
+
+
+@torch.inference_mode()
+def validate(adapters: AdapterPair, latents: SplitLatents) -> dict[str, Any]:
+    """R@1, R@5, R@10 both ways, their sum (`rsum`) and mean (`mean_recall`), in percent, ties losing.
+
+    `latents` are normalised already (`--latent-norm`). Puts the adapters into training mode again.
+    """
+    adapters.eval()
+    img_IE = _unit_rows(adapters.image, latents.image_ID)
+    txt_TE = _unit_rows(adapters.text, latents.text_TC)
+    adapters.train()
+    by_direction = {
+        "image_to_text": recalls(image_to_text_ranks(img_IE, txt_TE, latents.text_image_T).rank_Q),
+        "text_to_image": recalls(text_to_image_ranks(img_IE, txt_TE, latents.text_image_T).rank_Q),
+    }
+    every = [recall for recalls_at in by_direction.values() for recall in recalls_at.values()]
+    return {**by_direction, "rsum": sum(every), "mean_recall": sum(every) / len(every)}
+
+
+def _unit_rows(adapter: Adapter, latent_ND: torch.Tensor) -> torch.Tensor:
+    return torch.cat([F.normalize(adapter.body(block_BD), dim=1) for block_BD in blocks(latent_ND)])

@@ -1,102 +1,24 @@
-"""Evaluation of a run on a split: exact ranks both ways, the agreement of FAISS galleries, and what was counted."""
+"""Evaluates a run on a split: exact ranks both ways, the agreement of FAISS galleries, and what was counted."""
 
 import hashlib
-from dataclasses import dataclass
-from typing import Any
+import re
+from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import torch
 from torch import Tensor
 
-from alignvl_cli.align.ranks import RECALL_AT, TIE, image_to_text_ranks, text_to_image_ranks
+from alignvl_cli.align.ranks import RECALL_AT, image_to_text_ranks, text_to_image_ranks
 from alignvl_cli.errors import MismatchError
-from alignvl_cli.provenance import made_by
+from alignvl_cli.provenance import committed, made_by, write_json
 from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
+from alignvl_cli.retrieval.evaluation import Evaluation, EvaluationTable, QueryRanks
 from alignvl_cli.retrieval.metrics import RetrievalMetrics, direction_metrics
-from alignvl_cli.retrieval.nearest import FACTORY, Agreement, agreement, flat_index
+from alignvl_cli.retrieval.nearest import Agreement, agreement, flat_index
 from alignvl_cli.runs.folder import Run
 from alignvl_cli.store.reader import SplitRows, Store
-
-SCHEMA, TABLE_SCHEMA = "alignvl.eval/1", "alignvl.eval-table/1"
-PROTOCOL = (
-    "R@K = share of queries with a match among the first K: for an image any of its captions, for a caption its image; "
-    "the gallery is every caption, or every image, of the split; exact cosines, and a tie "
-    f"(within {TIE:g} of the match) loses; ranks count from 1"
-)
-
-
-@dataclass(frozen=True)
-class QueryRanks:
-    """One direction, query by query."""
-
-    rank_Q: np.ndarray
-    """int64, from 0: a hit at 1."""
-    row_Q: np.ndarray
-    """The query's row in the store's `/image` or `/text`."""
-    id_Q: list[str]
-    """The query's image id; of a caption, the id of its image."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What `alignvl eval` found for one run on one split."""
-
-    run: str
-    store: str
-    split: str
-    selection_split: str
-    images: int
-    """In the gallery; those without a caption are never queries."""
-    captions: int
-    repeated_captions: int
-    """Captions whose very text stands more than once in the split: each is a tie for the others."""
-    captions_per_image: tuple[int, int]
-    """Fewest and most."""
-    metrics: RetrievalMetrics
-    agreement: Agreement
-    image_to_text: QueryRanks
-    text_to_image: QueryRanks
-    warnings: tuple[str, ...]
-    evaluation_set: str
-    """Hash of the split's images and captions, whatever encoders made the latents: equal means comparable."""
-    provenance: dict[str, Any]
-
-    protocol: str = PROTOCOL
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "schema": SCHEMA,
-            "run": self.run,
-            "store": self.store,
-            "split": self.split,
-            "selection_split": self.selection_split,
-            "images": self.images,
-            "captions": self.captions,
-            "repeated_captions": self.repeated_captions,
-            "captions_per_image": list(self.captions_per_image),
-            "queries": {
-                "image_to_text": len(self.image_to_text.rank_Q),
-                "text_to_image": len(self.text_to_image.rank_Q),
-            },
-            "protocol": self.protocol,
-            "metrics": self.metrics.to_json(),
-            "ci95": None,
-            "calibration": None,
-            "index": {"factory": FACTORY, "agreement_at_10": self.agreement.share, "queries": self.agreement.queries},
-            "warnings": list(self.warnings),
-            "evaluation_set": self.evaluation_set,
-            "provenance": self.provenance,
-        }
-
-
-@dataclass(frozen=True)
-class EvaluationTable:
-    """Several runs on one evaluation set, in the order asked; the first is what the others are compared with."""
-
-    evaluations: tuple[Evaluation, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"schema": TABLE_SCHEMA, "results": [evaluation.to_json() for evaluation in self.evaluations]}
 
 
 def evaluate(run: Run, store: Store, split: str, *, device: str = "cpu") -> Evaluation:
@@ -118,7 +40,7 @@ def evaluate(run: Run, store: Store, split: str, *, device: str = "cpu") -> Eval
         selection_split=run.split_used,
         images=len(rows.image),
         captions=len(rows.text),
-        repeated_captions=_repeated(texts),
+        repeated_captions=len(texts) - len(set(texts)),
         captions_per_image=(int(captions_I.min()), int(captions_I.max())),
         metrics=RetrievalMetrics(direction_metrics(image_to_text.rank_Q), direction_metrics(text_to_image.rank_Q)),
         agreement=found,
@@ -148,6 +70,23 @@ def compare(evaluations: list[Evaluation]) -> EvaluationTable:
     return EvaluationTable(tuple(evaluations))
 
 
+def save_evaluation(run: Run, evaluation: Evaluation) -> Path:
+    """Write `RUN/eval/STORE-SPLIT.json` and the ranks beside it, each whole or not at all; returns the JSON's path.
+
+    The Parquet has a row a query: direction, query_row (in the store's `/image` or `/text`), query_id (the image's, or
+    the caption's image's) and rank, 0 being a hit at 1. An earlier evaluation on a store and split of these names is
+    replaced.
+    """
+    folder = run.path / "eval"
+    folder.mkdir(exist_ok=True)
+    name = re.sub(r"[^\w.+-]", "_", f"{Path(evaluation.store).stem}-{evaluation.split}")
+    with committed(folder / f"{name}.parquet") as scratch:
+        pyarrow.parquet.write_table(_ranks_table(evaluation), scratch)
+    path = folder / f"{name}.json"
+    write_json(path, evaluation.to_json())
+    return path
+
+
 def _query_ranks(embeddings: Embeddings, store: Store) -> tuple[QueryRanks, QueryRanks]:
     """Image-to-text and text-to-image ranks, told in rows and ids of the store."""
     rows, img_IE, txt_TE = embeddings.rows, embeddings.img_IE, embeddings.txt_TE
@@ -172,11 +111,6 @@ def _agreement(img_IE: Tensor, txt_TE: Tensor) -> Agreement:
         queries=queries,
         share=sum(part.share * part.queries for part in parts) / queries,
     )
-
-
-def _repeated(texts: list[str]) -> int:
-    _, count_N = np.unique(np.asarray(texts, dtype=object), return_counts=True)
-    return int(count_N[count_N > 1].sum())
 
 
 def _warnings(run: Run, store: Store, split: str, captions_I: np.ndarray, found: Agreement) -> list[str]:
@@ -214,4 +148,19 @@ def _where(evaluation: Evaluation) -> str:
     return (
         f"{evaluation.run} on {evaluation.store}, split {evaluation.split!r} "
         f"({evaluation.images} images, {evaluation.captions} captions),"
+    )
+
+
+def _ranks_table(evaluation: Evaluation) -> pyarrow.Table:
+    directions: dict[str, QueryRanks] = {
+        "image_to_text": evaluation.image_to_text,
+        "text_to_image": evaluation.text_to_image,
+    }
+    return pyarrow.table(
+        {
+            "direction": [name for name, ranks in directions.items() for _ in ranks.id_Q],
+            "query_row": np.concatenate([ranks.row_Q for ranks in directions.values()]).astype(np.int64),
+            "query_id": [query for ranks in directions.values() for query in ranks.id_Q],
+            "rank": np.concatenate([ranks.rank_Q for ranks in directions.values()]).astype(np.int64),
+        }
     )

@@ -1,13 +1,13 @@
 """An index: a folder with a FAISS index of a run's images, one of its captions, and what each row is.
 
 `image.faiss`, `text.faiss`, `items.parquet` (modality, row, id, uri, caption, content), and `index.json`, which holds
-the hashes of the other three and is written last. The folder takes its name only when all four are there.
+the hashes of the other three. The folder takes its name only when all four are there.
 """
 
 import os
 import shutil
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,14 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.provenance import file_sha256, made_by, read_json, write_json
+from alignvl_cli.provenance import file_sha256, made_by, write_json
 from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
 from alignvl_cli.retrieval.hits import Gallery
+from alignvl_cli.retrieval.index_record import RECORD, IndexRecord
 from alignvl_cli.retrieval.nearest import FACTORY, Agreement, agreement, faiss, flat_index
 from alignvl_cli.runs.folder import Run
 from alignvl_cli.store.reader import Store
 
-SCHEMA = "alignvl.index/1"
-RECORD = "index.json"
 ITEMS = "items.parquet"
 FAISS_FILES = {gallery: f"{gallery.value}.faiss" for gallery in Gallery}
 PARTS = (*FAISS_FILES.values(), ITEMS)
@@ -56,19 +55,20 @@ class Index:
     """An index opened and checked."""
 
     path: Path
-    record: dict[str, Any]
-    faiss: dict[Gallery, Any]
+    record: IndexRecord
+    vectors: dict[Gallery, Any]
+    """FAISS indexes."""
     items: dict[Gallery, Items]
 
     @property
     def run_path(self) -> Path:
         """Where the run was when the index was made."""
-        return Path(self.record["run"])
+        return Path(self.record.run)
 
 
 def build_index(
     run: Run, store: Store, split: str, output: Path, *, device: str = "cpu", overwrite: bool = False
-) -> Path:
+) -> IndexRecord:
     """Project a split of `store` with `run` and index it under `output`, whole or not at all.
 
     Raises UsageError when `output` is there already (an empty folder is not), MismatchError for a store of other
@@ -92,27 +92,19 @@ def build_index(
         for gallery, index in indexes.items():
             faiss().write_index(index, str(scratch / FAISS_FILES[gallery]))
         pyarrow.parquet.write_table(_items_table(store, embeddings), scratch / ITEMS)
-        write_json(scratch / RECORD, _record(run, store, split, embeddings, measured, scratch))
+        record = _record(run, store, split, embeddings, measured, scratch)
+        write_json(scratch / RECORD, record.to_json())
         _take_name(scratch, output)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return output
+    return record
 
 
 def open_index(path: Path) -> Index:
     """Open an index, every part's hash and size verified; DataError with the reason when it is not sound."""
-    if not (path / RECORD).is_file():
-        raise DataError(
-            f"{path} is no complete index (it has no {RECORD}); make one with: alignvl index --output {path}"
-        )
-    record = read_json(path / RECORD, "index record")
-    if record.get("schema") != SCHEMA:
-        raise DataError(
-            f"{path}: format {record.get('schema')!r}, but this version reads {SCHEMA!r}: make the index again"
-        )
-    recorded = record.get("sha256", {})
+    record = IndexRecord.read(path)
     for name in PARTS:
-        if not (path / name).is_file() or file_sha256(path / name) != recorded.get(name):
+        if not (path / name).is_file() or file_sha256(path / name) != record.sha256.get(name):
             raise DataError(
                 f"{path / name} is missing or damaged (its SHA-256 is not the recorded one): make the index again"
             )
@@ -167,23 +159,23 @@ def _items_table(store: Store, embeddings: Embeddings) -> pyarrow.Table:
 
 def _record(
     run: Run, store: Store, split: str, embeddings: Embeddings, measured: dict[Gallery, Agreement], folder: Path
-) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "run": str(run.path.resolve()),
-        "adapters_sha256": run.config["adapters_sha256"],
-        "encoder_hash": run.encoder_hash,
-        "store": str(store.path.resolve()),
-        "store_content_hash": store.content_hash,
-        "split": split,
-        "factory": FACTORY,
-        "metric": "cosine",
-        "width": embeddings.img_IE.shape[1],
-        "counts": {"images": len(embeddings.rows.image), "captions": len(embeddings.rows.text)},
-        "recall_against_exact": {gallery.value: asdict(found) for gallery, found in measured.items()},
-        "sha256": {name: file_sha256(folder / name) for name in PARTS},
-        "made_by": made_by("index", {"split": split}),
-    }
+) -> IndexRecord:
+    return IndexRecord(
+        run=str(run.path.resolve()),
+        adapters_sha256=run.config["adapters_sha256"],
+        encoder_hash=run.encoder_hash,
+        store=str(store.path.resolve()),
+        store_content_hash=store.content_hash,
+        split=split,
+        factory=FACTORY,
+        metric="cosine",
+        width=embeddings.img_IE.shape[1],
+        images=len(embeddings.rows.image),
+        captions=len(embeddings.rows.text),
+        recall_against_exact={gallery.value: found for gallery, found in measured.items()},
+        sha256={name: file_sha256(folder / name) for name in PARTS},
+        made_by=made_by("index", {"split": split}),
+    )
 
 
 def _read_faiss(path: Path) -> Any:

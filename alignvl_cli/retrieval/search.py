@@ -1,10 +1,8 @@
-"""Search: texts or pictures in, the nearest images or captions of an index out, duplicates folded."""
+"""Search: embedded queries in, the nearest images or captions of an index out, duplicates folded."""
 
-from collections.abc import Sequence
-from pathlib import Path
+# Q queries, E shared width, K nearest.
 
 import numpy as np
-from PIL import Image
 
 from alignvl_cli.errors import MismatchError
 from alignvl_cli.retrieval.encoder import DualEncoder
@@ -12,37 +10,17 @@ from alignvl_cli.retrieval.hits import Gallery, Hit
 from alignvl_cli.retrieval.index import Index, Items
 from alignvl_cli.retrieval.nearest import nearest
 
-Query = str | Path | Image.Image
-"""A `str` is a text; a `Path` or a PIL picture is an image."""
 
+def search(index: Index, encoder: DualEncoder, query_QE: np.ndarray, *, k: int, of: Gallery) -> list[list[Hit]]:
+    """The first `k` distinct hits of each query, embedded by `encoder` (unit rows); fewer when the gallery has fewer.
 
-def search(
-    index: Index, encoder: DualEncoder, queries: Sequence[Query], k: int, of: Gallery | None = None
-) -> list[list[Hit]]:
-    """The first `k` distinct hits of each query, in the order of the queries; fewer when the gallery has fewer.
-
-    A text asks the images and an image the captions, unless `of` names the gallery. Images of the same content, and
-    captions of the same text, are one hit with a count. Raises MismatchError when the index was made with other
-    adapters, DataError for an unreadable image.
+    Images of the same content, and captions of the same text, are one hit with a count. Raises MismatchError when
+    the index was made with other adapters than the encoder's, ValueError for k < 1.
     """
-    require_same_adapters(index, encoder)
-    found: dict[int, list[Hit]] = {}
-    texts = [position for position, query in enumerate(queries) if isinstance(query, str)]
-    images = [position for position, query in enumerate(queries) if not isinstance(query, str)]
-    if texts:
-        query_QE = encoder.encode_text([queries[position] for position in texts])
-        found |= zip(texts, nearest_distinct(index, of or Gallery.image, query_QE, k), strict=True)
-    if images:
-        query_QE = encoder.encode_image([queries[position] for position in images])
-        found |= zip(images, nearest_distinct(index, of or Gallery.text, query_QE, k), strict=True)
-    return [found[position] for position in range(len(queries))]
-
-
-def nearest_distinct(index: Index, gallery: Gallery, query_QE: np.ndarray, k: int) -> list[list[Hit]]:
-    """The first `k` distinct hits of each embedded query (unit rows); ValueError for k < 1."""
     if k < 1:
         raise ValueError(f"k should be at least 1, not {k}")
-    items, vectors = index.items[gallery], index.faiss[gallery]
+    require_same_adapters(index, encoder)
+    items, vectors = index.items[of], index.vectors[of]
     wanted = min(k, len(items.copies))
     hits: dict[int, list[Hit]] = {}
     waiting, depth = list(range(len(query_QE))), k
@@ -57,12 +35,12 @@ def nearest_distinct(index: Index, gallery: Gallery, query_QE: np.ndarray, k: in
 
 def require_same_adapters(index: Index, encoder: DualEncoder) -> None:
     """MismatchError, both sides named, unless the index was made with this run's adapters."""
-    run = encoder.run
-    if index.record["adapters_sha256"] != run.config["adapters_sha256"]:
+    ours, theirs = encoder.run.config["adapters_sha256"], index.record.adapters_sha256
+    if ours != theirs:
         raise MismatchError(
-            f"the index {index.path} was made with {index.run_path} (adapters {index.record['adapters_sha256'][:8]}), "
-            f"but the queries would be embedded with {run.path} (adapters {run.config['adapters_sha256'][:8]}); "
-            f"make an index of this run: alignvl index {run.path}"
+            f"the index {index.path} was made with {index.run_path} (adapters {theirs[:8]}), but the queries are "
+            f"embedded with {encoder.run.path} (adapters {ours[:8]}); "
+            f"make an index of this run: alignvl index {encoder.run.path}"
         )
 
 

@@ -1,0 +1,93 @@
+"""What artefacts and the machine are: one artefact's facts, the workspace's list, the doctor's findings."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any, Protocol
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from alignvl_cli.report.text import safe
+
+
+class Finding(Protocol):
+    """One check; `wrong` says what to do about it, and is empty when all is well."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def found(self) -> str: ...
+    @property
+    def wrong(self) -> str: ...
+
+
+def facts_table(facts: Mapping[str, Any]) -> Table:
+    """Keys and values; those of a nested object are named by their path, `made_by.python`."""
+    table = Table(box=box.SIMPLE, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in _flat(facts):
+        table.add_row(safe(key), safe(_shown(value)))
+    return table
+
+
+def workspace_table(root: str, artefacts: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """The artefacts ({kind, path, what}, oldest first within a kind), the newest of each kind marked."""
+    if not artefacts:
+        return Text("nothing in the workspace ").append_text(safe(root)).append(" yet; begin with: alignvl extract")
+    newest = {row["kind"]: row["path"] for row in artefacts}
+    table = Table(
+        box=box.SIMPLE_HEAD, title=Text("workspace ", style="bold").append_text(safe(root)), title_justify="left"
+    )
+    table.add_column("kind")
+    table.add_column("path", overflow="fold")
+    table.add_column("what it is", overflow="fold")
+    for row in artefacts:
+        name = _below(root, row["path"])
+        mark = " *" if row["path"] == newest[row["kind"]] else ""
+        table.add_row(row["kind"], safe(name).append(mark, style="bold"), safe(row["what"]))
+    return Group(table, Padding(Text("* the newest of its kind: taken where no path is given", style="dim"), (0, 1)))
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """A line a check; of a failed one also what to do."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("check", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    for finding in findings:
+        found = safe(finding.found)
+        if finding.wrong:
+            found.append("\n").append_text(safe(finding.wrong, "yellow"))
+        state = Text("wrong", style="bold red") if finding.wrong else Text("ok", style="green")
+        table.add_row(safe(finding.topic), state, found)
+    return table
+
+
+def _flat(facts: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in facts.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _shown(value: Any) -> str:
+    """Counts with thousands separators, shares and scores short, an absent value as a dash."""
+    if value is None or value in ({}, [], ""):
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _below(root: str, path: str) -> str:
+    """`path` from `root` on, where it lies below it."""
+    return str(PurePath(path).relative_to(root)) if PurePath(path).is_relative_to(root) else path

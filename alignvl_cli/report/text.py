@@ -1,0 +1,36 @@
+"""Text from outside (captions, ids, paths), made safe to show: no markup is read in it, no control character acts."""
+
+import re
+
+from rich.text import Text
+
+ACTING = re.compile(
+    "[\x00-\x1f\x7f-\x9f"  # C0, DEL and C1: escape sequences that move, colour or rename the terminal
+    "\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff"  # reorder the line, or are not seen
+    "\u2028\u2029\ud800-\udfff]"  # line separators, and halves of a character that cannot be encoded
+)
+PICTURE_OF_NUL = 0x2400
+"""Unicode has a visible picture for each C0 control, in the same order."""
+PICTURE_OF_DEL = "\u2421"
+
+
+def visible(text: str) -> str:
+    """`text` with every acting character replaced by a visible one: ESC by its picture, others by `\\uXXXX`."""
+    return ACTING.sub(_shown, text)
+
+
+def safe(text: str, style: str = "") -> Text:
+    """A rich text that shows `text` to the letter."""
+    return Text(visible(text), style=style)
+
+
+def markdown(text: str) -> str:
+    """`text` for a cell of a Markdown table."""
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", visible(text))
+
+
+def _shown(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code < 0x20:
+        return chr(PICTURE_OF_NUL + code)
+    return PICTURE_OF_DEL if code == 0x7F else f"\\u{code:04x}"

@@ -1,0 +1,108 @@
+"""The model's own image processor: its settings for the record, and the same arithmetic as a light picklable object."""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import AutoImageProcessor, EfficientNetImageProcessorPil
+from transformers.image_processing_backends import PilBackend
+
+from alignvl_cli.encoders.folders import ModelFolder
+from alignvl_cli.encoders.pixels import Preprocess, ProcessorCall, ResizeCrop
+from alignvl_cli.encoders.quiet import quiet
+from alignvl_cli.encoders.records import plain
+from alignvl_cli.errors import DataError, UsageError
+
+HOUSEKEEPING = {
+    "processor_class",
+    "feature_extractor_type",
+    "auto_map",
+    "data_format",
+    "input_data_format",
+    "return_tensors",
+    "disable_grouping",
+    "device",
+    "do_convert_rgb",  # always RGB already
+    "default_to_square",  # already spent on `size`
+}
+"""Processor attributes that change no pixel."""
+
+SWITCHED = {
+    "do_resize": ("size", "resample"),
+    "do_center_crop": ("crop_size",),
+    "do_rescale": ("rescale_factor",),
+    "do_normalize": ("image_mean", "image_std"),
+    "do_pad": ("pad_size",),
+}
+"""Settings that mean nothing while their switch is off."""
+
+GEOMETRY = ("preprocess", "process_image", "resize", "center_crop", "_prepare_image_like_inputs")
+PROBES = (Image.new("RGB", (96, 64), "white"), Image.new("RGB", (64, 96), "white"))
+"""A wide and a tall picture: what they are turned into must not differ in shape."""
+
+
+def load_processor(found: ModelFolder) -> Any:
+    """The folder's image processor with the PIL backend, which needs no torchvision and is the same everywhere."""
+    try:
+        with quiet():
+            return AutoImageProcessor.from_pretrained(
+                found.path, backend="pil", trust_remote_code=False, local_files_only=True
+            )
+    except (OSError, ValueError, TypeError, ImportError, LookupError, AttributeError) as problem:
+        raise DataError(f"{found.spec}: its image processor cannot be loaded: {str(problem).strip()}") from problem
+
+
+def processor_record(processor: Any) -> dict[str, Any]:
+    """The settings that decide a pixel, under the class name that the processor's file states."""
+    settings = {key: value for key, value in processor.to_dict().items() if value is not None}
+    off = {key for switch, keys in SWITCHED.items() if not settings.get(switch) for key in (switch, *keys)}
+    kept = {key: value for key, value in settings.items() if key not in HOUSEKEEPING | off and not key.startswith("_")}
+    return plain(kept)
+
+
+def preprocess_of(processor: Any, spec: str) -> Preprocess:
+    """What worker processes run on each picture: plain Pillow and a table where that is exactly the same.
+
+    UsageError when the model takes something else than one (3, H, W) array of a fixed size.
+    """
+    preprocess = _resize_crop(processor) or ProcessorCall(processor)
+    with quiet():
+        shapes = {preprocess(probe).shape for probe in PROBES}
+    if len(shapes) > 1 or len(shape := shapes.pop()) != 3 or shape[0] != 3:
+        raise UsageError(
+            f"{spec}: its image processor ({type(processor).__name__}) does not give one (3, H, W) array of a fixed "
+            "size for each picture, which alignvl needs; choose another vision model"
+        )
+    return preprocess
+
+
+def _resize_crop(processor: Any) -> ResizeCrop | None:
+    """The processor as a ResizeCrop, or None when it does anything besides."""
+    kind = type(processor)
+    if not issubclass(kind, PilBackend) or any(
+        getattr(kind, step) is not getattr(PilBackend, step) for step in GEOMETRY
+    ):
+        return None
+    if kind._preprocess not in (PilBackend._preprocess, EfficientNetImageProcessorPil._preprocess):
+        return None
+    if not processor.do_resize or getattr(processor, "do_pad", None):
+        return None
+    size = _fixed_size(processor.size)
+    crop = _fixed_size(processor.crop_size) if processor.do_center_crop else None
+    if size is None or isinstance(crop, int):
+        return None
+    shorter = (size, size) if isinstance(size, int) else size
+    if crop is not None and (crop[0] > shorter[0] or crop[1] > shorter[1]):
+        return None  # the processor pads
+    ramp_16x16 = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    ramp = Image.fromarray(np.stack([ramp_16x16] * 3, axis=-1))
+    table = processor(images=ramp, do_resize=False, do_center_crop=False, return_tensors="np")["pixel_values"][0]
+    return ResizeCrop(size, crop, Image.Resampling(processor.resample), table.reshape(3, 256).astype(np.float32))
+
+
+def _fixed_size(size: Any) -> int | tuple[int, int] | None:
+    """(height, width), or the shorter side; None for sizes with an upper limit besides."""
+    given = {key: int(value) for key, value in dict(size).items() if value}
+    if given.keys() == {"height", "width"}:
+        return given["height"], given["width"]
+    return given["shortest_edge"] if given.keys() == {"shortest_edge"} else None

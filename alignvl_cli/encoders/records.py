@@ -1,0 +1,99 @@
+"""What decides a latent, as hashes and settings that are the same on every machine."""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from alignvl_cli.errors import MismatchError
+from alignvl_cli.provenance import canonical_json, fingerprint, library_versions
+
+VERSIONS = ("torch", "transformers", "tokenizers", "pillow", "numpy")
+"""Libraries between a file and its latent."""
+
+PROBE_TEXTS = (
+    "A photo of two Dogs, running!",
+    "Ünïcödé façade naïve Straße ﬁne",
+    "日本語 русский العربية हिन्दी",
+    "❤️ 👩‍🚀 café\tspaces   and\nlines",
+    "it's 3.14 - e-mail@example.org #tag",
+    "a" * 300,
+)
+"""Captions that tell tokenizers apart: case, accents, scripts, emoji, white space, punctuation, long words."""
+
+
+def weights_sha256(model: nn.Module, unused: Collection[str] = ()) -> str:
+    """Hex SHA-256 over name, shape, type and bytes of each floating-point tensor but the `unused`, in name order.
+
+    Counters and position tables (integers) come and go between library versions and change no latent.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name in unused or not tensor.is_floating_point():
+            continue
+        digest.update(f"{name} {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}\n".encode())
+        digest.update(_bytes(tensor).data)
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    """The tensor's memory, without a copy where it is contiguous on the CPU."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy()
+
+
+def tokenizer_record(tokenizer: Any) -> dict[str, str]:
+    """What a tokenizer does, whatever its file format: its vocabulary, and the ids it gives to probe captions."""
+    ids = [tokenizer(text, truncation=False)["input_ids"] for text in PROBE_TEXTS]
+    return {"vocabulary": fingerprint(sorted(tokenizer.get_vocab().items())), "behaviour": fingerprint(ids)}
+
+
+def about(model_id: str, commit: str | None, precision: str, device: str, pooling_source: str) -> dict[str, Any]:
+    """What is recorded beside an encoder and only warned about."""
+    versions = library_versions()
+    return {
+        "id": model_id,
+        "commit": commit,
+        "precision": precision,
+        "device": device,
+        "versions": {package: versions[package] for package in VERSIONS if package in versions},
+        "pooling_source": pooling_source,
+    }
+
+
+def encoder_hash(vision_record: Mapping[str, Any], text_record: Mapping[str, Any]) -> str:
+    """The hash that binds a store, a run and an index to one pair of encoders."""
+    return fingerprint({"vision": vision_record, "text": text_record})
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON knows it: tuples become lists, numpy and enum values their plain selves."""
+    return json.loads(json.dumps(value, default=_plain_leaf))
+
+
+def _plain_leaf(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} has no place in an encoder record")
+
+
+def require_same(spec: str, stored: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
+    """MismatchError that names each setting in which a reloaded encoder differs from its stored record."""
+    keys = [key for key in sorted({*stored, *fresh}) if stored.get(key) != fresh.get(key)]
+    if keys:
+        sides = "; ".join(f"{key}: stored {_short(stored.get(key))}, loaded {_short(fresh.get(key))}" for key in keys)
+        raise MismatchError(
+            f"{spec} is no longer the encoder that these latents came from ({sides}); "
+            "bring that model back, or run `alignvl extract` again"
+        )
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else canonical_json(value)
+    return text if len(text) <= 60 else f"{text[:12]}..."

@@ -1,0 +1,127 @@
+"""The vision tower: pictures to latents."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from alignvl_cli.config import Pooling, Precision
+from alignvl_cli.devices import choose_precision
+from alignvl_cli.encoders.folders import Side, find_model, spec_of
+from alignvl_cli.encoders.pixels import Preprocess
+from alignvl_cli.encoders.pooling import IMAGE_VECTORS, choose_pooling
+from alignvl_cli.encoders.processors import PROBES, load_processor, preprocess_of, processor_record
+from alignvl_cli.encoders.records import about, require_same
+from alignvl_cli.encoders.towers import DTYPES, PROJECTED, Tower, load_tower, probed, require_steady
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class VisionEncoder:
+    """A frozen vision model, its preprocessing and the vector that is read from it."""
+
+    record: dict[str, Any]
+    """What decides a latent."""
+    about: dict[str, Any]
+    """Recorded beside it, only warned about."""
+    width: int
+    device: str
+    precision: Precision
+    preprocess: Preprocess
+    """Picklable, for worker processes: what `prepare` runs."""
+    model: nn.Module
+    pooling: Pooling
+    prefix: int
+    """Tokens before the patches: class token and registers."""
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """An RGB picture as the model takes it: (3, H, W) float32, H and W the same for every picture."""
+        return self.preprocess(image)
+
+    @torch.inference_mode()
+    def encode(self, pixels_BCHW: np.ndarray) -> np.ndarray:
+        """Latents (B, D) float32, raw: no norm is taken. They do not depend on the rest of the batch beyond rounding
+        (in float32 about 1e-6 of their length)."""
+        pixels = torch.from_numpy(pixels_BCHW).to(self.device, DTYPES[self.precision])
+        output = self.model(pixel_values=pixels)
+        return IMAGE_VECTORS[self.pooling](output, self.prefix).cpu().numpy()
+
+
+def load_vision(model_id: str, *, pooling: Pooling | None, device: str, precision: Precision) -> VisionEncoder:
+    """The vision tower of a Hub id, `id@revision`, local folder or bundled name, on a torch device.
+
+    Without `pooling` the table by model type decides. UsageError, DataError: see `find_model`, `load_tower`,
+    `preprocess_of` and `choose_pooling`.
+    """
+    found = find_model(model_id, Side.vision)
+    tower = load_tower(found, Side.vision, pooling)
+    processor = load_processor(found)
+    preprocess = preprocess_of(processor, found.spec)
+    pixels_CHW = preprocess(PROBES[0])
+    with probed(found, tower):
+        output = tower.model(pixel_values=torch.from_numpy(np.stack([pixels_CHW, pixels_CHW])))
+        hidden = output.last_hidden_state
+    require_steady(found, tower, hidden)
+    prefix = _prefix_tokens(hidden, _patches(tower, pixels_CHW))
+    chosen, source = choose_pooling(
+        Side.vision,
+        found.spec,
+        asked=pooling,
+        stated=None,
+        why_not_stated="",
+        model_type=tower.model_type,
+        able=_able(output, tower, prefix),
+    )
+    width = IMAGE_VECTORS[chosen](output, prefix or 0).shape[1]
+    precision = choose_precision(precision, device)
+    return VisionEncoder(
+        record=tower.record | {"processor": processor_record(processor), "pooling": chosen.value},
+        about=about(found.id, found.commit, precision.value, device, source),
+        width=width,
+        device=device,
+        precision=precision,
+        preprocess=preprocess,
+        model=tower.model.to(device, DTYPES[precision]),
+        pooling=chosen,
+        prefix=prefix or 0,
+    )
+
+
+def reload_vision(
+    record: Mapping[str, Any], about: Mapping[str, Any], device: str, precision: Precision
+) -> VisionEncoder:
+    """The encoder that a store's `record` and `about` describe; MismatchError if it has changed since."""
+    spec = spec_of(about["id"], about["commit"])
+    encoder = load_vision(spec, pooling=Pooling(record["pooling"]), device=device, precision=precision)
+    require_same(spec, record, encoder.record)
+    return encoder
+
+
+def _patches(tower: Tower, pixels_CHW: np.ndarray) -> int | None:
+    """Patches that a vision transformer cuts the picture into; None for other models."""
+    patch = getattr(tower.config, "patch_size", None)
+    height, width = pixels_CHW.shape[1:]
+    return (height // patch) * (width // patch) if isinstance(patch, int) else None
+
+
+def _prefix_tokens(hidden: Tensor, patches: int | None) -> int | None:
+    """Tokens before the patches; 0 for feature maps and for models that merge patches; None where nothing tells."""
+    if hidden.ndim == 4:
+        return 0
+    return None if patches is None else max(hidden.shape[1] - patches, 0)
+
+
+def _able(output: Any, tower: Tower, prefix: int | None) -> set[Pooling]:
+    able = set()
+    if prefix is not None:
+        able.add(Pooling.mean)
+    if prefix:
+        able |= {Pooling.cls, Pooling.cls_mean}
+    if getattr(output, "pooler_output", None) is not None and tower.has_pooler:
+        able.add(Pooling.pooler)
+    if tower.model_type in PROJECTED:
+        able.add(Pooling.projection)
+    return able

@@ -262,7 +262,7 @@ KINDS: dict[str, type] = {
     "size": Size,
     **dict.fromkeys(INGREDIENTS[Recipe.alignvl], bool),
     **{key: type(value) for key, value in DETAIL_DEFAULTS.items()},
-    **{field.name.replace("_", "-"): field.type for field in fields(Shape)},  # type: ignore[dict-item]
+    **{field.name.replace("_", "-"): type(getattr(RELEASED_SHAPE, field.name)) for field in fields(Shape)},
 }
 """Every setting of `train`, as its flag is spelled without the dashes, and its type."""
 
@@ -342,13 +342,13 @@ def _parsed(key: str, value: Any) -> Any:
         value = float(value)
     if type(value) is not kind:
         raise UsageError(f"--{key}: wanted {_KIND_WORDS[kind]}, got {value!r}")
-    if kind is float and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"--{key}: wanted a finite number, got {value}")
     if key in RANGES:
         wanted, holds = RANGES[key]
         _require(holds(value), key, wanted, value)
     if key == "temperature":
-        _temperature(value)
+        _temperature(str(value))
     return value
 
 

@@ -12,16 +12,6 @@ if TYPE_CHECKING:
     from alignvl_cli.store.reader import Store
 
 
-def open_run(session: Session, path: Path | None, device: str = "cpu") -> "Run":
-    """The run at `path`, else the newest of the workspace."""
-    from alignvl_cli.runs.folder import load_run
-
-    if path is None:
-        path = session.workspace.newest_run()
-        session.note(f"using the newest run, {path}")
-    return load_run(path, device)
-
-
 def store_of(session: Session, run: "Run", data: Path | None) -> "Store":
     """The store at `data`, else the one the run was trained on: by its content in the workspace, then by its path."""
     from alignvl_cli.store.reader import open_store
@@ -49,15 +39,16 @@ def make_index(
     from alignvl_cli.retrieval.index import build_index
 
     store = store_of(session, run, data)
-    output = output or session.workspace.new_index(f"{run.path.resolve().name}-{split}")
-    record = build_index(run, store, split, output, device=device, overwrite=overwrite)
+    with session.workspace.place_for(output, "indexes", f"{run.path.resolve().name}-{split}") as place:
+        record = build_index(run, store, split, place, device=device, overwrite=overwrite)
     session.note(f"indexed {record.images:,} images and {record.captions:,} captions")
-    return output
+    return place
 
 
 def open_or_make_index(session: Session, path: Path | None, device: str) -> "Index":
     """The index at `path`, else the workspace's newest, else one built now for the newest run."""
     from alignvl_cli.retrieval.index import open_index
+    from alignvl_cli.runs.folder import load_run
 
     if path is None:
         indexes, runs = session.workspace.indexes(), session.workspace.runs()
@@ -69,5 +60,6 @@ def open_or_make_index(session: Session, path: Path | None, device: str) -> "Ind
                 session.note(f"(there is a newer run, {runs[-1].name}: index it with `alignvl index`)")
             return index
         session.note("no index yet: building one for the newest run")
-        path = make_index(session, open_run(session, None, device), None, None, "all", device, overwrite=False)
+        run = load_run(session.newest_run(), device)
+        path = make_index(session, run, None, None, "all", device, overwrite=False)
     return open_index(path)

@@ -23,17 +23,19 @@ def eval_(
 ) -> None:
     """Report retrieval recall, in both directions.
 
-    Ranks are exact, and ties lose. A FAISS index of each projected gallery is built too, and its agreement with the exact ranks reported.
+    Ranks are exact, and ties lose. A FAISS index of each projected gallery is built too, and its agreement
+    with the exact ranks is reported.
     """
-    from alignvl_cli.commands.artefacts import open_run, store_of
+    from alignvl_cli.commands.artefacts import store_of
     from alignvl_cli.devices import choose_device
     from alignvl_cli.report.retrieval import evaluation_table
     from alignvl_cli.retrieval.evaluate import compare, evaluate, save_evaluation
+    from alignvl_cli.runs.folder import load_run
 
     place = choose_device(device)
     evaluations = []
-    for path in runs or [None]:
-        run = open_run(session, path, place)
+    for path in runs or [session.newest_run()]:
+        run = load_run(path, place)
         evaluation = evaluate(run, store_of(session, run, data), split, device=place)
         for warning in evaluation.warnings:
             session.warn(warning)

@@ -1,5 +1,6 @@
 """`alignvl extract`: frozen-encoder latents of a dataset into a store."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ from alignvl_cli.commands.options import DeviceOption, OverwriteOption, Precisio
 from alignvl_cli.commands.session import Session
 from alignvl_cli.config import MAX_PIXELS, DatasetOptions, Device, ExtractConfig, Pooling, Precision, StoreDtype
 from alignvl_cli.encoders.names import DEFAULT_TEXT, DEFAULT_VISION
+from alignvl_cli.errors import RejectedError
 
 DATA, ENCODERS, WORK = "Data", "Encoders", "Work"
 
@@ -68,3 +70,45 @@ def extract(
         batch_size=batch_size, workers=workers, dtype=dtype, max_pixels=max_pixels, max_rejected=max_rejected
     )
     options = DatasetOptions(image_root=image_root, image_column=image_column, caption_column=caption_column)
+
+    from alignvl_cli.devices import choose_device
+    from alignvl_cli.pairs.dataset import open_dataset
+
+    place = choose_device(device)
+    pairs = open_dataset(dataset, options)
+
+    from alignvl_cli.encoders.text import load_text
+    from alignvl_cli.encoders.vision import load_vision
+    from alignvl_cli.extraction.events import Finished
+    from alignvl_cli.extraction.plan import existing_store_matches, make_plan
+    from alignvl_cli.extraction.run import run_extraction
+    from alignvl_cli.report.progress import ExtractionProgress
+
+    images = load_vision(vision, pooling=image_pooling, device=place, precision=precision)
+    captions = load_text(text, pooling=text_pooling, device=place, precision=precision)
+    plan = make_plan(pairs, images, captions, config)
+    store = output or session.workspace.store_path(pairs.name, plan.encoder_hash)
+    if not (overwrite or restart) and existing_store_matches(store, plan):
+        session.note(f"{store} is complete and made of the same data by the same encoders: nothing to do")
+        session.result(store)
+        return
+    work = run_extraction(
+        pairs,
+        images,
+        captions,
+        store,
+        config,
+        overwrite=overwrite,
+        restart=restart,
+        settings={"vision": vision, "text": text, "image_root": image_root and str(image_root), **asdict(config)},
+        counter=session.workspace.next_store_counter(),
+    )
+    with ExtractionProgress(session.err, quiet=session.quiet) as progress:
+        for event in work:
+            progress.show(event)
+    session.result(store)
+    if isinstance(event, Finished) and event.summary.too_many_rejected:
+        raise RejectedError(
+            f"{event.summary.rejected} of {len(pairs.items)} images were rejected, more than --max-rejected"
+            f" {max_rejected:g} allows; the store is complete without them, and its /rejected says why each was"
+        )

@@ -25,8 +25,10 @@ def index(
 
     `alignvl search` asks them. Prints their path.
     """
-    from alignvl_cli.commands.artefacts import make_index, open_run
+    from alignvl_cli.commands.artefacts import make_index
     from alignvl_cli.devices import choose_device
+    from alignvl_cli.runs.folder import load_run
 
     place = choose_device(device)
-    session.result(make_index(session, open_run(session, run, place), output, data, split, place, overwrite))
+    trained = load_run(run or session.newest_run(), place)
+    session.result(make_index(session, trained, output, data, split, place, overwrite))

@@ -113,10 +113,9 @@ def _index_facts(path: Path, check: bool) -> dict[str, Any]:
     from alignvl_cli.retrieval.index import open_index
 
     record = open_index(path).record  # strict: every part's hash is verified in any case
-    counts = record["counts"]
     return {
-        "what": f"{counts['images']:,} images, {counts['captions']:,} captions of split {record['split']}",
-        **record,
+        "what": f"{record.images:,} images, {record.captions:,} captions of split {record.split}",
+        **record.to_json(),
         "check": "every part equals its SHA-256",
     }
 

@@ -45,17 +45,14 @@ def search(
     place = choose_device(device)
     asked = open_or_make_index(session, index, place)
     encoder = DualEncoder.load(asked.run_path, device=place)
-    queries, query_QE = (text, encoder.encode_text(text)) if text else (image, encoder.encode_image(image))
+    queries = [*(text or []), *map(str, image or [])]
+    query_QE = encoder.encode_text(queries) if text else encoder.encode_image(queries)
     gallery = of or (Gallery.image if text else Gallery.text)
-    found = ask(asked, encoder, query_QE, k=k, of=gallery)
+    found = dict(zip(queries, ask(asked, encoder, query_QE, k=k, of=gallery), strict=True))
     if as_json:
-        results = [
-            {"query": str(query), "of": gallery.value, "hits": [hit.to_json() for hit in hits]}
-            for query, hits in zip(queries, found, strict=True)
-        ]
-        session.result(
-            json.dumps({"schema": "alignvl.search/1", "index": str(asked.path), "results": results}, indent=2)
-        )
+        results = [{"query": query, "hits": [hit.to_json() for hit in hits]} for query, hits in found.items()]
+        answer = {"schema": "alignvl.search/1", "index": str(asked.path), "of": gallery.value, "results": results}
+        session.result(json.dumps(answer, indent=2, ensure_ascii=False))
         return
-    for query, hits in zip(queries, found, strict=True):
-        session.show(hits_table(str(query), gallery, hits))
+    for query, hits in found.items():
+        session.show(hits_table(query, gallery, hits))

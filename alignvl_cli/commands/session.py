@@ -40,6 +40,12 @@ class Session:
         piped = not sys.stderr.isatty()
         return Console(stderr=True, highlight=False, soft_wrap=piped)
 
+    def newest_run(self) -> Path:
+        """The workspace's newest run, said on stderr: the user named none."""
+        path = self.workspace.newest_run()
+        self.note(f"using the newest run, {path}")
+        return path
+
     def result(self, line: str | Path) -> None:
         """Print the one line that scripts read: never wrapped, styled or shortened."""
         print(line, flush=True)

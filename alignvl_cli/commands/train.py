@@ -175,8 +175,8 @@ def train(
         stores = [session.workspace.newest_store()]
         session.note(f"training on the newest store, {stores[0]}")
     settings = resolve_train(*layers, flags, pairs=count_pairs(stores))
-    run = output or session.workspace.new_run(settings.name)
-    with TrainingProgress(session.err, quiet=session.quiet) as progress:
-        for record in train_run(stores, run, settings, val=val, overwrite=overwrite):
-            progress.show(record)
+    with session.workspace.place_for(output, "runs", settings.name) as run:
+        with TrainingProgress(session.err, quiet=session.quiet) as progress:
+            for record in train_run(stores, run, settings, val=val, overwrite=overwrite):
+                progress.show(record)
     session.result(run)

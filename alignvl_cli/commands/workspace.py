@@ -4,6 +4,8 @@
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,13 +50,18 @@ class Workspace:
 
         return 1 + max((creation_counter(path) or 0 for path in self.stores()), default=0)
 
-    def new_run(self, name: str) -> Path:
-        """An empty, numbered run folder of our own."""
-        return _claim(self.root / "runs", name)
-
-    def new_index(self, name: str) -> Path:
-        """A numbered name for an index, claimed as an empty folder."""
-        return _claim(self.root / "indexes", name)
+    @contextmanager
+    def place_for(self, output: Path | None, kind: str, name: str) -> Iterator[Path]:
+        """`output`, else a numbered folder of `kind` claimed for `name`; one that stays empty is given back."""
+        if output is not None:
+            yield output
+            return
+        path = _claim(self.root / kind, name)
+        try:
+            yield path
+        finally:
+            if not any(path.iterdir()):
+                path.rmdir()
 
 
 def _numbered(folder: Path, last_file: str) -> list[Path]:

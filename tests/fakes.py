@@ -1,14 +1,18 @@
 """Fakes with a known answer: a latent is a function of the pair's id, so perfect recall is what must come out."""
 
 import hashlib
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from alignvl_cli.config import StoreDtype
+from alignvl_cli.pairs.items import Dataset, ImageSource, Item
 from alignvl_cli.provenance import fingerprint, made_by
 from alignvl_cli.store.schema import Rejected
 from alignvl_cli.store.writer import StoreAbout, StoreRows, write_store
@@ -108,3 +112,121 @@ def _split_codes(splits: dict[str, float] | Sequence[str], images: int) -> tuple
     borders = np.cumsum([round(share * images) for share in splits.values()][:-1])
     which = np.searchsorted(borders, np.arange(images), side="right")
     return names, [names.index(list(splits)[part]) for part in which]
+
+
+def make_dataset(
+    folder: Path,
+    *,
+    images: int = 40,
+    captions_per_image: Sequence[int] = (1, 2, 3),
+    splits: Sequence[str] | None = None,
+    repeat_image_every: int | None = None,
+    repeat_caption_every: int | None = None,
+) -> Dataset:
+    """Real picture files, each of one colour, whose captions begin with that colour: the fake encoders' concept.
+
+    With `repeat_image_every` n, every n-th item has the bytes of the first; with `repeat_caption_every` n,
+    every n-th item's first caption is the first item's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    items = []
+    for i, count in enumerate(islice(cycle(captions_per_image), images)):
+        look = 0 if repeat_image_every and i % repeat_image_every == 0 else i
+        colour = (look % 256, look // 256, 77)
+        path = folder / f"{i:05d}.png"
+        Image.new("RGB", (12, 10), colour).save(path)
+        name = "-".join(map(str, colour))
+        captions = [f"{name} caption {n} of item {i}{' and more' * (i % 7)}" for n in range(count)]
+        if captions and items and repeat_caption_every and i % repeat_caption_every == 0:
+            captions[0] = items[0].captions[0]
+        items.append(
+            Item(
+                id=f"item{i}",
+                uri=path.name,
+                captions=tuple(captions),
+                split=splits[i] if splits else None,
+                label="",
+                source=ImageSource(path),
+            )
+        )
+    return Dataset(name="fake", record={"format": "fake", "images": images}, items=items)
+
+
+@dataclass(frozen=True)
+class CornerColour:
+    """Picklable preprocessing: a 2 x 2 picture, as a worker process gets it."""
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        return np.asarray(image.resize((2, 2), Image.Resampling.NEAREST), dtype=np.float32).transpose(2, 0, 1)
+
+
+@dataclass
+class FakeVision:
+    """Encodes a picture of one colour as the concept of "r-g-b", plus a trace of its batch.
+
+    The trace (1e-4 of the batch's mean colour) makes latents depend on which pictures share a batch, as
+    rounding does in real encoders: equal bits then mean equal batches.
+    """
+
+    dim: int = 16
+    name: str = "fake-vision"
+    delay: float = 0.0
+    """Seconds a batch."""
+    poison: str | None = None
+    """The concept whose latent comes out as NaN."""
+    journal: Path | None = None
+    """Gets a line a picture encoded."""
+    batches: list[int] = field(default_factory=list)
+    """Size of each batch encoded."""
+    preprocess: CornerColour = field(default_factory=CornerColour)
+
+    def __post_init__(self) -> None:
+        self.record = {"model": self.name, "dim": self.dim}
+        self.about = {"id": self.name, "precision": "fp32", "device": "cpu"}
+        self.width = self.dim
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        return self.preprocess(image)
+
+    def encode(self, pixels_BCHW: np.ndarray) -> np.ndarray:
+        time.sleep(self.delay)
+        names = ["-".join(str(int(value)) for value in pixels[:, 0, 0]) for pixels in pixels_BCHW]
+        self.batches.append(len(names))
+        return _encode(names, self.dim, pixels_BCHW.mean(), self.poison, self.journal)
+
+
+@dataclass
+class FakeText:
+    """Encodes a caption as the concept of its first word, plus a trace of its batch."""
+
+    dim: int = 16
+    name: str = "fake-text"
+    max_length: int = 12
+    delay: float = 0.0
+    poison: str | None = None
+    journal: Path | None = None
+    batches: list[list[str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.record = {"model": self.name, "dim": self.dim}
+        self.about = {"id": self.name, "precision": "fp32", "device": "cpu"}
+        self.width = self.dim
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) for text in texts]
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        time.sleep(self.delay)
+        self.batches.append(list(texts))
+        trace = np.mean([len(text) for text in texts])
+        return _encode([text.split()[0] for text in texts], self.dim, trace, self.poison, self.journal)
+
+
+def _encode(names: list[str], dim: int, trace: float, poison: str | None, journal: Path | None) -> np.ndarray:
+    if journal is not None:
+        with open(journal, "a") as stream:
+            stream.writelines(f"{name}\n" for name in names)
+    latents = np.stack([concept(name, dim) for name in names]) + np.float32(1e-4 * trace)
+    if poison in names:
+        latents[names.index(poison)] = np.nan
+    return latents

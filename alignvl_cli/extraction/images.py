@@ -1,0 +1,248 @@
+"""The image stage: each distinct picture content decoded and encoded once, into shards.
+
+A shard is a stretch of the dataset's rows. Its *contents* are the readable files in it whose bytes
+stood in no earlier row; the later ones share the first one's latent. Contents are numbered through
+the whole dataset in order of first appearance, and every content has a row in its shard's latents,
+one that turns out not to be a picture too (zeros, never used): so numbers follow from hashes alone,
+before anything is decoded, and do not depend on who does the work or when.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from alignvl_cli.encoders.vision import VisionEncoder
+from alignvl_cli.errors import DataError, MismatchError
+from alignvl_cli.extraction.events import Progress, Stage
+from alignvl_cli.extraction.pictures import hash_sources, prepare_sources
+from alignvl_cli.extraction.plan import Plan
+from alignvl_cli.extraction.stopwatch import Stopwatch
+from alignvl_cli.extraction.work_folder import WorkFolder
+from alignvl_cli.extraction.workers import Workers
+from alignvl_cli.pairs.items import Item
+
+NO_CONTENT = -1
+KEY_BYTES = 16
+"""Of each SHA-256, kept in memory to know a content again."""
+HASH_CHUNK = 64
+DECODE_CHUNK = 16
+"""Pictures in one task: enough that passing it costs nothing, few enough that many in flight fit in memory."""
+
+
+@dataclass
+class EncodedImages:
+    """What is known of each row once its picture is encoded."""
+
+    sha256: np.ndarray
+    """(rows, 32) uint8; zeros for a file that could not be read."""
+    content: np.ndarray
+    """(rows,) int64 number of each row's content, NO_CONTENT for a file that could not be read."""
+    starts: list[int] = field(default_factory=list)
+    """The first content of each shard."""
+    contents: int = 0
+    reasons: dict[int, str] = field(default_factory=dict)
+    """Row -> why it is rejected."""
+    taken_up: int = 0
+    """Rows of shards that were finished before."""
+
+    @property
+    def accepted(self) -> np.ndarray:
+        """Rows whose picture has a latent, ascending."""
+        is_rejected = np.zeros(len(self.content), dtype=bool)
+        is_rejected[list(self.reasons)] = True
+        return np.flatnonzero(~is_rejected)
+
+
+@dataclass
+class _Shard:
+    number: int
+    rows: range
+    found: list[bytes | str]
+    """SHA-256 of each row's file, or why it cannot be read."""
+    record: dict[str, Any] | None
+    """Of a finished shard."""
+    new_rows: list[int] = field(default_factory=list)
+    """Rows that bring a content not seen before, in order."""
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some of a shard's contents, to be decoded in one task; a shard without any has one empty chunk."""
+
+    shard: _Shard
+    positions: Sequence[int]
+    """Among the shard's contents."""
+    is_last: bool
+
+
+def encode_images(
+    items: Sequence[Item], vision: VisionEncoder, plan: Plan, folder: WorkFolder, workers: Workers, watch: Stopwatch
+) -> Generator[Progress, None, EncodedImages]:
+    """Finish all image shards. Raises DataError when the encoder returns a number that is not finite."""
+    done = EncodedImages(np.zeros((len(items), 32), np.uint8), np.full(len(items), NO_CONTENT, np.int64))
+    rejected_contents: dict[int, str] = {}
+    pieces = workers.map(prepare_sources, _chunks(items, vision, plan, folder, workers, done), ahead=2 * workers.count)
+    session_rows = 0
+    batch = _Batch(items, vision, plan, watch)
+    while True:
+        with watch.measure("decode"):
+            chunk, pictures = next(pieces, (None, ()))
+        if chunk is None:
+            break
+        shard = chunk.shard
+        for position, picture in zip(chunk.positions, pictures, strict=True):
+            if isinstance(picture, str):
+                batch.reject(position, picture)
+            else:
+                batch.add(shard, position, picture)
+                if batch.is_full:
+                    batch.encode(shard)
+                    here = session_rows + shard.new_rows[position] - shard.rows.start + 1
+                    yield _progress(shard.new_rows[position] + 1, len(items), here, watch)
+        if not chunk.is_last:
+            continue
+        if shard.record is None:
+            batch.encode(shard)
+            with watch.measure("write"):
+                shard.record = _record(shard, batch.rejected)
+                folder.write_shard(Stage.images, shard.number, batch.latents(len(shard.new_rows)), shard.record)
+            session_rows += len(shard.rows)
+        else:
+            done.taken_up += len(shard.rows)
+        batch.clear()
+        start = done.starts[shard.number]
+        rejected_contents |= {start + int(position): why for position, why in shard.record["rejected"].items()}
+        yield _progress(shard.rows.stop, len(items), session_rows, watch)
+    for row in np.flatnonzero(np.isin(done.content, list(rejected_contents))).tolist():
+        done.reasons[row] = rejected_contents[int(done.content[row])]
+    return done
+
+
+class _Batch:
+    """Pictures on their way through the encoder, and the latents of one shard."""
+
+    def __init__(self, items: Sequence[Item], vision: VisionEncoder, plan: Plan, watch: Stopwatch) -> None:
+        self._items = items
+        self._vision = vision
+        self._size = plan.batch_size
+        self._watch = watch
+        self.clear()
+
+    def clear(self) -> None:
+        self._positions: list[int] = []
+        self._pixels: list[np.ndarray] = []
+        self._latents: list[tuple[list[int], np.ndarray]] = []
+        self.rejected: dict[int, str] = {}
+
+    def reject(self, position: int, reason: str) -> None:
+        self.rejected[position] = reason
+
+    def add(self, shard: _Shard, position: int, pixels: np.ndarray) -> None:
+        self._positions.append(position)
+        self._pixels.append(pixels)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._pixels) == self._size
+
+    def encode(self, shard: _Shard) -> None:
+        if not self._pixels:
+            return
+        with self._watch.measure("encode_images"):
+            latents = self._vision.encode(np.stack(self._pixels))
+        finite = np.isfinite(latents).all(axis=1)
+        if not finite.all():
+            item = self._items[shard.new_rows[self._positions[int(np.flatnonzero(~finite)[0])]]]
+            raise DataError(
+                f"the vision encoder returned a number that is not finite for image {item.id!r}; "
+                "try --precision fp32, or take the picture out"
+            )
+        self._latents.append((self._positions, latents))
+        self._positions, self._pixels = [], []
+
+    def latents(self, count: int) -> np.ndarray:
+        """(count, D) float32, zeros where a content was rejected."""
+        latent = np.zeros((count, self._vision.width), np.float32)
+        for positions, part in self._latents:
+            latent[positions] = part
+        return latent
+
+
+def _chunks(
+    items: Sequence[Item],
+    vision: VisionEncoder,
+    plan: Plan,
+    folder: WorkFolder,
+    workers: Workers,
+    done: EncodedImages,
+) -> Iterator[tuple[_Chunk, tuple[Any, ...]]]:
+    """The decoding tasks, numbering contents in `done` on the way."""
+    known: dict[bytes, int] = {}
+    for shard in _surveyed(items, plan, folder, workers):
+        _number_contents(shard, known, done)
+        positions = range(len(shard.new_rows)) if shard.record is None else range(0)
+        for first in range(0, max(1, len(positions)), DECODE_CHUNK):
+            here = positions[first : first + DECODE_CHUNK]
+            rows = [shard.new_rows[position] for position in here]
+            arguments = (
+                vision.preprocess,
+                plan.max_pixels,
+                [items[row].source for row in rows],
+                [done.sha256[row].tobytes() for row in rows],
+            )
+            yield _Chunk(shard, here, first + DECODE_CHUNK >= len(positions)), arguments
+
+
+def _number_contents(shard: _Shard, known: dict[bytes, int], done: EncodedImages) -> None:
+    done.starts.append(done.contents)
+    for row, found in zip(shard.rows, shard.found, strict=True):
+        if isinstance(found, str):
+            done.reasons[row] = found
+            continue
+        done.sha256[row] = np.frombuffer(found, np.uint8)
+        number = known.setdefault(found[:KEY_BYTES], done.contents)
+        done.content[row] = number
+        if number == done.contents:
+            done.contents += 1
+            shard.new_rows.append(row)
+    if shard.record is not None and shard.record["contents"] != len(shard.new_rows):
+        raise MismatchError("image files changed since the extraction was begun; begin again with --restart")
+
+
+def _surveyed(items: Sequence[Item], plan: Plan, folder: WorkFolder, workers: Workers) -> Iterator[_Shard]:
+    """All shards in order: what stands in their files, from the record of a finished one, else by reading them."""
+    borders = range(0, len(items), plan.image_shard)
+    rows = [range(start, min(start + plan.image_shard, len(items))) for start in borders]
+    records = [folder.read_shard(Stage.images, number, {"rows": [r.start, r.stop]}) for number, r in enumerate(rows)]
+    pending = (
+        (None, ([items[row].source for row in here[first : first + HASH_CHUNK]],))
+        for here, record in zip(rows, records, strict=True)
+        if record is None
+        for first in range(0, len(here), HASH_CHUNK)
+    )
+    # A whole shard ahead, so that decoding goes on across its border.
+    hashed = workers.map(hash_sources, pending, ahead=max(2 * workers.count, plan.image_shard // HASH_CHUNK))
+    for number, (here, record) in enumerate(zip(rows, records, strict=True)):
+        if record is None:
+            found = [one for _ in range(0, len(here), HASH_CHUNK) for one in next(hashed)[1]]
+        else:
+            found = [
+                bytes.fromhex(one) if one else record["unreadable"][str(n)] for n, one in enumerate(record["sha256"])
+            ]
+        yield _Shard(number, here, found, record)
+
+
+def _record(shard: _Shard, rejected: dict[int, str]) -> dict[str, Any]:
+    return {
+        "rows": [shard.rows.start, shard.rows.stop],
+        "contents": len(shard.new_rows),
+        "sha256": [one.hex() if isinstance(one, bytes) else None for one in shard.found],
+        "unreadable": {str(n): one for n, one in enumerate(shard.found) if isinstance(one, str)},
+        "rejected": {str(position): reason for position, reason in rejected.items()},
+    }
+
+
+def _progress(done: int, total: int, in_session: int, watch: Stopwatch) -> Progress:
+    return Progress(Stage.images, done, total, in_session / watch.total())

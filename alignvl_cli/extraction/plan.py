@@ -1,0 +1,108 @@
+"""What an extraction will do, as JSON: two with equal plans reach the same datasets bit for bit."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from alignvl_cli.config import ExtractConfig
+from alignvl_cli.encoders.records import VERSIONS, encoder_hash
+from alignvl_cli.encoders.text import TextEncoder
+from alignvl_cli.encoders.vision import VisionEncoder
+from alignvl_cli.pairs.items import Dataset
+from alignvl_cli.provenance import fingerprint, library_versions
+from alignvl_cli.store.reader import read_made_by
+
+IMAGE_SHARD_BATCHES = 16
+"""512 images by default: about ten seconds on a laptop, one on a GPU."""
+TEXT_SHARD_BATCHES = 64
+"""Shards long enough that sorting by length leaves next to no padding."""
+CONTENT = ("dataset", "images", "encoder_hash", "vision", "text", "precision", "max_pixels", "dtype")
+"""The part of a plan that a person would call other data; the rest decides last bits, and shard borders."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that decides the bits of the datasets; `workers` does not."""
+
+    dataset: dict[str, Any]
+    images: int
+    encoder_hash: str
+    vision: dict[str, Any]
+    text: dict[str, Any]
+    precision: dict[str, str]
+    """Of each encoder."""
+    max_pixels: int
+    dtype: str
+    device: dict[str, str]
+    libraries: dict[str, str]
+    batch_size: int
+    """Images, and captions, in one forward."""
+    image_shard: int
+    """Rows of the dataset in one shard."""
+    text_shard: int
+    """Distinct captions in one shard."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def content(self) -> str:
+        """Hash of the part that `CONTENT` names."""
+        return _content(self.to_json())
+
+
+def make_plan(dataset: Dataset, vision: VisionEncoder, text: TextEncoder, config: ExtractConfig) -> Plan:
+    """The plan of `run_extraction` with these arguments; reads no image and encodes nothing."""
+    versions = library_versions()
+    return Plan(
+        dataset=dataset.record,
+        images=len(dataset.items),
+        encoder_hash=encoder_hash(vision.record, text.record),
+        vision=vision.record,
+        text=text.record,
+        precision={"vision": str(vision.about["precision"]), "text": str(text.about["precision"])},
+        max_pixels=config.max_pixels,
+        dtype=config.dtype.value,
+        device={"vision": str(vision.about["device"]), "text": str(text.about["device"])},
+        libraries={name: versions[name] for name in VERSIONS if name in versions},
+        batch_size=config.batch_size,
+        image_shard=IMAGE_SHARD_BATCHES * config.batch_size,
+        text_shard=TEXT_SHARD_BATCHES * config.batch_size,
+    )
+
+
+def existing_store_matches(output: Path, plan: Plan) -> bool:
+    """Whether `output` is a complete store of the same data, encoders, precision and dtype: nothing is left to do.
+
+    Cheap: compares records and encodes nothing. Batch size, device and library versions may differ,
+    as they move latents within rounding only.
+    """
+    made_by = read_made_by(output)
+    return made_by is not None and isinstance(made_by.get("plan"), dict) and _content(made_by["plan"]) == plan.content()
+
+
+def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two plans, one phrase each, by dotted name."""
+    before, after = dict(_flat(there)), dict(_flat(now))
+    return [
+        f"{name} was {_short(before.get(name))}, now {_short(after.get(name))}"
+        for name in dict.fromkeys([*before, *after])
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _content(plan: Mapping[str, Any]) -> str:
+    return fingerprint({name: plan.get(name) for name in CONTENT})
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from _flat(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", inner
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

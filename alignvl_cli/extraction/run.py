@@ -1,0 +1,129 @@
+"""An extraction from end to end: images, splits, texts, store."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from alignvl_cli.config import ExtractConfig
+from alignvl_cli.encoders.text import TextEncoder
+from alignvl_cli.encoders.vision import VisionEncoder
+from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.extraction.assembly import Encoded, assemble
+from alignvl_cli.extraction.events import Event, ExtractSummary, Finished, Note, Seconds
+from alignvl_cli.extraction.images import EncodedImages, encode_images
+from alignvl_cli.extraction.plan import make_plan
+from alignvl_cli.extraction.stopwatch import Stopwatch
+from alignvl_cli.extraction.texts import encode_texts, gather_captions
+from alignvl_cli.extraction.work_folder import sync_into_place, work_folder
+from alignvl_cli.extraction.workers import choose_workers, started_workers
+from alignvl_cli.pairs.items import Dataset
+from alignvl_cli.pairs.splits import split_rows
+from alignvl_cli.provenance import made_by
+
+ALWAYS_FORGIVEN = 10
+"""Images that may be unreadable however small the dataset is."""
+
+
+def run_extraction(
+    dataset: Dataset,
+    vision: VisionEncoder,
+    text: TextEncoder,
+    output: Path,
+    config: ExtractConfig,
+    *,
+    overwrite: bool = False,
+    restart: bool = False,
+    settings: Mapping[str, Any],
+    counter: int = 0,
+) -> Iterator[Event]:
+    """Encode `dataset` into the store `output`, yielding progress; the last record is `Finished`.
+
+    Takes up what an interrupted run with the same plan left in `output`.partial, or discards it with
+    `restart`. The store appears under its name whole or not at all. `settings` are recorded with it,
+    and so is `counter`, the store's place in its workspace.
+
+    Raises UsageError when `output` is there and `overwrite` does not say to replace it, DataError
+    when nothing can be read, an encoder returns NaN, or another process works on the same store, and
+    MismatchError when the interrupted run had other settings.
+    """
+    _check_output(output, overwrite)
+    watch = Stopwatch()
+    plan = make_plan(dataset, vision, text, config)
+    with work_folder(output, plan, restart=restart) as folder:
+        _check_output(output, overwrite)  # once more, now that nobody else is at work on it
+        count = choose_workers(config.workers, len(dataset.items))
+        with started_workers(count) as workers:
+            images = yield from encode_images(dataset.items, vision, plan, folder, workers, watch)
+        accepted = images.accepted
+        if not len(accepted):
+            folder.discard()
+            raise DataError(_nothing_readable(dataset, images))
+        splits = split_rows(
+            [dataset.items[row].split for row in accepted.tolist()],
+            [images.sha256[row].tobytes() for row in accepted.tolist()],
+        )
+        yield from (Note(note) for note in splits.notes)
+        captions = gather_captions(dataset.items, accepted)
+        if not captions.caption:
+            folder.discard()
+            raise DataError(f"no caption at all among the {len(accepted)} images that can be read")
+        is_truncated = yield from encode_texts(captions.distinct, text, plan, folder, watch)
+        with watch.measure("write"):
+            made = made_by("extract", settings, counter=counter, plan=plan.to_json())
+            written = assemble(folder, dataset, vision, text, Encoded(images, captions, splits), plan, made)
+            sync_into_place(folder.assembled, output)
+            folder.discard()
+    rejected = len(images.reasons)
+    yield Finished(
+        ExtractSummary(
+            output=output,
+            content_hash=written.content_hash,
+            images=len(accepted),
+            distinct_images=len(set(images.content[accepted].tolist())),
+            captions=len(captions.caption),
+            distinct_captions=len(captions.distinct),
+            repeated_captions=len(captions.caption) - len(captions.distinct),
+            truncated_captions=int(is_truncated[captions.number].sum()),
+            cleaned_captions=dataset.cleaned_captions,
+            blank_captions=dataset.blank_captions,
+            rejected=rejected,
+            too_many_rejected=rejected > max(ALWAYS_FORGIVEN, config.max_rejected * len(dataset.items)),
+            leaks=splits.leaks,
+            split_sizes={
+                name: splits.codes.count(code) for code, name in enumerate(splits.names) if code in splits.codes
+            },
+            rounding_error=written.rounding_error,
+            taken_up=images.taken_up,
+            workers=count,
+            seconds=Seconds(
+                decode=watch["decode"],
+                encode_images=watch["encode_images"],
+                encode_texts=watch["encode_texts"],
+                write=watch["write"],
+                total=watch.total(),
+            ),
+        )
+    )
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if not output.exists():
+        return
+    if not overwrite:
+        raise UsageError(f"{output} is there already; choose another --output, or give --overwrite to replace a store")
+    if not output.is_file() or not h5py.is_hdf5(output):
+        raise UsageError(
+            f"{output} is there and is no store, so --overwrite does not replace it; choose another --output"
+        )
+
+
+def _nothing_readable(dataset: Dataset, images: EncodedImages) -> str:
+    reason, count = Counter(images.reasons.values()).most_common(1)[0]
+    row = next(row for row, why in images.reasons.items() if why == reason)
+    return (
+        f"none of the {len(dataset.items)} images can be read; most often ({count}): {reason}, "
+        f"as {dataset.items[row].source.path}; are the paths right (--image-root)?"
+    )

@@ -1,0 +1,91 @@
+"""The text stage: each distinct caption encoded once, into shards, sorted by length inside each."""
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+
+from alignvl_cli.encoders.text import TextEncoder
+from alignvl_cli.errors import DataError
+from alignvl_cli.extraction.events import Progress, Stage
+from alignvl_cli.extraction.plan import Plan
+from alignvl_cli.extraction.stopwatch import Stopwatch
+from alignvl_cli.extraction.work_folder import WorkFolder
+from alignvl_cli.pairs.items import Item
+from alignvl_cli.provenance import canonical_json
+
+SHOWN_CHARACTERS = 60
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The text rows of a store; identical captions share one of the distinct ones."""
+
+    caption: list[str]
+    image: np.ndarray
+    """(T,) int64 row of each caption's image, in the store."""
+    distinct: list[str]
+    """In order of first appearance."""
+    number: np.ndarray
+    """(T,) int64 position of each caption in `distinct`."""
+
+
+def gather_captions(items: Sequence[Item], accepted: np.ndarray) -> Captions:
+    """The captions of the accepted rows; those of a rejected image go with it."""
+    captions = [items[row].captions for row in accepted.tolist()]
+    caption = [text for texts in captions for text in texts]
+    image = np.repeat(np.arange(len(captions)), [len(texts) for texts in captions])
+    known: dict[str, int] = {}
+    number = np.fromiter((known.setdefault(text, len(known)) for text in caption), np.int64, len(caption))
+    return Captions(caption, image, list(known), number)
+
+
+def encode_texts(
+    distinct: Sequence[str], text: TextEncoder, plan: Plan, folder: WorkFolder, watch: Stopwatch
+) -> Generator[Progress, None, np.ndarray]:
+    """Finish all text shards; returns which captions are truncated, (distinct,) bool.
+
+    Raises DataError when the encoder returns a number that is not finite.
+    """
+    is_truncated = np.zeros(len(distinct), dtype=bool)
+    started = time.perf_counter()
+    encoded = 0
+    for number, start in enumerate(range(0, len(distinct), plan.text_shard)):
+        texts = distinct[start : start + plan.text_shard]
+        wanted = {
+            "captions": len(texts),
+            "captions_xxh3": xxhash.xxh3_64_hexdigest(canonical_json(list(texts)).encode()),
+        }
+        record = folder.read_shard(Stage.texts, number, wanted)
+        if record is None:
+            with watch.measure("encode_texts"):
+                tokens = np.asarray(text.lengths(texts))
+            latents = np.empty((len(texts), text.width), np.float32)
+            # Longest first: a batch that does not fit in memory fails at once, not after hours.
+            order = np.argsort(-tokens, kind="stable")
+            for first in range(0, len(order), plan.batch_size):
+                chosen = order[first : first + plan.batch_size]
+                with watch.measure("encode_texts"):
+                    latents[chosen] = text.encode([texts[position] for position in chosen])
+                _check_finite(latents[chosen], [texts[position] for position in chosen])
+                encoded += len(chosen)
+                rate = encoded / (time.perf_counter() - started)
+                yield Progress(Stage.texts, start + first + len(chosen), len(distinct), rate)
+            record = {**wanted, "truncated": np.flatnonzero(tokens > text.max_length).tolist()}
+            with watch.measure("write"):
+                folder.write_shard(Stage.texts, number, latents, record)
+        else:
+            yield Progress(Stage.texts, start + len(texts), len(distinct), 0.0)
+        is_truncated[start + np.asarray(record["truncated"], dtype=np.int64)] = True
+    return is_truncated
+
+
+def _check_finite(latents: np.ndarray, texts: Sequence[str]) -> None:
+    finite = np.isfinite(latents).all(axis=1)
+    if not finite.all():
+        caption = texts[int(np.flatnonzero(~finite)[0])][:SHOWN_CHARACTERS]
+        raise DataError(
+            f"the text encoder returned a number that is not finite for the caption {caption!r}; try --precision fp32"
+        )

@@ -1,0 +1,118 @@
+"""Ordered work in worker processes, a bounded way ahead; or the same in this process."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+from alignvl_cli.errors import DataError
+
+Tag = TypeVar("Tag")
+
+MOST_WORKERS = 8
+FEW_IMAGES = 4_000
+"""Below, starting processes costs more than they save."""
+
+
+class Workers(Protocol):
+    """Runs picklable functions; results come in the order of the tasks, whoever did them."""
+
+    count: int
+
+    def map(
+        self, function: Callable[..., Any], tasks: Iterable[tuple[Tag, Sequence[Any]]], ahead: int
+    ) -> Iterator[tuple[Tag, Any]]:
+        """`(tag, function(*arguments))` for each `(tag, arguments)`; at most `ahead` tasks wait or run beyond the
+        one handed out, so memory is bounded however slow the consumer is."""
+        ...
+
+
+class InProcess:
+    count = 0
+
+    def map(
+        self, function: Callable[..., Any], tasks: Iterable[tuple[Tag, Sequence[Any]]], ahead: int
+    ) -> Iterator[tuple[Tag, Any]]:
+        for tag, arguments in tasks:
+            yield tag, function(*arguments)
+
+
+class InProcesses:
+    def __init__(self, pool: ProcessPoolExecutor, count: int) -> None:
+        self.count = count
+        self._pool = pool
+
+    def map(
+        self, function: Callable[..., Any], tasks: Iterable[tuple[Tag, Sequence[Any]]], ahead: int
+    ) -> Iterator[tuple[Tag, Any]]:
+        waiting: deque[tuple[Tag, Future[Any]]] = deque()
+        try:
+            for tag, arguments in tasks:
+                with _undisturbed():
+                    waiting.append((tag, self._pool.submit(function, *arguments)))
+                if len(waiting) > ahead:
+                    tag, future = waiting.popleft()
+                    yield tag, future.result()
+            for tag, future in waiting:
+                yield tag, future.result()
+        except BrokenProcessPool as problem:
+            raise DataError(
+                "a process that decodes images died, of too little memory or of a picture that crashes the decoder; "
+                "what is finished is kept: run the same command again with fewer --workers (0: no such processes)"
+            ) from problem
+
+
+@contextmanager
+def started_workers(count: int) -> Iterator[Workers]:
+    """`count` processes, or none; they end with the block, and with this process however it ends."""
+    if count == 0:
+        yield InProcess()
+        return
+    # Spawned, not forked: torch and HDF5 hold threads and locks that do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin)
+    try:
+        yield InProcesses(pool, count)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def choose_workers(asked: int | None, images: int) -> int:
+    """As asked; else one for each core but one, at most 8, and none for a few images."""
+    if asked is not None:
+        return asked
+    return 0 if images < FEW_IMAGES else min((os.cpu_count() or 1) - 1, MOST_WORKERS)
+
+
+def _begin() -> None:
+    """A worker's first act. Ctrl-C is the main process's to handle; a worker whose main process was killed leaves,
+    where it would else wait for tasks for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold Ctrl-C back while a process may be started: it inherits the mask, and dies silently instead of printing
+    a traceback from the middle of its imports."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)

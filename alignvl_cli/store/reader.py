@@ -147,6 +147,8 @@ class Store:
     def _block(self, name: str, latent: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
         if isinstance(rows, slice):
             rows = np.arange(len(latent))[rows]
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(latent):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(latent)}")
         self._verify_rows(name, latent, rows)
         is_run = len(rows) > 0 and rows[-1] - rows[0] == len(rows) - 1 and bool((np.diff(rows) == 1).all())
         picked = latent[rows[0] : rows[-1] + 1] if is_run else latent[rows]

@@ -83,7 +83,7 @@ def test_what_no_store_may_hold_is_refused_and_leaves_nothing(tmp_path, change, 
     ],
 )
 def test_rows_that_do_not_fit_are_a_bug_of_the_caller(tmp_path, change):
-    with pytest.raises(ValueError, match="rows|block|past"):
+    with pytest.raises(ValueError, match=r"rows|block|past"):
         write(tmp_path / "s.h5", **change)
     assert list(tmp_path.iterdir()) == []
 

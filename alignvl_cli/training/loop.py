@@ -90,7 +90,7 @@ def take_step(plan: Plan, state: TrainState, slices: Slices) -> LossParts:
     """One optimiser step; the losses stay on the device."""
     loss = batch_loss(plan, state.adapters, slices, progress=state.step / plan.total_steps)
     state.optimiser.zero_grad(set_to_none=True)
-    loss.loss.backward()  # type: ignore[no-untyped-call]
+    loss.loss.backward()
     set_lr(state.optimiser, learning_rate(state.step, plan.total_steps, plan.config.lr))
     state.optimiser.step()
     state.adapters.clamp_tau()

@@ -6,34 +6,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from alignvl_cli.align.adapters import AdapterShape, new_pair
-from alignvl_cli.align.streams import Streams
-from alignvl_cli.config import NoiseKind, NoisePosition, TrainConfig
-from alignvl_cli.devices import choose_device, choose_precision
+from alignvl_cli.config import TrainConfig
+from alignvl_cli.devices import choose_device
 from alignvl_cli.provenance import made_by
 from alignvl_cli.runs.writer import RunWriter, claim_run
 from alignvl_cli.store.reader import Store, open_store
-from alignvl_cli.training.batches import steps_per_epoch
-from alignvl_cli.training.data import (
-    blocks,
-    duplicate_keys,
-    load_split,
-    normalise,
-    require_same_encoders,
-    root_mean_square,
-    shared_images,
-)
-from alignvl_cli.training.ingredients import Gather, input_transforms, noise_std, output_transforms
-from alignvl_cli.training.loop import Plan, TrainState, fit
+from alignvl_cli.training.loop import TrainState, fit
 from alignvl_cli.training.machine import device_name, peak_memory_bytes
-from alignvl_cli.training.optimiser import adamw
+from alignvl_cli.training.prepare import TRAIN, VAL, prepare
 from alignvl_cli.training.records import Finished, Record, Started, Step, log_line
-
-TRAIN, VAL = "train", "val"
-FAINT_NOISE = 0.05
-"""Below this share of the latents' RMS the noise is said to be faint."""
 
 
 def count_pairs(stores: Sequence[Path]) -> int:
@@ -55,8 +36,7 @@ def train_run(
     device = choose_device(config.device)
     opened = [open_store(path) for path in stores]
     val_store = opened[0] if val is None else open_store(val)
-    require_same_encoders([*opened, val_store])
-    plan, state, started = _prepare(opened, val_store, config, device)
+    plan, state, started = prepare(opened, val_store, config, device)
     claim_run(output, overwrite)
     environment = made_by("train", config.to_json(), device=device_name(device), threads=started.threads)
     with RunWriter(output, _describe(opened, val_store, state, config, started), environment) as writer:
@@ -74,92 +54,6 @@ def train_run(
         result = _result(state, started, rates, wall_s=time.perf_counter() - began)
         writer.finish(result)
     yield Finished(result=result)
-
-
-def _prepare(
-    stores: Sequence[Store], val_store: Store, config: TrainConfig, device: str
-) -> tuple[Plan, TrainState, Started]:
-    """Everything before the first step: data resident and normalised, adapters initialised, ingredients collected."""
-    precision = choose_precision(config.precision, device)
-    pairs = sum(len(store.rows(TRAIN).text) for store in stores)
-    epoch_steps = steps_per_epoch(pairs, config.batch_size)  # before reading gigabytes
-    train, val = load_split(stores, TRAIN), load_split([val_store], VAL)
-    streams = Streams(config.seed, device)
-    adapters = new_pair(_shape(config, train.image_ID.shape[1], train.text_TC.shape[1]), streams)
-    for adapter, trained, validated in (
-        (adapters.image, train.image_ID, val.image_ID),
-        (adapters.text, train.text_TC, val.text_TC),
-    ):
-        adapter.norm.fit(blocks(trained))
-        normalise(trained, adapter.norm)
-        normalise(validated, adapter.norm)
-    latent_rms = {"image": root_mean_square(train.image_ID), "text": root_mean_square(train.text_TC)}
-    keys = duplicate_keys(stores, TRAIN).to(device) if config.mask_duplicates else None
-    gather = Gather(train.to(device), keys)
-    adapters.to(device)
-    plan = Plan(
-        config=config,
-        gather=gather,
-        inputs=tuple(input_transforms(config, gather, latent_rms, streams)),
-        outputs=tuple(output_transforms(config, latent_rms, streams)),
-        val=val.to(device),
-        steps_per_epoch=epoch_steps,
-        precision=precision,
-    )
-    noise_share = _noise_share(config, latent_rms)
-    started = Started(
-        pairs=pairs,
-        images=len(train.image_ID),
-        val_images=len(val.image_ID),
-        val_captions=val.pairs,
-        epochs=config.epochs,
-        steps_per_epoch=epoch_steps,
-        total_steps=plan.total_steps,
-        batch_size=config.batch_size,
-        parameters=sum(parameter.numel() for parameter in adapters.parameters()),
-        device=device,
-        precision=precision.value,
-        threads=torch.get_num_threads(),
-        latent_rms=latent_rms,
-        noise_share=noise_share,
-        notes=tuple(_notes(stores, val_store, config, noise_share)),
-    )
-    return plan, TrainState(adapters, adamw(adapters), streams), started
-
-
-def _shape(config: TrainConfig, image_width: int, text_width: int) -> AdapterShape:
-    return AdapterShape(
-        kind=config.adapter,
-        image_width=image_width,
-        text_width=text_width,
-        depth=config.adapter_depth,
-        embed_dim=config.embed_dim,
-        dropout=config.dropout,
-        latent_norm=config.latent_norm,
-        temperature=config.temperature,
-    )
-
-
-def _noise_share(config: TrainConfig, latent_rms: dict[str, float]) -> dict[str, float] | None:
-    if config.noise is NoiseKind.none or config.noise_position is NoisePosition.output:
-        return None
-    std = noise_std(config, latent_rms)
-    return {side: std[side] / rms if rms else 0.0 for side, rms in latent_rms.items()}
-
-
-def _notes(
-    stores: Sequence[Store], val_store: Store, config: TrainConfig, noise_share: dict[str, float] | None
-) -> Iterator[str]:
-    """What the user should know before the first step."""
-    if noise_share is not None:
-        faint = max(noise_share.values()) < FAINT_NOISE
-        advice = "; so little noise can hardly act (--noise-units rms makes it a share of the latents)" if faint else ""
-        yield (
-            f"the {config.noise} noise is {noise_share['image']:.1%} of the RMS of the image latents "
-            f"and {noise_share['text']:.1%} of that of the text latents{advice}"
-        )
-    if shared := shared_images(stores, TRAIN, val_store, VAL):
-        yield f"{shared} validation images are training images too: the selected epoch is flattered"
 
 
 def _describe(

@@ -9,12 +9,12 @@ from alignvl_cli.align.adapters import Adapter, AdapterPair
 from alignvl_cli.align.ranks import image_to_text_ranks, recalls, text_to_image_ranks
 from alignvl_cli.training.data import SplitLatents, blocks
 
-VALIDATIONS = 15
-"""A run validates about this often."""
+VALIDATIONS = 20
+"""A run validates at most this often, and at least half as often if it has the epochs."""
 
 
 def is_validation_epoch(epoch: int, epochs: int) -> bool:
-    """Whether the run validates after this epoch (from 1): every ceil(epochs / 15) epochs, and after the last."""
+    """Whether the run validates after this epoch (from 1): every ceil(epochs / 20) epochs, and after the last."""
     return epoch % -(-epochs // VALIDATIONS) == 0 or epoch == epochs
 
 

@@ -1,0 +1,125 @@
+"""From open stores and settings to the first step."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from alignvl_cli.align.adapters import AdapterShape, new_pair
+from alignvl_cli.align.streams import Streams
+from alignvl_cli.config import NoiseKind, NoisePosition, TrainConfig
+from alignvl_cli.devices import choose_precision
+from alignvl_cli.errors import DataError
+from alignvl_cli.store.reader import Store
+from alignvl_cli.training.batches import steps_per_epoch
+from alignvl_cli.training.data import (
+    blocks,
+    duplicate_keys,
+    load_split,
+    normalise,
+    require_same_encoders,
+    root_mean_square,
+    shared_images,
+)
+from alignvl_cli.training.ingredients import Gather, input_transforms, noise_std, output_transforms
+from alignvl_cli.training.loop import Plan, TrainState
+from alignvl_cli.training.optimiser import adamw
+from alignvl_cli.training.records import Started
+
+TRAIN, VAL = "train", "val"
+FAINT_NOISE = 0.05
+"""Below this share of the latents' RMS the noise is said to be faint."""
+
+
+def prepare(
+    stores: Sequence[Store], val_store: Store, config: TrainConfig, device: str
+) -> tuple[Plan, TrainState, Started]:
+    """Everything before the first step: data resident and normalised, adapters initialised, ingredients collected.
+
+    `device` is one that is there. Raises as `train_run` does.
+    """
+    require_same_encoders([*stores, val_store])
+    if VAL not in val_store.split_sizes():
+        raise DataError(
+            f"{val_store.path}: no image in split {VAL!r}, and training selects its best epoch there; "
+            "name a store that has one with --val, or declare the split in the data and extract again"
+        )
+    precision = choose_precision(config.precision, device)
+    pairs = sum(len(store.rows(TRAIN).text) for store in stores)
+    epoch_steps = steps_per_epoch(pairs, config.batch_size)  # before reading gigabytes
+    train, val = load_split(stores, TRAIN), load_split([val_store], VAL)
+    streams = Streams(config.seed, device)
+    adapters = new_pair(_shape(config, train.image_ID.shape[1], train.text_TC.shape[1]), streams)
+    for adapter, trained, validated in (
+        (adapters.image, train.image_ID, val.image_ID),
+        (adapters.text, train.text_TC, val.text_TC),
+    ):
+        adapter.norm.fit(blocks(trained))
+        normalise(trained, adapter.norm)
+        normalise(validated, adapter.norm)
+    latent_rms = {"image": root_mean_square(train.image_ID), "text": root_mean_square(train.text_TC)}
+    keys = duplicate_keys(stores, TRAIN).to(device) if config.mask_duplicates else None
+    gather = Gather(train.to(device), keys)
+    adapters.to(device)
+    plan = Plan(
+        config=config,
+        gather=gather,
+        inputs=tuple(input_transforms(config, gather, latent_rms, streams)),
+        outputs=tuple(output_transforms(config, latent_rms, streams)),
+        val=val.to(device),
+        steps_per_epoch=epoch_steps,
+        precision=precision,
+    )
+    noise_share = _noise_share(config, latent_rms)
+    started = Started(
+        pairs=pairs,
+        images=len(train.image_ID),
+        val_images=len(val.image_ID),
+        val_captions=val.pairs,
+        epochs=config.epochs,
+        steps_per_epoch=epoch_steps,
+        total_steps=plan.total_steps,
+        batch_size=config.batch_size,
+        parameters=sum(parameter.numel() for parameter in adapters.parameters()),
+        device=device,
+        precision=precision.value,
+        threads=torch.get_num_threads(),
+        latent_rms=latent_rms,
+        noise_share=noise_share,
+        notes=tuple(_notes(stores, val_store, config, noise_share)),
+    )
+    return plan, TrainState(adapters, adamw(adapters), streams), started
+
+
+def _shape(config: TrainConfig, image_width: int, text_width: int) -> AdapterShape:
+    return AdapterShape(
+        kind=config.adapter,
+        image_width=image_width,
+        text_width=text_width,
+        depth=config.adapter_depth,
+        embed_dim=config.embed_dim,
+        dropout=config.dropout,
+        latent_norm=config.latent_norm,
+        temperature=config.temperature,
+    )
+
+
+def _noise_share(config: TrainConfig, latent_rms: dict[str, float]) -> dict[str, float] | None:
+    if config.noise is NoiseKind.none or config.noise_position is NoisePosition.output:
+        return None
+    std = noise_std(config, latent_rms)
+    return {side: std[side] / rms if rms else 0.0 for side, rms in latent_rms.items()}
+
+
+def _notes(
+    stores: Sequence[Store], val_store: Store, config: TrainConfig, noise_share: dict[str, float] | None
+) -> Iterator[str]:
+    """What the user should know before the first step."""
+    if noise_share is not None:
+        faint = max(noise_share.values()) < FAINT_NOISE
+        advice = "; so little noise can hardly act (--noise-units rms makes it a share of the latents)" if faint else ""
+        yield (
+            f"the {config.noise} noise is {noise_share['image']:.1%} of the RMS of the image latents "
+            f"and {noise_share['text']:.1%} of that of the text latents{advice}"
+        )
+    if shared := shared_images(stores, TRAIN, val_store, VAL):
+        yield f"{shared} validation images are training images too: the selected epoch is flattered"

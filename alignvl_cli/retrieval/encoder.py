@@ -126,6 +126,6 @@ def _flattened(image: Image.Image) -> Image.Image:
 
 
 def _blocks(latent_ND: np.ndarray) -> Iterator[np.ndarray]:
-    """Contiguous float32 blocks; one empty block for no rows."""
+    """Contiguous float32 copies of blocks (a mapped store cannot be written to); one empty block for no rows."""
     for start in range(0, max(1, len(latent_ND)), PROJECT_ROWS):
-        yield np.ascontiguousarray(latent_ND[start : start + PROJECT_ROWS], dtype=np.float32)
+        yield np.array(latent_ND[start : start + PROJECT_ROWS], dtype=np.float32, order="C")

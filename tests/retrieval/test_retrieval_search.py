@@ -1,0 +1,107 @@
+"""Search: ranking, folding of duplicates, and refusals, with encoders whose latents are known."""
+
+import numpy as np
+import pytest
+from fake_runs import make_run
+from fakes import make_store
+
+from alignvl_cli.errors import MismatchError
+from alignvl_cli.retrieval.encoder import DualEncoder
+from alignvl_cli.retrieval.hits import Gallery
+from alignvl_cli.retrieval.index import build_index, open_index
+from alignvl_cli.retrieval.search import search
+from alignvl_cli.runs.folder import load_run
+from alignvl_cli.store.reader import open_store
+
+
+def opened(folder, **store):
+    made = open_store(make_store(folder / "store.h5", **store))
+    run = load_run(make_run(folder / "run", made))
+    build_index(run, made, "all", folder / "index")
+    return open_index(folder / "index"), DualEncoder(run, "cpu"), made
+
+
+def test_the_image_of_each_caption_comes_first(tmp_path):
+    index, encoder, store = opened(tmp_path, images=30)
+    found = search(index, encoder, encoder.project_text(store.text_latent), k=3, of=Gallery.image)
+    assert [hits[0].id for hits in found] == [store.image_id[row] for row in store.text_image]
+    assert [[hit.rank for hit in hits] for hits in found] == [[1, 2, 3]] * len(store.text_caption)
+    assert all(1.0 + 1e-6 >= hits[0].score >= hits[1].score >= hits[2].score for hits in found)
+    assert all(hit.count == 1 for hits in found for hit in hits)
+
+
+def test_scores_are_cosines(tmp_path):
+    index, encoder, store = opened(tmp_path, images=30)
+    query = encoder.project_image(store.image_latent[:1])
+    hit = search(index, encoder, query, k=1, of=Gallery.image)[0][0]
+    assert hit.score == pytest.approx(1.0, abs=1e-6)
+    assert (hit.id, hit.uri, hit.caption) == (store.image_id[0], store.image_uri[0], store.text_caption[0])
+
+
+def test_captions_of_the_same_text_are_one_hit_with_a_count(tmp_path):
+    latent = np.eye(12, dtype=np.float32)
+    text = np.concatenate([np.tile(latent[0], (6, 1)), latent[6:]])
+    index, encoder, _ = opened(
+        tmp_path,
+        images=12,
+        captions_per_image=(1,),
+        image_latent=latent,
+        text_latent=text,
+        captions=["a heart"] * 6 + [f"caption {n}" for n in range(6)],
+    )
+    hits = search(index, encoder, encoder.project_image(latent[:1]), k=4, of=Gallery.text)[0]
+    assert (hits[0].caption, hits[0].count, hits[0].id) == ("a heart", 6, "s0-item00000")
+    assert len({hit.caption for hit in hits}) == 4
+    assert [hit.rank for hit in hits] == [1, 2, 3, 4]
+
+
+def test_images_of_the_same_content_are_one_hit_with_a_count(tmp_path):
+    index, encoder, store = opened(tmp_path, images=12)
+    content = index.items[Gallery.image].content
+    content[3] = content[5] = content[0]
+    hits = search(index, encoder, encoder.project_image(store.image_latent), k=12, of=Gallery.image)
+    assert {len(found) for found in hits} == {10}
+    assert [hit.count for hit in hits[0]] == [3] + [1] * 9
+
+
+def test_as_many_distinct_hits_as_asked_are_found_below_any_number_of_copies(tmp_path):
+    latent = np.eye(64, dtype=np.float32)
+    latent[:60] = latent[0]
+    latent[:60, 63] = 0.1
+    index, encoder, _ = opened(
+        tmp_path,
+        images=64,
+        captions_per_image=(1,),
+        image_latent=latent,
+        text_latent=latent,
+        captions=["the same"] * 60 + ["b", "c", "d", "e"],
+    )
+    hits = search(index, encoder, encoder.project_image(latent[:2]), k=3, of=Gallery.text)
+    assert [[hit.count for hit in found] for found in hits] == [[60, 1, 1]] * 2
+
+
+def test_k_above_the_gallery_gives_all_of_it(tmp_path):
+    index, encoder, store = opened(tmp_path, images=5)
+    hits = search(index, encoder, encoder.project_image(store.image_latent[:1]), k=100, of=Gallery.image)
+    assert sorted(hit.id for hit in hits[0]) == store.image_id
+
+
+def test_no_query_no_answer_and_k_must_be_positive(tmp_path):
+    index, encoder, store = opened(tmp_path, images=5)
+    assert search(index, encoder, np.empty((0, encoder.width), np.float32), k=3, of=Gallery.image) == []
+    with pytest.raises(ValueError, match="at least 1"):
+        search(index, encoder, encoder.project_image(store.image_latent), k=0, of=Gallery.image)
+
+
+def test_an_index_of_other_adapters_is_refused(tmp_path):
+    index, encoder, store = opened(tmp_path, images=5)
+    other = DualEncoder(load_run(make_run(tmp_path / "other", store, seed=3)), "cpu")
+    with pytest.raises(MismatchError, match="other"):
+        search(index, other, other.project_image(store.image_latent), k=1, of=Gallery.image)
+
+
+def test_hits_are_json():
+    from alignvl_cli.retrieval.hits import Hit
+
+    hit = Hit(rank=1, score=0.5, id="a", uri="a.png", caption="one", count=2)
+    assert hit.to_json() == {"rank": 1, "score": 0.5, "id": "a", "uri": "a.png", "caption": "one", "count": 2}

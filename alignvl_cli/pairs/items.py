@@ -61,3 +61,5 @@ class Dataset:
     """Captions in which NUL or lone surrogates were replaced by U+FFFD."""
     blank_captions: int = 0
     """Captions of white space alone, which were dropped."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the user: what was read otherwise than it stands, or left out."""

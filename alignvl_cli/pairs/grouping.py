@@ -1,0 +1,172 @@
+"""Rows become images: those of one image are put together, and what contradicts is refused."""
+
+import difflib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alignvl_cli.config import DatasetOptions
+from alignvl_cli.errors import DataError
+from alignvl_cli.pairs.captions import UNSTORABLE, CaptionCleaner
+from alignvl_cli.pairs.items import ImageSource, Item
+from alignvl_cli.pairs.splits import split_name
+from alignvl_cli.pairs.tables import Row
+
+
+@dataclass(slots=True)
+class _Draft:
+    """An image that may still get captions from rows to come."""
+
+    image: str
+    where: str
+    whole: bool
+    """Its one row held a list of captions: no other row may add to it."""
+    split: str | None
+    label: str
+    captions: list[str]
+
+
+@dataclass(slots=True)
+class Grouping:
+    """Groups rows by image and refuses what contradicts.
+
+    A row with a list of captions is a whole image; rows with single captions are grouped by image.
+    """
+
+    path: Path
+    options: DatasetOptions
+    drafts: dict[str, _Draft] = field(default_factory=dict)
+    """By id, in order of appearance."""
+    grouped: dict[str, str] = field(default_factory=dict)
+    """Id of each image that is spread over rows of single captions."""
+    columns: Sequence[str] = ()
+    """Of the first row."""
+    cleaner: CaptionCleaner = field(default_factory=CaptionCleaner)
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """Columns that may be read."""
+        named = (self.options.image_column, self.options.caption_column or "captions")
+        return frozenset({*named, "captions", "caption", "id", "split", "label"})
+
+    def items(self, locate: Callable[[str], tuple[str, ImageSource]]) -> list[Item]:
+        """The images in the order of their first rows; `locate` knows uri and source of each image as written."""
+        if not self.drafts:
+            raise DataError(
+                f"{self.path}: this manifest is empty; it should have a row with an image and a caption at least"
+            )
+        if not any(draft.captions for draft in self.drafts.values()):
+            names = [self.options.caption_column] if self.options.caption_column else ["captions", "caption"]
+            raise DataError(
+                f"{self.path}: not one caption for {len(self.drafts)} images in column "
+                f"{' or '.join(map(repr, names))} ({_columns_found(self.columns)}); "
+                f"{_advice('--caption-column', names[-1], self.columns)}"
+            )
+        return [
+            Item(identity, uri, tuple(draft.captions), draft.split, draft.label, source)
+            for identity, draft in self.drafts.items()
+            for uri, source in [locate(draft.image)]
+        ]
+
+    def add(self, row: Row) -> None:
+        self.columns = self.columns or row.columns
+        image = self._image(row)
+        identity = self._name(row, "id") or image
+        split = (self._name(row, "split") or "").strip()
+        captions, whole = self._captions(row)
+        found = _Draft(
+            image, row.where, whole, split_name(split) if split else None, self._name(row, "label") or "", captions
+        )
+        if not whole and self.grouped.setdefault(image, identity) != identity:
+            raise self._error(
+                row,
+                f"image {image!r} has id {identity!r} here and {self.grouped[image]!r} before; rows of one image need "
+                "one id (drop the id column to group them by image, or give `captions` as a list to keep them apart)",
+            )
+        known = self.drafts.setdefault(identity, found)
+        if known is not found:
+            self._merge(row, identity, known, found)
+
+    def _merge(self, row: Row, identity: str, known: _Draft, more: _Draft) -> None:
+        if known.whole or more.whole or known.image != more.image:
+            raise self._error(
+                row,
+                f"duplicate id {identity!r}, already used in {known.where} "
+                f"(image {known.image!r} there, {more.image!r} here); ids must be unique",
+            )
+        if known.split and more.split and known.split != more.split:
+            raise self._error(
+                row, f"image {known.image!r} is in split {more.split!r} here and in {known.split!r} before"
+            )
+        if known.label and more.label and known.label != more.label:
+            raise self._error(row, f"image {known.image!r} has label {more.label!r} here and {known.label!r} before")
+        known.split = known.split or more.split
+        known.label = known.label or more.label
+        known.captions += more.captions
+
+    def _image(self, row: Row) -> str:
+        column = self.options.image_column
+        image = self._name(row, column)
+        if image is not None:
+            return image
+        if column in row.columns:
+            raise self._error(row, f"nothing in column {column!r}, which should hold the path of an image")
+        advice = _advice("--image-column", column, row.columns)
+        raise self._error(row, f"no column {column!r} ({_columns_found(row.columns)}); {advice}")
+
+    def _captions(self, row: Row) -> tuple[list[str], bool]:
+        """The row's captions, cleaned, without the blank ones; and whether they came as a list."""
+        several = row.values.get("captions") not in (None, "")
+        column = self.options.caption_column or ("captions" if several else "caption")
+        value = row.values.get(column)
+        if column == "captions" and isinstance(value, str) and value.startswith("["):
+            value = self._list_in_text(row, value)
+        whole = isinstance(value, list)
+        texts = value if isinstance(value, list) else [] if value is None else [value]
+        for text in texts:
+            if not isinstance(text, str):
+                raise self._error(row, f"a caption in column {column!r} is {_shown(text)}, not text")
+        return self.cleaner.clean(texts), whole
+
+    def _list_in_text(self, row: Row, text: str) -> Any:
+        """`captions` of a format that has no lists, as a JSON list."""
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as problem:
+            raise self._error(row, f"`captions` begins like a list but is no JSON list: {_shown(text)}") from problem
+
+    def _name(self, row: Row, column: str) -> str | None:
+        """Text of a column where nothing may be lost; whole numbers are spelled out; None for an empty cell."""
+        value = row.values.get(column)
+        if value is None or value == "":
+            return None
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if not isinstance(value, str):
+            raise self._error(row, f"column {column!r} holds {_shown(value)}, which is not text")
+        if UNSTORABLE.search(value):
+            raise self._error(
+                row, f"column {column!r} holds {_shown(value)}, with a NUL or half a surrogate pair in it"
+            )
+        return value
+
+    def _error(self, row: Row, problem: str) -> DataError:
+        return DataError(f"{self.path}, {row.where}: {problem}")
+
+
+def _shown(value: object) -> str:
+    """A value in an error message: printable, and not the whole of a long one."""
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _columns_found(columns: Sequence[str]) -> str:
+    return "columns: " + (", ".join(map(repr, columns)) or "none")
+
+
+def _advice(flag: str, wanted: str, columns: Sequence[str]) -> str:
+    folded = {name.casefold(): name for name in columns}
+    nearest = difflib.get_close_matches(wanted.casefold(), folded, n=1)
+    return f"did you mean {flag} {folded[nearest[0]]!r}?" if nearest else f"name the column with {flag}"

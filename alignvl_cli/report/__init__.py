@@ -1,1 +1,1 @@
-"""VIEWS: values in, rich renderables and Markdown out; the live displays alone draw, on a console that they are given."""
+"""VIEWS: values in, rich renderables and Markdown out; only the live displays draw, on a console given to them."""

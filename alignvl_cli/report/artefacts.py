@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 from rich import box
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -26,7 +25,7 @@ class Finding(Protocol):
 
 def facts_table(facts: Mapping[str, Any]) -> Table:
     """Keys and values; those of a nested object are named by their path, `made_by.python`."""
-    table = Table(box=box.SIMPLE, show_header=False)
+    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in _flat(facts):
@@ -39,9 +38,8 @@ def workspace_table(root: str, artefacts: Sequence[Mapping[str, Any]]) -> Render
     if not artefacts:
         return Text("nothing in the workspace ").append_text(safe(root)).append(" yet; begin with: alignvl extract")
     newest = {row["kind"]: row["path"] for row in artefacts}
-    table = Table(
-        box=box.SIMPLE_HEAD, title=Text("workspace ", style="bold").append_text(safe(root)), title_justify="left"
-    )
+    title = Text("workspace ", style="bold").append_text(safe(root))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("kind")
     table.add_column("path", overflow="fold")
     table.add_column("what it is", overflow="fold")
@@ -49,12 +47,12 @@ def workspace_table(root: str, artefacts: Sequence[Mapping[str, Any]]) -> Render
         name = _below(root, row["path"])
         mark = " *" if row["path"] == newest[row["kind"]] else ""
         table.add_row(row["kind"], safe(name).append(mark, style="bold"), safe(row["what"]))
-    return Group(table, Padding(Text("* the newest of its kind: taken where no path is given", style="dim"), (0, 1)))
+    return Group(title, table, Text("* the newest of its kind: taken where no path is given", style="dim"))
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
     """A line a check; of a failed one also what to do."""
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("check", no_wrap=True)
     table.add_column("state", no_wrap=True)
     table.add_column("found", overflow="fold")

@@ -36,11 +36,12 @@ class _Bar:
         self._task: TaskID | None = None
 
     def update(self, name: str, done: int, total: int, beneath: Text) -> None:
+        first = self._task is None
         if self._task is None:
             self._task = self._progress.add_task(name, count="")
             self._live.start()
         self._progress.update(self._task, description=name, completed=done, total=total, count=f"{done:,}/{total:,}")
-        self._live.update(Group(self._progress, beneath))
+        self._live.update(Group(self._progress, beneath), refresh=first)
 
     def stop(self) -> None:
         if self._task is not None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
     from alignvl_cli.retrieval.evaluation import Evaluation
 
 DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
+STACKED = {"image to text": "image\nto text\n", "text to image": "text to\nimage\n", "": ""}
+"""The directions above a narrow column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def evaluation_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
     """The recall table of one run, or of several on one evaluation set, with what was counted beneath it."""
     notes = [Text(note) for note in _notes(evaluations)]
     warnings = [safe(f"warning: {warning}", "yellow") for warning in _warnings(evaluations)]
-    return Group(_draw(_grid(evaluations)), *(Padding(line, (0, 1)) for line in [*notes, *warnings]))
+    return Group(_draw(_grid(evaluations)), *notes, *warnings)
 
 
 def evaluation_markdown(evaluations: Sequence["Evaluation"]) -> str:
@@ -114,11 +115,10 @@ def _side_by_side(evaluations: Sequence["Evaluation"]) -> Grid:
 
 
 def _draw(grid: Grid) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold")
-    table.add_column(grid.corner, overflow="fold", vertical="top")
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table.add_column(grid.corner, overflow="fold")
     for group, column in grid.headers:
-        first, _, rest = group.partition(" ")
-        table.add_column("\n".join(filter(None, (first, rest, column))), justify="right", no_wrap=True)
+        table.add_column(STACKED[group] + column, justify="right", no_wrap=True)
     for name, cells in grid.rows:
         table.add_row(safe(name), *map(_drawn_cell, cells))
     return table

@@ -1,0 +1,71 @@
+"""Facts, the workspace's list and the doctor's findings."""
+
+import io
+from typing import NamedTuple
+
+from rich.console import Console
+
+from alignvl_cli.report.artefacts import facts_table, findings_table, workspace_table
+
+
+def drawn(renderable) -> list[str]:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(renderable)
+    return [line.strip() for line in console.file.getvalue().splitlines() if line.strip()]
+
+
+def test_facts_are_flat_and_readable():
+    lines = drawn(
+        facts_table(
+            {"kind": "store", "images": 12345, "dataset": {"format": "jsonl", "options": {"root": None}}, "empty": {},
+             "share": 0.123456789, "splits": ["train", "val"], "ok": True, "path": "[x]\x1b"}
+        )
+    )  # fmt: skip
+    assert [line.split(maxsplit=1) for line in lines] == [
+        ["kind", "store"],
+        ["images", "12,345"],
+        ["dataset.format", "jsonl"],
+        ["dataset.options.root", "-"],
+        ["empty", "-"],
+        ["share", "0.123457"],
+        ["splits", "train, val"],
+        ["ok", "yes"],
+        ["path", "[x]␛"],
+    ]
+
+
+def test_the_newest_of_each_kind_is_marked():
+    lines = drawn(
+        workspace_table(
+            "w",
+            [
+                {"kind": "store", "path": "w/stores/a.h5", "what": "10 images"},
+                {"kind": "run", "path": "w/runs/0001-x", "what": "first"},
+                {"kind": "run", "path": "w/runs/0002-y", "what": "second"},
+            ],
+        )
+    )
+    assert lines[0] == "workspace w"
+    text = "\n".join(lines)
+    assert "stores/a.h5 *" in text
+    assert "runs/0002-y *" in text
+    assert "runs/0001-x *" not in text
+    assert "first" in text
+    assert "* the newest of its kind" in text
+
+
+def test_an_empty_workspace_says_how_to_begin():
+    assert drawn(workspace_table("w", [])) == ["nothing in the workspace w yet; begin with: alignvl extract"]
+
+
+class Finding(NamedTuple):
+    topic: str
+    found: str
+    wrong: str = ""
+
+
+def test_findings_say_what_is_wrong_and_what_to_do():
+    lines = drawn(findings_table([Finding("torch", "2.9"), Finding("disk", "1 MiB free", "make room")]))
+    assert lines[-3].split() == ["torch", "ok", "2.9"]
+    assert lines[-2].split() == ["disk", "wrong", "1", "MiB", "free"]
+    assert lines[-1] == "make room"

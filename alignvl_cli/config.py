@@ -46,6 +46,22 @@ class StoreDtype(StrEnum):
     float16 = "float16"
 
 
+class DatasetFormat(StrEnum):
+    """How a dataset is laid out (`--format`)."""
+
+    jsonl = "jsonl"
+    csv = "csv"
+    tsv = "tsv"
+    parquet = "parquet"
+    karpathy = "karpathy"
+    coco = "coco"
+    flickr_token = "flickr-token"
+    flickr_csv = "flickr-csv"
+    folder = "folder"
+    webdataset = "webdataset"
+    huggingface = "huggingface"
+
+
 class NoiseKind(StrEnum):
     gaussian = "gaussian"
     uniform = "uniform"
@@ -118,6 +134,8 @@ class DatasetOptions:
     """`--image-column`"""
     caption_column: str | None = None
     """Default: `captions`, else `caption` (`--caption-column`)."""
+    format: DatasetFormat | None = None
+    """None: told from the path and what stands there (`--format`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,10 +20,15 @@ class ImageSource:
     size: int | None = None
     """Start and length in bytes; None for a whole file."""
 
-    def read(self) -> bytes:
-        """The encoded image. OSError when it is missing, cut short, or no regular file (a pipe would block)."""
-        if not stat.S_ISREG(os.stat(self.path).st_mode):
+    def read(self, at_most: int | None = None) -> bytes:
+        """The bytes. OSError when they are missing, cut short, more than `at_most`, or in no regular file (a pipe
+        would block)."""
+        about = os.stat(self.path)
+        if not stat.S_ISREG(about.st_mode):
             raise OSError(f"{self.path} is not a regular file")
+        length = about.st_size if self.size is None else self.size
+        if at_most is not None and length > at_most:
+            raise OSError(f"{length} bytes long, more than {at_most}")
         with open(self.path, "rb") as stream:
             if self.offset is None or self.size is None:
                 return stream.read()

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alignvl_cli.config import DatasetOptions
+from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.pairs.dataset import FILES, open_dataset
+from alignvl_cli.pairs.dataset import open_dataset
 from alignvl_cli.provenance import file_sha256
 
 DEFAULT = DatasetOptions()
@@ -284,8 +284,10 @@ def test_binary_empty_and_unreadable_files_of_any_suffix(tmp_path, suffix):
     with pytest.raises(DataError, match=r"No such file.*\.jsonl.*demo:emoji"):
         open_dataset(str(spec), DEFAULT)
     spec.mkdir()
-    with pytest.raises(DataError, match="not a regular file"):
+    with pytest.raises(DataError, match="a folder with no picture"):
         open_dataset(str(spec), DEFAULT)
+    with pytest.raises(DataError, match=f"{spec}.*[Ii]s a directory"):
+        open_dataset(str(spec), DatasetOptions(format=DatasetFormat(suffix[1:])))
     spec.rmdir()
     os.mkfifo(spec)
     with pytest.raises(DataError, match="not a regular file"):
@@ -314,13 +316,12 @@ def test_parquet_text_that_is_not_utf8(tmp_path):
         open_dataset(str(path), DEFAULT)
 
 
-@pytest.mark.parametrize("name", ["m.json", "m", "m.csv.gz", "folder"])
+@pytest.mark.parametrize("name", ["m", "m.csv.gz", "m.zip"])
 def test_an_unknown_format_lists_those_that_are_read(tmp_path, name):
     spec = tmp_path / name
-    if name == "folder":
-        spec.mkdir()
-    else:
-        spec.write_text(GOOD)
+    spec.write_text(GOOD)
     with pytest.raises(UsageError) as caught:
         open_dataset(str(spec), DEFAULT)
-    assert all(known in str(caught.value) for known in [*FILES, "demo:emoji"])
+    for known in (".jsonl", ".csv", ".tsv", ".parquet", "folder", "tars", "demo:emoji", "--format"):
+        assert known in str(caught.value)
+    assert found(str(spec), DatasetOptions(format=DatasetFormat.jsonl)) == {"a.jpg": ("x",)}

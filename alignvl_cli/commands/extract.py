@@ -6,19 +6,30 @@ from typing import Annotated
 
 import typer
 
-from alignvl_cli.commands.options import DeviceOption, OverwriteOption, PrecisionOption
+from alignvl_cli.commands.options import (
+    CaptionColumnOption,
+    DeviceOption,
+    FormatOption,
+    ImageColumnOption,
+    ImageRootOption,
+    MaxPixelsOption,
+    MaxRejectedOption,
+    OverwriteOption,
+    PrecisionOption,
+)
 from alignvl_cli.commands.session import Session
 from alignvl_cli.config import MAX_PIXELS, DatasetOptions, Device, ExtractConfig, Pooling, Precision, StoreDtype
 from alignvl_cli.encoders.names import DEFAULT_TEXT, DEFAULT_VISION
 from alignvl_cli.errors import RejectedError
 
-DATA, ENCODERS, WORK = "Data", "Encoders", "Work"
+ENCODERS, WORK = "Encoders", "Work"
 
 
 def extract(
     session: Session,
     dataset: Annotated[
-        str, typer.Argument(help="A manifest (JSONL, CSV, TSV, Parquet), or `demo:emoji`.")
+        str,
+        typer.Argument(help="A manifest, annotation file, folder, tar (or pattern), `hf:org/name` or `demo:emoji`."),
     ] = "demo:emoji",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Store to make. Default: named in the workspace.")
@@ -35,19 +46,12 @@ def extract(
     text_pooling: Annotated[
         Pooling | None, typer.Option(help="Which vector is the latent. Default: the model's.", rich_help_panel=ENCODERS)
     ] = None,
-    image_root: Annotated[
-        Path | None, typer.Option(help="Where image paths start. Default: the manifest's.", rich_help_panel=DATA)
-    ] = None,
-    image_column: Annotated[str, typer.Option(rich_help_panel=DATA)] = "image",
-    caption_column: Annotated[
-        str | None, typer.Option(help="Default: `captions`, else `caption`.", rich_help_panel=DATA)
-    ] = None,
-    max_pixels: Annotated[
-        int, typer.Option(help="Larger images are rejected before decoding.", rich_help_panel=DATA)
-    ] = MAX_PIXELS,
-    max_rejected: Annotated[
-        float, typer.Option(help="Share of images that may be unreadable; ten always may.", rich_help_panel=DATA)
-    ] = 0.01,
+    data_format: FormatOption = None,
+    image_root: ImageRootOption = None,
+    image_column: ImageColumnOption = "image",
+    caption_column: CaptionColumnOption = None,
+    max_pixels: MaxPixelsOption = MAX_PIXELS,
+    max_rejected: MaxRejectedOption = 0.01,
     batch_size: Annotated[int, typer.Option(rich_help_panel=WORK)] = 32,
     workers: Annotated[
         int | None, typer.Option(help="Processes that decode images. Default: by the machine.", rich_help_panel=WORK)
@@ -69,13 +73,17 @@ def extract(
     config = ExtractConfig(
         batch_size=batch_size, workers=workers, dtype=dtype, max_pixels=max_pixels, max_rejected=max_rejected
     )
-    options = DatasetOptions(image_root=image_root, image_column=image_column, caption_column=caption_column)
+    options = DatasetOptions(
+        image_root=image_root, image_column=image_column, caption_column=caption_column, format=data_format
+    )
 
     from alignvl_cli.devices import choose_device
     from alignvl_cli.pairs.dataset import open_dataset
 
     place = choose_device(device)
     pairs = open_dataset(dataset, options)
+    for note in pairs.notes:
+        session.note(note)
 
     from alignvl_cli.encoders.text import load_text
     from alignvl_cli.encoders.vision import load_vision

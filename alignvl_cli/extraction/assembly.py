@@ -1,13 +1,11 @@
 """The last stage: finished shards, streamed into one store."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from alignvl_cli.config import StoreDtype
-from alignvl_cli.encoders.text import TextEncoder
-from alignvl_cli.encoders.vision import VisionEncoder
 from alignvl_cli.extraction.events import Stage
 from alignvl_cli.extraction.images import EncodedImages
 from alignvl_cli.extraction.plan import Plan
@@ -17,6 +15,10 @@ from alignvl_cli.pairs.items import Dataset
 from alignvl_cli.pairs.splits import SplitPlan
 from alignvl_cli.store.schema import Rejected
 from alignvl_cli.store.writer import StoreAbout, StoreRows, Written, write_store
+
+if TYPE_CHECKING:
+    from alignvl_cli.encoders.text import TextEncoder
+    from alignvl_cli.encoders.vision import VisionEncoder
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Encoded:
 def assemble(
     folder: WorkFolder,
     dataset: Dataset,
-    vision: VisionEncoder,
-    text: TextEncoder,
+    vision: "VisionEncoder",
+    text: "TextEncoder",
     encoded: Encoded,
     plan: Plan,
     made_by: dict[str, Any],

@@ -9,11 +9,10 @@ before anything is decoded, and do not depend on who does the work or when.
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alignvl_cli.encoders.vision import VisionEncoder
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.extraction.events import Progress, Stage
 from alignvl_cli.extraction.pictures import hash_sources, prepare_sources
@@ -22,6 +21,9 @@ from alignvl_cli.extraction.stopwatch import Stopwatch
 from alignvl_cli.extraction.work_folder import WorkFolder
 from alignvl_cli.extraction.workers import Workers
 from alignvl_cli.pairs.items import Item
+
+if TYPE_CHECKING:
+    from alignvl_cli.encoders.vision import VisionEncoder
 
 NO_CONTENT = -1
 KEY_BYTES = 16
@@ -78,7 +80,7 @@ class _Chunk:
 
 
 def encode_images(
-    items: Sequence[Item], vision: VisionEncoder, plan: Plan, folder: WorkFolder, workers: Workers, watch: Stopwatch
+    items: Sequence[Item], vision: "VisionEncoder", plan: Plan, folder: WorkFolder, workers: Workers, watch: Stopwatch
 ) -> Generator[Progress, None, EncodedImages]:
     """Finish all image shards. Raises DataError when the encoder returns a number that is not finite."""
     done = EncodedImages(np.zeros((len(items), 32), np.uint8), np.full(len(items), NO_CONTENT, np.int64))
@@ -123,7 +125,7 @@ def encode_images(
 class _Batch:
     """Pictures on their way through the encoder, and the latents of one shard."""
 
-    def __init__(self, items: Sequence[Item], vision: VisionEncoder, plan: Plan, watch: Stopwatch) -> None:
+    def __init__(self, items: Sequence[Item], vision: "VisionEncoder", plan: Plan, watch: Stopwatch) -> None:
         self._items = items
         self._vision = vision
         self._size = plan.batch_size
@@ -172,7 +174,7 @@ class _Batch:
 
 def _chunks(
     items: Sequence[Item],
-    vision: VisionEncoder,
+    vision: "VisionEncoder",
     plan: Plan,
     folder: WorkFolder,
     workers: Workers,

@@ -12,6 +12,8 @@ from alignvl_cli.encoders.images import UnreadableImage, decode_image
 from alignvl_cli.encoders.pixels import Preprocess
 from alignvl_cli.pairs.items import ImageSource
 
+MOST_BYTES = 1 << 30
+"""Of one file: no picture within any pixel limit is as long, and reading it all would cost a worker's memory."""
 CHANGED = "the file changed while it was being read"
 
 
@@ -31,14 +33,14 @@ def prepare_sources(
 
 def _hash(source: ImageSource) -> bytes | str:
     try:
-        return hashlib.sha256(source.read()).digest()
+        return hashlib.sha256(source.read(MOST_BYTES)).digest()
     except OSError as problem:
         return _reason(problem)
 
 
 def _prepare(preprocess: Preprocess, max_pixels: int, source: ImageSource, sha256: bytes) -> np.ndarray | str:
     try:
-        data = source.read()
+        data = source.read(MOST_BYTES)
         if hashlib.sha256(data).digest() != sha256:
             return CHANGED
         return preprocess(decode_image(data, max_pixels))

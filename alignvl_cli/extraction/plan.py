@@ -3,15 +3,17 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignvl_cli.config import ExtractConfig
 from alignvl_cli.encoders.records import VERSIONS, encoder_hash
-from alignvl_cli.encoders.text import TextEncoder
-from alignvl_cli.encoders.vision import VisionEncoder
 from alignvl_cli.pairs.items import Dataset
 from alignvl_cli.provenance import fingerprint, library_versions
 from alignvl_cli.store.reader import read_made_by
+
+if TYPE_CHECKING:
+    from alignvl_cli.encoders.text import TextEncoder
+    from alignvl_cli.encoders.vision import VisionEncoder
 
 IMAGE_SHARD_BATCHES = 16
 """512 images by default: about ten seconds on a laptop, one on a GPU."""
@@ -51,7 +53,7 @@ class Plan:
         return _content(self.to_json())
 
 
-def make_plan(dataset: Dataset, vision: VisionEncoder, text: TextEncoder, config: ExtractConfig) -> Plan:
+def make_plan(dataset: Dataset, vision: "VisionEncoder", text: "TextEncoder", config: ExtractConfig) -> Plan:
     """The plan of `run_extraction` with these arguments; reads no image and encodes nothing."""
     versions = library_versions()
     return Plan(

@@ -3,13 +3,11 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 
 from alignvl_cli.config import ExtractConfig
-from alignvl_cli.encoders.text import TextEncoder
-from alignvl_cli.encoders.vision import VisionEncoder
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.extraction.assembly import Encoded, assemble
 from alignvl_cli.extraction.events import Event, ExtractSummary, Finished, Note, Seconds
@@ -23,14 +21,18 @@ from alignvl_cli.pairs.items import Dataset
 from alignvl_cli.pairs.splits import split_rows
 from alignvl_cli.provenance import made_by
 
+if TYPE_CHECKING:
+    from alignvl_cli.encoders.text import TextEncoder
+    from alignvl_cli.encoders.vision import VisionEncoder
+
 ALWAYS_FORGIVEN = 10
 """Images that may be unreadable however small the dataset is."""
 
 
 def run_extraction(
     dataset: Dataset,
-    vision: VisionEncoder,
-    text: TextEncoder,
+    vision: "VisionEncoder",
+    text: "TextEncoder",
     output: Path,
     config: ExtractConfig,
     *,
@@ -125,5 +127,5 @@ def _nothing_readable(dataset: Dataset, images: EncodedImages) -> str:
     row = next(row for row, why in images.reasons.items() if why == reason)
     return (
         f"none of the {len(dataset.items)} images can be read; most often ({count}): {reason}, "
-        f"as {dataset.items[row].source.path}; are the paths right (--image-root)?"
+        f"as {dataset.items[row].uri}; are the paths right (--image-root)?"
     )

@@ -3,11 +3,11 @@
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
 
-from alignvl_cli.encoders.text import TextEncoder
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.events import Progress, Stage
 from alignvl_cli.extraction.plan import Plan
@@ -15,6 +15,9 @@ from alignvl_cli.extraction.stopwatch import Stopwatch
 from alignvl_cli.extraction.work_folder import WorkFolder
 from alignvl_cli.pairs.items import Item
 from alignvl_cli.provenance import canonical_json
+
+if TYPE_CHECKING:
+    from alignvl_cli.encoders.text import TextEncoder
 
 SHOWN_CHARACTERS = 60
 
@@ -43,7 +46,7 @@ def gather_captions(items: Sequence[Item], accepted: np.ndarray) -> Captions:
 
 
 def encode_texts(
-    distinct: Sequence[str], text: TextEncoder, plan: Plan, folder: WorkFolder, watch: Stopwatch
+    distinct: Sequence[str], text: "TextEncoder", plan: Plan, folder: WorkFolder, watch: Stopwatch
 ) -> Generator[Progress, None, np.ndarray]:
     """Finish all text shards; returns which captions are truncated, (distinct,) bool.
 

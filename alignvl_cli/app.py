@@ -17,19 +17,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from alignvl_cli.commands import doctor, eval, extract, index, inspect_, search, train
+from alignvl_cli.commands import data, doctor, eval, extract, index, inspect_, search, train
 from alignvl_cli.commands.session import Session
 from alignvl_cli.commands.workspace import Workspace
 from alignvl_cli.errors import AlignvlError, DataError
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_help_option=False,  # ours below: Typer converts the value of its own, and loads pydantic for that
-    add_completion=False,
-    rich_markup_mode=None,  # rich's help costs more time than the rest of `--help` together
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-)
+_LOOK: dict[str, Any] = {
+    "no_args_is_help": True,
+    "add_help_option": False,  # ours below: Typer converts the value of its own, and loads pydantic for that
+    "add_completion": False,
+    "rich_markup_mode": None,  # rich's help costs more time than the rest of `--help` together
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 110},
+}
+app = typer.Typer(**_LOOK)
+data_app = typer.Typer(**_LOOK)
+app.add_typer(data_app, name="data")
 
 SHARED = {
     "workspace": Annotated[
@@ -74,8 +77,8 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
-def register(function: Callable[..., None], name: str) -> None:
-    """Add `function(session, ...)` as a command: its own options, the shared ones, and the error boundary."""
+def register(function: Callable[..., None], name: str, group: typer.Typer = app) -> None:
+    """Add `function(session, ...)` to `group`: its own options, the shared ones, and the error boundary."""
 
     @functools.wraps(function)
     def command(*, workspace: Path, quiet: bool, verbose: bool, **arguments: Any) -> None:
@@ -92,7 +95,7 @@ def register(function: Callable[..., None], name: str) -> None:
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del command.__wrapped__
-    app.command(name, cls=SectionedHelp)(command)
+    group.command(name, cls=SectionedHelp)(command)
 
 
 def leave_with(work: Callable[[], None], verbose: bool) -> int:
@@ -155,20 +158,28 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
+HelpOption = Annotated[
+    bool, typer.Option("--help", "-h", callback=_print_help, is_eager=True, help="Show this message and leave.")
+]
+
+
 @app.callback()
 def alignvl(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
     ] = False,
-    show_help: Annotated[
-        bool, typer.Option("--help", "-h", callback=_print_help, is_eager=True, help="Show this message and leave.")
-    ] = False,
+    show_help: HelpOption = False,
 ) -> None:
     """Align two frozen encoders, a vision model and a text model, and find out what helped.
 
     In an empty folder, on the built-in demo: alignvl extract, then alignvl train, then alignvl eval
     and alignvl search "red heart". Each takes up where the last one left off.
     """
+
+
+@data_app.callback()
+def data_(show_help: HelpOption = False) -> None:
+    """Look at a dataset before anything is made of it."""
 
 
 register(extract.extract, "extract")
@@ -178,3 +189,4 @@ register(index.index, "index")
 register(search.search, "search")
 register(inspect_.inspect_, "inspect")
 register(doctor.doctor, "doctor")
+register(data.check, "check", data_app)

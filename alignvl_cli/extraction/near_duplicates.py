@@ -1,0 +1,65 @@
+"""Which of many signatures resemble each other, without comparing each with each.
+
+Two 64-bit hashes that differ in at most 6 bits agree in at least one of 7 bands of 9 or 10 bits: only
+signatures with an equal band are compared (multi-index hashing: Norouzi, Punjani and Fleet, 2012).
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+HASH_BYTES = 8
+HASH_BITS = 64
+MOST_BITS = 6
+"""Of 64 that may differ."""
+MOST_COLOUR = 12
+"""Of 255: by how much any mean colour of the 4 x 4 grid may differ."""
+MOST_CELLS = 500_000
+"""Pairs compared at once, which bounds the memory."""
+
+
+def near_groups(signatures: Sequence[bytes]) -> list[list[int]]:
+    """Groups of at least two positions in `signatures` whose members resemble each other, or each a third; ascending.
+
+    See `looks.signature_of` for what a signature is. For N signatures with evenly spread hashes about
+    N^2 / 150 pairs of 64-bit words are compared, and far less memory than N^2 is held.
+    """
+    if not signatures:
+        return []
+    table = np.frombuffer(b"".join(signatures), np.uint8).reshape(len(signatures), -1)
+    distinct_SB, which_N = np.unique(table, axis=0, return_inverse=True)  # many equal ones cost nothing
+    hash_S = np.ascontiguousarray(distinct_SB[:, :HASH_BYTES]).view(">u8").ravel().astype(np.uint64)
+    colour_SC = distinct_SB[:, HASH_BYTES:].astype(np.int16)
+    pairs = [np.empty((0, 2), np.int64), *_alike(hash_S, colour_SC)]
+    ends_P2 = np.concatenate(pairs)
+    links = coo_array((np.ones(len(ends_P2), bool), (ends_P2[:, 0], ends_P2[:, 1])), shape=(len(hash_S),) * 2)
+    _, component_S = connected_components(links, directed=False)
+    component_N = component_S[which_N.ravel()]
+    order = np.argsort(component_N, kind="stable")
+    borders = np.flatnonzero(np.diff(component_N[order])) + 1
+    groups = [group.tolist() for group in np.split(order, borders) if len(group) > 1]
+    return sorted(groups)
+
+
+def _alike(hash_S: np.ndarray, colour_SC: np.ndarray) -> Iterator[np.ndarray]:
+    """Pairs (P, 2) within both limits; a pair may come more than once."""
+    borders = np.linspace(0, HASH_BITS, MOST_BITS + 2).astype(int)
+    for low, high in pairwise(borders.tolist()):
+        band_S = (hash_S >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
+        order = np.argsort(band_S, kind="stable")
+        for bucket in np.split(order, np.flatnonzero(np.diff(band_S[order])) + 1):
+            step = max(1, MOST_CELLS // len(bucket))
+            for first in range(0, len(bucket), step):
+                yield _alike_in(bucket[first : first + step], bucket[first:], hash_S, colour_SC)
+
+
+def _alike_in(some: np.ndarray, others: np.ndarray, hash_S: np.ndarray, colour_SC: np.ndarray) -> np.ndarray:
+    bits = np.bitwise_count(hash_S[some][:, None] ^ hash_S[others][None, :])
+    left, right = np.nonzero(bits <= MOST_BITS)
+    later = left < right
+    ends = np.stack([some[left[later]], others[right[later]]], axis=1)
+    apart = np.abs(colour_SC[ends[:, 0]] - colour_SC[ends[:, 1]]).max(axis=1, initial=0)
+    return ends[apart <= MOST_COLOUR]

@@ -1,0 +1,133 @@
+"""What a look over a dataset found: a table, the JSON document, and the warnings in words."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from alignvl_cli.report.text import safe
+
+if TYPE_CHECKING:
+    from alignvl_cli.extraction.check import Bad, DataReport, Duplicates, Member
+
+SCHEMA = "alignvl.data-check/1"
+SHOWN = 8
+"""Bad images, and groups of duplicates, in a table; the JSON document has all."""
+SHOWN_MEMBERS = 4
+
+
+def check_tables(dataset: str, report: "DataReport") -> RenderableType:
+    """Counts, then the first bad images and the first groups of duplicates, those across splits first."""
+    parts: list[RenderableType] = [_counts(dataset, report)]
+    bad = [("missing", one) for one in report.missing] + [("unreadable", one) for one in report.unreadable]
+    if bad:
+        parts.append(_bad_table(bad))
+    for title, duplicates in (("exact duplicates", report.exact), ("near duplicates", report.near)):
+        if duplicates.groups:
+            parts.append(_groups_table(title, duplicates))
+    return Group(*parts)
+
+
+def check_document(dataset: str, report: "DataReport") -> dict[str, Any]:
+    """The whole report as JSON."""
+    document = {"schema": SCHEMA, "dataset": dataset, **asdict(report)}
+    for name, duplicates in (("exact", report.exact), ("near", report.near)):
+        document[name] |= {"images": duplicates.images, "groups_across_splits": len(duplicates.across)}
+    return document
+
+
+def check_warnings(report: "DataReport") -> Iterator[str]:
+    """What may flatter or mislead an evaluation."""
+    if leaks := len(report.exact.across):
+        yield (
+            f"{leaks:,} image contents stand in more than one split: what was trained on is then searched for; "
+            "drop them from one side"
+        )
+    if leaks := len(report.near.across):
+        yield f"{leaks:,} groups of images that look alike stand in more than one split: see if they show the same"
+    if report.captions.repeated_across:
+        yield f"{report.captions.repeated_across:,} captions stand in more than one split, to the letter"
+
+
+def _counts(dataset: str, report: "DataReport") -> Table:
+    captions = report.captions
+    rows: list[tuple[str, str]] = [
+        ("images", f"{report.images:,}"),
+        ("missing", f"{len(report.missing):,}"),
+        ("unreadable", f"{len(report.unreadable):,}"),
+        ("splits", ", ".join(f"{name} {count:,}" for name, count in report.splits.items())),
+        ("exact duplicates", _duplicates(report.exact)),
+        (
+            "near duplicates",
+            _duplicates(report.near) + (f"; {report.plain:,} too plain to compare" if report.plain else ""),
+        ),
+        ("captions", f"{captions.count:,}, {captions.distinct:,} distinct"),
+        (
+            "captions an image",
+            f"{captions.per_image.least} to {captions.per_image.most}, mean {captions.per_image.middle:.2f}",
+        ),
+        ("words a caption", f"{captions.words.least} to {captions.words.most}, median {captions.words.middle:g}"),
+        (
+            "repeated captions",
+            f"{captions.repeated_within:,} within a split; {captions.repeated_across:,} across splits",
+        ),
+        ("images without captions", f"{captions.images_without:,}"),
+        ("blank captions", f"{captions.blank:,} (dropped)"),
+        ("cleaned captions", f"{captions.cleaned:,}"),
+    ]
+    if cut := captions.truncation:
+        rows.append(
+            ("truncated captions", f"{cut.captions:,} of more than {cut.max_length} tokens (longest: {cut.longest:,})")
+        )
+    table = Table(
+        box=box.SIMPLE,
+        show_header=False,
+        title=Text("dataset ", style="bold").append_text(safe(dataset)),
+        title_justify="left",
+    )
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, safe(value))
+    return table
+
+
+def _duplicates(duplicates: "Duplicates") -> str:
+    if not duplicates.groups:
+        return "none"
+    return (
+        f"{duplicates.images:,} images in {len(duplicates.groups):,} groups, {len(duplicates.across):,} across splits"
+    )
+
+
+def _bad_table(bad: Sequence[tuple[str, "Bad"]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=_title("images that cannot be used", len(bad)), title_justify="left")
+    for name in ("what", "id", "where", "reason"):
+        table.add_column(name, overflow="fold")
+    for what, one in bad[:SHOWN]:
+        table.add_row(what, safe(one.id), safe(one.uri), safe(one.reason))
+    return table
+
+
+def _groups_table(title: str, duplicates: "Duplicates") -> Table:
+    groups = sorted(duplicates.groups, key=lambda group: len({member.split for member in group}) == 1)
+    table = Table(box=box.SIMPLE_HEAD, title=_title(title, len(groups)), title_justify="left")
+    table.add_column("images", justify="right")
+    table.add_column("splits")
+    table.add_column("ids", overflow="fold")
+    for group in groups[:SHOWN]:
+        table.add_row(f"{len(group)}", safe(", ".join(dict.fromkeys(member.split for member in group))), _ids(group))
+    return table
+
+
+def _ids(group: Sequence["Member"]) -> Text:
+    more = f", and {len(group) - SHOWN_MEMBERS} more" if len(group) > SHOWN_MEMBERS else ""
+    return safe(", ".join(member.id for member in group[:SHOWN_MEMBERS]) + more)
+
+
+def _title(what: str, count: int) -> Text:
+    return Text(what, style="bold") + Text(f", the first {SHOWN} of {count:,}" if count > SHOWN else "")

@@ -1,0 +1,71 @@
+"""A workspace with a fake store and two trained runs, made once through the real command line."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fakes import make_store
+from tiny_models import save_dinov2, save_sentence_transformer
+from typer.testing import CliRunner, Result
+
+from alignvl_cli.app import app
+
+QUICK = ["--epochs", "12", "--batch-size", "32", "--embed-dim", "16", "--device", "cpu"]
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """Calls `alignvl` in-process, always in one workspace."""
+
+    workspace: Path
+
+    def __call__(self, *words: str | Path) -> Result:
+        return CliRunner().invoke(app, [*map(str, words), "--workspace", str(self.workspace)])
+
+    def fails(self, code: int, *words: str | Path) -> str:
+        """The message of a command that must leave with `code`: one line or two, never a traceback."""
+        result = self(*words)
+        assert result.exit_code == code, result.output
+        assert "Traceback" not in result.output
+        assert result.stdout == ""
+        return " ".join(result.stderr.split())
+
+    def succeeds(self, *words: str | Path) -> str:
+        """What the command printed on stdout."""
+        result = self(*words)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with one store of 60 images and the runs 0001 and 0002 on it."""
+    workspace = tmp_path_factory.mktemp("prepared")
+    (workspace / "stores").mkdir()
+    make_store(workspace / "stores" / "fake.h5", images=120, counter=1)
+    alignvl = CommandLine(workspace)
+    alignvl.succeeds("train", *QUICK)
+    alignvl.succeeds("train", "--no-mix", "--noise", "uniform", *QUICK)
+    return workspace
+
+
+@pytest.fixture
+def alignvl(prepared: Path, tmp_path: Path) -> CommandLine:
+    """The command line in a copy of the prepared workspace, free to change."""
+    return CommandLine(Path(shutil.copytree(prepared, tmp_path / "workspace")))
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> CommandLine:
+    """The command line in a workspace that does not exist yet."""
+    return CommandLine(tmp_path / "none")
+
+
+@pytest.fixture(scope="session")
+def tiny_encoders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags of two tiny random encoders on the CPU."""
+    folder = tmp_path_factory.mktemp("tiny")
+    save_dinov2(folder / "dinov2")
+    save_sentence_transformer(folder / "sentences")
+    return ["--vision", str(folder / "dinov2"), "--text", str(folder / "sentences"), "--device", "cpu"]

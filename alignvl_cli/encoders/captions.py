@@ -19,6 +19,9 @@ UNMASKED = {"siglip_text_model", "siglip2_text_model"}
 ENDLESS = 1_000_000
 """Tokenizers that state no length give a huge number."""
 
+COUNT_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text", "longformer"}
+"""Model types whose positions start after the padding id."""
+
 DEFAULT_LENGTH = 512
 """Where neither module files, tokenizer nor model state one; captions are far shorter."""
 
@@ -102,11 +105,8 @@ def _max_length(modules: SentenceModules | None, tokenizer: Any, config: Any) ->
 
 
 def _positions(config: Any) -> int | None:
-    """Places that the model has positions for; RoBERTa and its like count from after the padding id."""
+    """Places that the model has positions for, where it says."""
     places = getattr(config, "max_position_embeddings", None)
     if places is not None and config.model_type in COUNT_AFTER_PADDING:
         return places - config.pad_token_id - 1
     return places
-
-
-COUNT_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text", "longformer"}

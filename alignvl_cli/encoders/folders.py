@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HFValidationError,
     HTTPError,
-    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -29,6 +28,7 @@ from alignvl_cli.errors import DataError, UsageError
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 OTHER_FRAMEWORKS = ["onnx/*", "openvino/*", "coreml/*", "tflite/*"]
+ANSWER_SECONDS = 10
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
@@ -113,26 +113,47 @@ def _find(spec: str) -> ModelFolder:
 
 
 def _fetch(repo: str, revision: str | None, spec: str) -> ModelFolder:
-    """Download what a model needs (and nothing pickled) into the Hub cache, or find it there."""
+    """A Hub model in the Hub's cache: brought up to date when the Hub answers, taken as it is when it does not."""
     try:
         with quiet(bars=sys.stderr.isatty()):
-            root = Path(
-                snapshot_download(repo, revision=revision, allow_patterns=SMALL_FILES, ignore_patterns=OTHER_FRAMEWORKS)
-            )
+            commit = _hub_commit(repo, revision)
+            root = Path(_snapshot(repo, commit or revision, SMALL_FILES, cached=commit is None))
             inside = transformer_folder(root).relative_to(root).as_posix()
-            weights = _weight_files(root / inside)
-            snapshot_download(
-                repo, revision=root.name, allow_patterns=[f"{inside}/{w}".removeprefix("./") for w in weights]
-            )
+            if commit is not None:
+                weights = [f"{inside}/{name}".removeprefix("./") for name in _weight_files(root / inside)]
+                _snapshot(repo, commit, weights, cached=False)
     except GatedRepoError as problem:
         raise DataError(f"{spec}: access to this model must be granted on its page; then set HF_TOKEN") from problem
     except RevisionNotFoundError as problem:
         raise DataError(f"{spec}: this model has no such revision; check what follows the @") from problem
     except RepositoryNotFoundError as problem:
         raise DataError(f"{spec}: the Hub has no such model, or it is private and HF_TOKEN is not set") from problem
-    except (LocalEntryNotFoundError, EntryNotFoundError, ConnectionError, HTTPError) as problem:
+    except (EntryNotFoundError, ConnectionError, HTTPError) as problem:
         raise DataError(_out_of_reach(spec)) from problem
+    except OSError as problem:
+        raise DataError(f"{spec}: cannot be kept in the cache ({constants.HF_HUB_CACHE}): {problem}") from problem
     return ModelFolder(repo, root.name if COMMIT.fullmatch(root.name) else None, root)
+
+
+def _hub_commit(repo: str, revision: str | None) -> str | None:
+    """The full commit that `revision` stands for, or None when the Hub cannot be asked.
+
+    One request: a download tries for half a minute before it sees that there is no network.
+    """
+    if constants.is_offline_mode():
+        return None
+    try:
+        return HfApi().model_info(repo, revision=revision, timeout=ANSWER_SECONDS).sha
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise
+    except (ConnectionError, HTTPError):
+        return None
+
+
+def _snapshot(repo: str, revision: str | None, patterns: list[str], *, cached: bool) -> str:
+    return snapshot_download(
+        repo, revision=revision, allow_patterns=patterns, ignore_patterns=OTHER_FRAMEWORKS, local_files_only=cached
+    )
 
 
 def _out_of_reach(spec: str) -> str:
@@ -173,7 +194,7 @@ def _check_files(found: ModelFolder, side: Side) -> None:
             f"{found.spec}: its weights are pickled, and unpickling runs code; convert them to {WEIGHTS} "
             "(save_pretrained does) and give that folder"
         )
-    missing += lost
+    missing += [f"{name} (pickled weights are not read)" if name == WEIGHTS else name for name in lost]
     if not any(there.issuperset(files) for files in READERS[side]):
         missing.append(" or ".join(" with ".join(files) for files in READERS[side]))
     if missing:

@@ -12,8 +12,11 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageOps
 
-RASTER_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF", "QOI")
-"""Formats whose size stands in the header; none that runs another program (EPS) or nests other files (ICO)."""
+Image.init()  # registers every format: without it `Image.open` knows five
+WANTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF", "QOI")
+RASTER_FORMATS = [name for name in WANTED if name in Image.OPEN]
+"""Formats whose size stands in the header; none that runs another program (EPS) or nests other files (ICO). Some are
+missing from some builds of Pillow."""
 
 LONGEST_RATIO = 200
 """Image processors scale the shorter side to a few hundred pixels: a 1 x 80,000,000 strip would need gigabytes."""
@@ -67,6 +70,11 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
         raise UnreadableImage(f"{width} x {height} pixels: more than {LONGEST_RATIO} times as long as wide")
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
+    return as_rgb(image)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as 8-bit RGB, transparency composited on white; UnreadableImage when there is no way."""
     if image.mode in DEEP_MODES:
         image = DEEP_MODES[image.mode](image)
     if image.has_transparency_data:

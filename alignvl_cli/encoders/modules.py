@@ -36,8 +36,9 @@ class SentenceModules:
     `--latent-norm l2` can divide by the norm at any time and nothing brings a discarded norm back."""
 
     pooling: Pooling | None
-    """None: the files name none that alignvl has; `problem` says what they name."""
+    """None: the files name none, or none that alignvl has."""
     problem: str
+    """Why the vector that the files describe cannot be made; empty where it can, or where they describe none."""
     prefix: str
     max_length: int | None
     lowercase: bool
@@ -62,14 +63,12 @@ def read_modules(root: Path) -> SentenceModules | None:
     problem = ""
     if extra:
         problem = f"its vector goes through {' and '.join(extra)} after pooling, which alignvl does not apply"
-    elif not modes:
-        problem = "its module files name no pooling"
-    elif modes not in POOLINGS:
+    elif modes and modes not in POOLINGS:
         problem = f"its module files ask for {'+'.join(modes)} pooling"
     elif prefix and not whole_caption:
         problem = "its pooling leaves out the prompt, which alignvl does not do"
     return SentenceModules(
-        pooling=None if problem else POOLINGS[modes],
+        pooling=POOLINGS[modes] if modes and not problem else None,
         problem=problem,
         prefix=prefix,
         max_length=encoder.get("max_seq_length"),

@@ -48,7 +48,12 @@ def load_processor(found: ModelFolder) -> Any:
             return AutoImageProcessor.from_pretrained(
                 found.path, backend="pil", trust_remote_code=False, local_files_only=True
             )
-    except (OSError, ValueError, TypeError, ImportError, LookupError, AttributeError) as problem:
+    except ImportError as problem:
+        raise DataError(
+            f"{found.spec}: its image processor needs a library that is not here, most likely torchvision; "
+            "run: pip install torchvision"
+        ) from problem
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as problem:
         raise DataError(f"{found.spec}: its image processor cannot be loaded: {str(problem).strip()}") from problem
 
 

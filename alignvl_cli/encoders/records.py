@@ -27,23 +27,21 @@ PROBE_TEXTS = (
 
 
 def weights_sha256(model: nn.Module, unused: Collection[str] = ()) -> str:
-    """Hex SHA-256 over name, shape, type and bytes of each floating-point tensor but the `unused`, in name order.
+    """Hex SHA-256 over the floating-point tensors of `model` but the `unused`: shapes, types and bytes, as a set.
 
-    Counters and position tables (integers) come and go between library versions and change no latent.
+    Names are left out, since transformers renames modules from one version to the next while files and latents stay;
+    so are counters and position tables (integers), which come and go. One file or many shards: the same hash.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if name in unused or not tensor.is_floating_point():
-            continue
-        digest.update(f"{name} {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}\n".encode())
-        digest.update(_bytes(tensor).data)
-    return digest.hexdigest()
+    used = (tensor for name, tensor in model.state_dict().items() if name not in unused and tensor.is_floating_point())
+    return fingerprint(sorted(_tensor_sha256(tensor) for tensor in used))
 
 
-def _bytes(tensor: Tensor) -> np.ndarray:
-    """The tensor's memory, without a copy where it is contiguous on the CPU."""
+def _tensor_sha256(tensor: Tensor) -> str:
+    """Of one tensor, without a copy where it is contiguous on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy()
+    digest = hashlib.sha256(f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}\n".encode())
+    digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def tokenizer_record(tokenizer: Any) -> dict[str, str]:

@@ -83,7 +83,7 @@ def load_tower(found: ModelFolder, side: Side, asked: Pooling | None) -> Tower:
                 output_loading_info=True,
             )
     except LOADING as problem:
-        raise DataError(f"{found.spec}: transformers cannot load it: {_first_line(problem)}") from problem
+        raise DataError(f"{found.spec}: transformers cannot load it: {_reason(problem)}") from problem
     if getattr(model, "main_input_name", None) != MAIN_INPUT[side]:
         raise UsageError(f"{found.spec} ({type(model).__name__}) is not a {side.value} model")
     missing = set(info["missing_keys"])
@@ -106,7 +106,7 @@ def probed(found: ModelFolder, tower: Tower) -> Iterator[None]:
     except (ValueError, RuntimeError, TypeError, LookupError, AttributeError) as problem:
         raise DataError(
             f"{found.spec}: {type(tower.model).__name__} does not take what its own folder prepares for it: "
-            f"{_first_line(problem)}"
+            f"{_reason(problem)}"
         ) from problem
 
 
@@ -141,6 +141,9 @@ def _model_class(found: ModelFolder, config: Any, side: Side, asked: Pooling | N
     return AutoModel
 
 
-def _first_line(problem: BaseException) -> str:
-    text = str(problem).strip()
-    return text.splitlines()[0] if text else type(problem).__name__
+def _reason(problem: BaseException) -> str:
+    """The first line of what transformers says, except that its advice to trust foreign code is not passed on."""
+    text = str(problem).strip() or type(problem).__name__
+    if "trust_remote_code" in text:
+        return "it needs code of its own, which alignvl does not run; choose a model that transformers has"
+    return text.splitlines()[0]

@@ -45,7 +45,8 @@ class VisionEncoder:
     def encode(self, pixels_BCHW: np.ndarray) -> np.ndarray:
         """Latents (B, D) float32, raw: no norm is taken. They do not depend on the rest of the batch beyond rounding
         (in float32 about 1e-6 of their length)."""
-        pixels = torch.from_numpy(pixels_BCHW).to(self.device, DTYPES[self.precision])
+        owned_BCHW = np.require(pixels_BCHW, np.float32, ["C", "W"])  # torch warns of memory it may not write to
+        pixels = torch.from_numpy(owned_BCHW).to(self.device, DTYPES[self.precision])
         output = self.model(pixel_values=pixels)
         return IMAGE_VECTORS[self.pooling](output, self.prefix).cpu().numpy()
 

@@ -1,0 +1,202 @@
+"""What a user may type for a model, and one clear message for each way in which it leads nowhere."""
+
+import pytest
+import tiny_models
+from huggingface_hub import constants
+
+from alignvl_cli.encoders import folders
+from alignvl_cli.encoders.folders import Side, find_model, spec_of
+from alignvl_cli.errors import DataError, UsageError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty Hub cache, offline; `hub(repo, save)` puts a model into it as a download would."""
+    cache = tmp_path / "hub"
+    cache.mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def put(repo, save):
+        root = cache / f"models--{repo.replace('/', '--')}"
+        snapshot = root / "snapshots" / COMMIT
+        snapshot.mkdir(parents=True)
+        (root / "refs").mkdir()
+        (root / "refs" / "main").write_text(COMMIT)
+        return save(snapshot)
+
+    return put
+
+
+def test_a_local_folder_is_found_by_any_path(tmp_path, monkeypatch):
+    folder = tiny_models.save_bert(tmp_path / "m")
+    monkeypatch.chdir(tmp_path)
+    for spec in ("m", "./m", str(folder), f"{folder}/"):
+        found = find_model(spec, Side.text)
+        assert (found.id, found.commit, found.path, found.spec) == (str(folder), None, folder, str(folder))
+
+
+def test_a_folder_name_may_hold_an_at_sign(tmp_path):
+    folder = tiny_models.save_bert(tmp_path / "model@v2")
+    assert find_model(str(folder), Side.text).path == folder
+
+
+def test_a_revision_of_a_local_folder_is_refused(tmp_path, monkeypatch):
+    tiny_models.save_bert(tmp_path / "m")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="m is a local folder, and those have no revisions"):
+        find_model("m@main", Side.text)
+
+
+@pytest.mark.parametrize("spec", ["owner/model", "owner/model@main", f"owner/model@{COMMIT}"])
+def test_a_cached_model_is_found_offline_with_its_commit(hub, spec):
+    snapshot = hub("owner/model", tiny_models.save_dinov2)
+    found = find_model(spec, Side.vision)
+    assert (found.id, found.commit, found.path) == ("owner/model", COMMIT, snapshot)
+    assert found.spec == f"owner/model@{COMMIT}" == spec_of(found.id, found.commit)
+
+
+def test_the_transformer_may_live_in_a_folder_of_its_own(tmp_path):
+    folder = tmp_path / "m"
+    tiny_models.save_clip(folder / "0_CLIPModel")
+    tiny_models.write_json(
+        folder / "modules.json", [{"path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}]
+    )
+    assert find_model(str(folder), Side.vision).path == folder / "0_CLIPModel"
+
+
+def test_offline_an_unknown_model_says_so(hub):
+    with pytest.raises(DataError, match=r"owner/none: .*HF_HUB_OFFLINE is set; unset it.*local folder"):
+        find_model("owner/none", Side.vision)
+    hub("owner/model", tiny_models.save_dinov2)
+    with pytest.raises(DataError, match=r"owner/model@v9: .*HF_HUB_OFFLINE is set"):
+        find_model("owner/model@v9", Side.vision)
+
+
+def test_without_a_network_the_cache_serves_and_its_absence_is_said(hub, monkeypatch):
+    asked = []
+
+    def no_network(self, repo, **options):
+        asked.append(repo)
+        raise folders.HTTPError("name or service not known")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(folders.HfApi, "model_info", no_network)
+    hub("owner/model", tiny_models.save_dinov2)
+    assert find_model("owner/model", Side.vision).commit == COMMIT
+    with pytest.raises(DataError, match=r"the Hub cannot be reached.*HF_HUB_OFFLINE is not set"):
+        find_model("owner/none", Side.vision)
+    assert asked == ["owner/model", "owner/none"]  # once each: no retries
+
+
+def test_online_the_commit_is_asked_for_and_only_needed_files_are_fetched(hub, monkeypatch):
+    snapshot = hub("owner/model", tiny_models.save_sentence_transformer)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    calls = []
+
+    class Info:
+        sha = COMMIT
+
+    def download(repo, **options):
+        calls.append(options)
+        return str(snapshot)
+
+    monkeypatch.setattr(folders.HfApi, "model_info", lambda self, repo, revision, timeout: Info)
+    monkeypatch.setattr(folders, "snapshot_download", download)
+    assert find_model("owner/model@main", Side.text).spec == f"owner/model@{COMMIT}"
+    assert {call["revision"] for call in calls} == {COMMIT}
+    assert [call["allow_patterns"] for call in calls] == [folders.SMALL_FILES, ["model.safetensors"]]
+    assert not any(call["local_files_only"] for call in calls)
+
+
+@pytest.mark.parametrize(
+    ("problem", "words"),
+    [
+        ("RepositoryNotFoundError", "the Hub has no such model, or it is private and HF_TOKEN is not set"),
+        ("GatedRepoError", "access to this model must be granted"),
+        ("RevisionNotFoundError", "no such revision"),
+    ],
+)
+def test_what_the_hub_refuses_is_said(hub, monkeypatch, problem, words):
+    class Refusal(getattr(folders, problem)):
+        def __init__(self):  # the real one wants a response of whichever HTTP library is in use
+            pass
+
+    def refuse(self, repo, **options):
+        raise Refusal
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(folders.HfApi, "model_info", refuse)
+    with pytest.raises(DataError, match=f"owner/model@x: .*{words}"):
+        find_model("owner/model@x", Side.vision)
+
+
+def test_a_cache_that_cannot_be_written_is_said(hub, monkeypatch):
+    def full(repo, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folders, "snapshot_download", full)
+    with pytest.raises(DataError, match=r"cannot be kept in the cache .*No space left"):
+        find_model("owner/model", Side.vision)
+
+
+@pytest.mark.parametrize("spec", ["/nowhere/at/all", "./nothing", "~/no/such", "a/b/c"])
+def test_a_folder_that_is_not_there(spec):
+    with pytest.raises(DataError, match="there is no such folder"):
+        find_model(spec, Side.text)
+
+
+def test_names_that_can_be_nothing(tmp_path):
+    with pytest.raises(DataError, match="neither a folder here nor a Hub id"):
+        find_model("not a name!", Side.text)
+    with pytest.raises(UsageError, match="no revision after the @"):
+        find_model("owner/model@", Side.text)
+    file = tmp_path / "model.safetensors"
+    file.touch()
+    with pytest.raises(DataError, match="is a file; give the folder"):
+        find_model(str(file), Side.text)
+
+
+def test_every_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError) as refusal:
+        find_model(str(tmp_path), Side.vision)
+    assert str(tmp_path) in str(refusal.value)
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        assert name in str(refusal.value)
+    with pytest.raises(DataError, match=r"tokenizer\.json or vocab\.txt or vocab\.json with merges\.txt"):
+        find_model(str(tiny_models.save_dinov2(tmp_path / "m")), Side.text)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    folder = tiny_models.save_dinov2(tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    tiny_models.write_json(folder / "model.safetensors.index.json", index)
+    (folder / "model-00001-of-00002.safetensors").touch()
+    with pytest.raises(DataError, match=r"missing: model-00002-of-00002\.safetensors$"):
+        find_model(str(folder), Side.vision)
+    (folder / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(DataError, match="index of weights is broken"):
+        find_model(str(folder), Side.vision)
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    folder = tiny_models.save_dinov2(tmp_path / "m")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(DataError, match=r"pickled, and unpickling runs code.*model\.safetensors"):
+        find_model(str(folder), Side.vision)
+
+
+def test_adapters_without_their_model_are_refused(tmp_path):
+    folder = tiny_models.save_bert(tmp_path / "m")
+    tiny_models.write_json(folder / "adapter_config.json", {"base_model_name_or_path": "owner/elsewhere"})
+    with pytest.raises(DataError, match="PEFT adapter; merge it"):
+        find_model(str(folder), Side.text)
+
+
+def test_modules_that_point_nowhere_are_said(tmp_path):
+    tiny_models.write_json(tmp_path / "modules.json", [{"path": "0_Transformer", "type": "x.Transformer"}])
+    with pytest.raises(DataError, match="0_Transformer, which is not there"):
+        find_model(str(tmp_path), Side.text)

@@ -1,0 +1,242 @@
+"""Each way to read a text model, against transformers' and sentence-transformers' own output."""
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+import transformers
+
+from alignvl_cli.config import Pooling, Precision
+from alignvl_cli.encoders.text import load_text, reload_text
+from alignvl_cli.errors import DataError, MismatchError, UsageError
+
+CAPTIONS = ["a dog", "x", "red heart: the suit of cards", "Zebra, not a horse.", "", "word " * 30]
+BATCH_TOLERANCE = 1e-5
+"""Largest difference, in units of the latents' standard deviation, that padding and neighbours may make (float32)."""
+
+SAVERS = {
+    "bert": tiny_models.save_bert,
+    "clip": tiny_models.save_clip,
+    "siglip": tiny_models.save_siglip,
+    "t5": tiny_models.save_t5,
+}
+ABLE = {
+    "bert": {Pooling.cls, Pooling.mean, Pooling.last, Pooling.pooler, Pooling.cls_mean},
+    "clip": {Pooling.mean, Pooling.last, Pooling.pooler, Pooling.projection},
+    "siglip": {Pooling.pooler},
+    "t5": {Pooling.mean, Pooling.last},
+}
+
+
+def load(folder, pooling=None, precision=Precision.fp32):
+    return load_text(str(folder), pooling=pooling, device="cpu", precision=precision)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("text")
+    return {name: save(root / name) for name, save in SAVERS.items()}
+
+
+def reference(folder, pooling, caption):
+    """The vector of one caption, never padded, by transformers' documented classes alone."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    kind = model.config.model_type
+    limit = {"bert": 40, "clip": 40, "siglip": 12, "t5": 512}[kind]
+    padding = "max_length" if kind == "siglip" else False
+    ids = tokenizer(caption, truncation=True, max_length=limit, padding=padding, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        tower = {"clip": "text_model", "siglip": "text_model", "t5": "encoder"}.get(kind)
+        output = (getattr(model, tower) if tower else model)(input_ids=ids)
+        hidden = output.last_hidden_state[0]
+        vector = {
+            Pooling.cls: lambda: hidden[0],
+            Pooling.mean: lambda: hidden.mean(dim=0),
+            Pooling.last: lambda: hidden[-1],
+            Pooling.pooler: lambda: output.pooler_output[0],
+            Pooling.cls_mean: lambda: torch.cat([hidden[0], hidden.mean(dim=0)]),
+            Pooling.projection: lambda: model.text_projection(output.pooler_output)[0],
+        }[pooling]()
+    return vector.numpy()
+
+
+CASES = [(name, pooling) for name, able in ABLE.items() for pooling in Pooling if pooling in able]
+
+
+@pytest.mark.parametrize(("name", "pooling"), CASES, ids=str)
+def test_each_pooling_is_the_vector_it_names_whatever_the_padding(folders, name, pooling):
+    encoder = load(folders[name], pooling)
+    latent = encoder.encode(CAPTIONS)
+    expected = np.stack([reference(folders[name], pooling, caption) for caption in CAPTIONS])
+    assert latent.dtype == np.float32
+    assert latent.shape == (len(CAPTIONS), encoder.width)
+    assert pooling is Pooling.cls or expected.std(axis=0).max() > 1e-3  # captions differ
+    np.testing.assert_allclose(latent, expected, rtol=0, atol=1e-5)
+    assert encoder.record["pooling"] == pooling.value
+
+
+@pytest.mark.parametrize("name", ABLE)
+def test_what_a_model_cannot_give_is_refused_with_what_it_can(folders, name):
+    for pooling in set(Pooling) - ABLE[name]:
+        with pytest.raises(UsageError, match="cannot give --text-pooling") as refusal:
+            load(folders[name], pooling)
+        offered = set(str(refusal.value).rsplit("it can give: ", 1)[1].split(", "))
+        assert offered == {able.value for able in ABLE[name]}
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_two_towers_are_read_by_their_pooler(folders, name):
+    encoder = load(folders[name])
+    assert (encoder.record["pooling"], encoder.about["pooling_source"]) == ("pooler", "table")
+    assert not [name for name, _ in encoder.model.named_parameters() if "vision" in name]
+
+
+@pytest.mark.parametrize("name", ["bert", "t5"])
+def test_without_module_files_a_text_model_asks(folders, name):
+    with pytest.raises(UsageError, match=rf"model type {name}.*--text-pooling; it can give: .*mean"):
+        load(folders[name])
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"), [("mean", "mean"), ("cls", "cls"), ("lasttoken", "last"), (("cls", "mean"), "cls+mean")]
+)
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_module_files_decide_and_equal_sentence_transformers(tmp_path, mode, name, lowercase):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    prompts = {"prompts": {"query": "q: ", "document": "passage: "}, "default_prompt_name": None}
+    folder = tiny_models.save_sentence_transformer(
+        tmp_path / "m", pooling=mode, modules=(), prompts=prompts, lowercase=lowercase
+    )
+    encoder = load(folder)
+    expected = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode_document(
+        CAPTIONS, show_progress_bar=False
+    )
+    assert (encoder.record["pooling"], encoder.about["pooling_source"]) == (name, "modules")
+    assert encoder.record["prefix"] == "passage: "
+    assert encoder.record["lowercase"] is lowercase
+    assert encoder.max_length == 20
+    np.testing.assert_allclose(encoder.encode(CAPTIONS), expected, rtol=0, atol=1e-5)
+
+
+def test_normalize_modules_are_read_over(tmp_path):
+    with_norm = load(tiny_models.save_sentence_transformer(tmp_path / "a", modules=("Normalize",)))
+    without = load(tiny_models.save_sentence_transformer(tmp_path / "b", modules=()))
+    assert with_norm.record == without.record
+    assert with_norm.record["normalize"] is False
+    norms = np.linalg.norm(with_norm.encode(CAPTIONS), axis=1)
+    assert (np.abs(norms - 1) > 0.01).all()
+
+
+def test_module_files_without_a_pooling_leave_it_to_the_table(tmp_path):
+    clip = tiny_models.save_clip(tmp_path / "m" / "0_CLIPModel")
+    modules = [{"path": clip.name, "type": "sentence_transformers.models.CLIPModel"}]
+    tiny_models.write_json(clip.parent / "modules.json", modules)
+    encoder = load(clip.parent)
+    assert (encoder.record["pooling"], encoder.about["pooling_source"]) == ("pooler", "table")
+
+
+def test_flag_beats_module_files(tmp_path):
+    encoder = load(tiny_models.save_sentence_transformer(tmp_path / "m", pooling="mean"), Pooling.cls)
+    assert (encoder.record["pooling"], encoder.about["pooling_source"]) == ("cls", "asked")
+
+
+def test_a_vector_that_alignvl_cannot_make_asks(tmp_path):
+    dense = tiny_models.save_sentence_transformer(tmp_path / "dense", modules=("Dense", "Normalize"))
+    with pytest.raises(UsageError, match=r"goes through Dense after pooling.*--text-pooling"):
+        load(dense)
+    assert load(dense, Pooling.mean).about["pooling_source"] == "asked"
+    with pytest.raises(UsageError, match=r"asks? for max pooling.*--text-pooling"):
+        load(tiny_models.save_sentence_transformer(tmp_path / "max", pooling="max"))
+
+
+@pytest.mark.parametrize("name", ABLE)
+def test_vectors_do_not_depend_on_the_batch(folders, name):
+    encoder = load(folders[name], Pooling.mean if Pooling.mean in ABLE[name] else Pooling.pooler)
+    together = encoder.encode(CAPTIONS)
+    alone = np.concatenate([encoder.encode([caption]) for caption in CAPTIONS])
+    assert np.abs(together - alone).max() < BATCH_TOLERANCE * together.std()
+    assert np.abs(encoder.encode(CAPTIONS[::-1])[::-1] - together).max() < BATCH_TOLERANCE * together.std()
+
+
+def test_lengths_count_tokens_before_the_cut(tmp_path):
+    prompts = {"prompts": {"passage": "p: "}}
+    encoder = load(tiny_models.save_sentence_transformer(tmp_path / "m", prompts=prompts))
+    assert encoder.lengths(["ab", "", "a" * 30]) == [2 + 2 + 2, 2 + 2, 2 + 2 + 30]  # [CLS] p : ... [SEP]
+    assert encoder.lengths([]) == []
+    batch = encoder.reader.batch(["ab", "a" * 30], "cpu")
+    assert batch["attention_mask"].sum(dim=1).tolist() == [6, 20]
+
+
+def test_a_text_of_no_tokens_has_a_vector(tmp_path):
+    """Where the tokenizer adds no special token, an empty caption is nothing at all."""
+    folder = tiny_models.save_bert(tmp_path / "m")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.backend_tokenizer.post_processor = None
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    encoder = load(folder, Pooling.mean)
+    assert np.isfinite(encoder.encode(["", "a dog"])).all()
+    assert encoder.lengths(["", "ab"]) == [0, 2]
+    with pytest.raises(UsageError, match="cannot give --text-pooling cls"):
+        load(folder, Pooling.cls)
+
+
+def test_positions_bound_the_length(tmp_path):
+    config = transformers.RobertaConfig(**tiny_models.TEXT | {"pad_token_id": 1})
+    folder = tiny_models.save_model(tmp_path / "roberta", transformers.RobertaModel, config)
+    tiny_models.save_tokenizer(folder)
+    encoder = load(folder, Pooling.mean)
+    assert encoder.max_length == 40 - 2  # its positions start after the padding id
+    assert np.isfinite(encoder.encode(["a" * 100])).all()
+
+
+def test_tokenizer_and_pooling_are_part_of_the_record(tmp_path):
+    lower = load(tiny_models.save_bert(tmp_path / "a", lowercase=True), Pooling.mean)
+    upper = load(tiny_models.save_bert(tmp_path / "b", lowercase=False), Pooling.mean)
+    assert lower.record["weights"] == upper.record["weights"]
+    assert lower.record["tokenizer"]["vocabulary"] == upper.record["tokenizer"]["vocabulary"]
+    assert lower.record["tokenizer"]["behaviour"] != upper.record["tokenizer"]["behaviour"]
+
+
+def test_reload_takes_the_recorded_pooling_and_refuses_another_tokenizer(tmp_path):
+    folder = tiny_models.save_bert(tmp_path / "m")
+    encoder = load(folder, Pooling.last)
+    assert reload_text(encoder.record, encoder.about, "cpu", Precision.fp32).record == encoder.record
+    tiny_models.save_tokenizer(folder, lowercase=False)
+    with pytest.raises(MismatchError, match=r"tokenizer: stored .*, loaded "):
+        reload_text(encoder.record, encoder.about, "cpu", Precision.fp32)
+
+
+def test_bfloat16_gives_float32_latents_nearby(folders):
+    exact, rough = load(folders["bert"], Pooling.mean), load(folders["bert"], Pooling.mean, Precision.bf16)
+    one, other = exact.encode(CAPTIONS), rough.encode(CAPTIONS)
+    assert other.dtype == np.float32
+    assert np.abs(one - other).max() > 0
+    cosine = (one * other).sum(axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+    assert cosine.min() > 0.999
+
+
+def test_a_decoder_that_needs_its_own_input_is_refused(tmp_path):
+    config = transformers.BartConfig(vocab_size=60, d_model=16, encoder_layers=1, decoder_layers=1)
+    folder = tiny_models.save_model(tmp_path / "bart", transformers.BartModel, config)
+    tiny_models.save_tokenizer(folder)
+    with pytest.raises(UsageError, match="has a decoder"):
+        load(folder, Pooling.mean)
+
+
+def test_a_vision_model_is_no_text_model(tmp_path):
+    folder = tiny_models.save_vit(tmp_path / "m")
+    tiny_models.save_tokenizer(folder)
+    with pytest.raises(UsageError, match=r"ViTModel.* is not a text model"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "file", ["tokenizer.json", "config.json", "model.safetensors", "modules.json", "1_Pooling/config.json"]
+)
+def test_broken_files_are_data_errors(tmp_path, file):
+    folder = tiny_models.save_sentence_transformer(tmp_path / "m")
+    (folder / file).write_bytes(b'{"broken": ')
+    with pytest.raises(DataError, match=str(folder)):
+        load(folder)

@@ -31,6 +31,7 @@ def make_run(
         image_width=widths[0],
         text_width=widths[1],
         depth=1,
+        expansion=4,
         embed_dim=embed_dim or widths[0],
         dropout=0.0,
         latent_norm=LatentNorm.none,

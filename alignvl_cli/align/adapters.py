@@ -17,9 +17,6 @@ from alignvl_cli.align.latent_norm import LATENT_NORM, Standardize
 from alignvl_cli.align.streams import Stream, Streams
 from alignvl_cli.config import AdapterKind, LatentNorm
 
-EXPANSION = 4
-"""Hidden width of a FuseMix block over its width, as released."""
-
 TAU_INIT = 0.07
 TAU_RANGE = (0.001, 0.5)
 
@@ -32,6 +29,8 @@ class AdapterShape:
     image_width: int
     text_width: int
     depth: int
+    expansion: int
+    """Hidden width of a FuseMix block over its width; 4 as released."""
     embed_dim: int
     dropout: float
     latent_norm: LatentNorm
@@ -51,12 +50,12 @@ class AdapterShape:
 class InvertedBottleneck(nn.Module):
     """FuseMix's block: `x + Linear(Dropout(GELU(Linear(LN(x)))))`, wide inside."""
 
-    def __init__(self, width: int, dropout: float) -> None:
+    def __init__(self, width: int, expansion: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.widen = nn.Linear(width, EXPANSION * width)
+        self.widen = nn.Linear(width, expansion * width)
         self.dropout = StreamDropout(dropout)
-        self.narrow = nn.Linear(EXPANSION * width, width)
+        self.narrow = nn.Linear(expansion * width, width)
 
     def forward(self, x_ND: Tensor) -> Tensor:
         hidden_NH = F.gelu(self.widen(self.norm(x_ND)))
@@ -65,7 +64,7 @@ class InvertedBottleneck(nn.Module):
 
 def fusemix(width: int, shape: AdapterShape) -> nn.Module:
     """`depth` residual blocks, then LN and a linear map to the shared width."""
-    blocks = [InvertedBottleneck(width, shape.dropout) for _ in range(shape.depth)]
+    blocks = [InvertedBottleneck(width, shape.expansion, shape.dropout) for _ in range(shape.depth)]
     return nn.Sequential(*blocks, nn.LayerNorm(width), nn.Linear(width, shape.embed_dim))
 
 

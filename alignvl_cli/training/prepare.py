@@ -26,6 +26,9 @@ from alignvl_cli.training.optimiser import adamw
 from alignvl_cli.training.records import Started
 
 TRAIN, VAL = "train", "val"
+EXPANSION = 4
+"""Hidden width of a FuseMix block over its width, as released."""
+
 FAINT_NOISE = 0.05
 """Below this share of the latents' RMS the noise is said to be faint."""
 
@@ -96,6 +99,7 @@ def _shape(config: TrainConfig, image_width: int, text_width: int) -> AdapterSha
         image_width=image_width,
         text_width=text_width,
         depth=config.adapter_depth,
+        expansion=EXPANSION,
         embed_dim=config.embed_dim,
         dropout=config.dropout,
         latent_norm=config.latent_norm,
@@ -114,12 +118,7 @@ def _notes(
     stores: Sequence[Store], val_store: Store, config: TrainConfig, noise_share: dict[str, float] | None
 ) -> Iterator[str]:
     """What the user should know before the first step."""
-    if noise_share is not None:
-        faint = max(noise_share.values()) < FAINT_NOISE
-        advice = "; so little noise can hardly act (--noise-units rms makes it a share of the latents)" if faint else ""
-        yield (
-            f"the {config.noise} noise is {noise_share['image']:.1%} of the RMS of the image latents "
-            f"and {noise_share['text']:.1%} of that of the text latents{advice}"
-        )
+    if noise_share is not None and max(noise_share.values()) < FAINT_NOISE:
+        yield "so little noise can hardly act; --noise-units rms makes --noise-std a share of the latents' RMS"
     if shared := shared_images(stores, TRAIN, val_store, VAL):
         yield f"{shared} validation images are training images too: the selected epoch is flattered"

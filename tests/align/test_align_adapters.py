@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alignvl_cli.align.adapters import EXPANSION, AdapterPair, AdapterShape, new_pair
+from alignvl_cli.align.adapters import AdapterPair, AdapterShape, new_pair
 from alignvl_cli.align.latent_norm import LATENT_NORM
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.config import AdapterKind, LatentNorm
@@ -19,6 +19,7 @@ def shape(**changes) -> AdapterShape:
         "image_width": 6,
         "text_width": 4,
         "depth": 2,
+        "expansion": 4,
         "embed_dim": 3,
         "dropout": 0.5,
         "latent_norm": LatentNorm.none,
@@ -53,7 +54,7 @@ def test_fusemix_adapter_equals_a_rewrite_from_its_weights():
     by_hand = fusemix_by_hand(pair.image.state_dict(), latents, depth=2)
     assert torch.allclose(pair.image(latents), by_hand, atol=1e-5)
     assert torch.allclose(pair.project_image(latents), F.normalize(by_hand, dim=1), atol=1e-5)
-    assert pair.image.body[0].widen.weight.shape == (EXPANSION * 6, 6)
+    assert pair.image.body[0].widen.weight.shape == (4 * 6, 6)
 
 
 def test_linear_adapter_is_affine():

@@ -20,6 +20,7 @@ SHAPE = AdapterShape(
     image_width=6,
     text_width=4,
     depth=1,
+    expansion=4,
     embed_dim=3,
     dropout=0.2,
     latent_norm=LatentNorm.standardize,

@@ -219,6 +219,7 @@ def test_weight_decay_is_on_matrices_only():
         image_width=6,
         text_width=4,
         depth=1,
+        expansion=4,
         embed_dim=3,
         dropout=0.1,
         latent_norm=LatentNorm.none,

@@ -2,18 +2,17 @@
 
 # N rows, D latent width, E shared width.
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from alignvl_cli.config import MAX_PIXELS, Device, Precision
 from alignvl_cli.devices import choose_device, choose_precision
-from alignvl_cli.encoders.images import UnreadableImage, decode_image
+from alignvl_cli.encoders.images import UnreadableImage, as_rgb, decode_image
 from alignvl_cli.encoders.text import TextEncoder, reload_text
 from alignvl_cli.encoders.vision import VisionEncoder, reload_vision
 from alignvl_cli.errors import DataError
@@ -103,26 +102,14 @@ class DualEncoder:
 
 def open_picture(image: Picture) -> Image.Image:
     """The upright RGB picture that an encoder is given; DataError when it is missing or unreadable."""
-    if isinstance(image, Image.Image):
-        return _flattened(image)
     try:
+        if isinstance(image, Image.Image):
+            return as_rgb(ImageOps.exif_transpose(image))
         return decode_image(Path(image).read_bytes(), MAX_PIXELS)
     except OSError as problem:
         raise DataError(f"{image}: cannot read this image: {problem.strerror or problem}") from problem
     except UnreadableImage as problem:
         raise DataError(f"{image}: cannot read this image: {problem}") from problem
-
-
-def _flattened(image: Image.Image) -> Image.Image:
-    """A picture from memory, by the same road as one from a file (TIFF keeps every mode, alpha and orientation)."""
-    if image.mode == "RGB" and not image.getexif():
-        return image
-    encoded = io.BytesIO()
-    image.save(encoded, "TIFF", exif=image.getexif())
-    try:
-        return decode_image(encoded.getvalue(), MAX_PIXELS)
-    except UnreadableImage as problem:
-        raise DataError(f"a picture of mode {image.mode} cannot be encoded: {problem}") from problem
 
 
 def _blocks(latent_ND: np.ndarray) -> Iterator[np.ndarray]:

@@ -119,7 +119,8 @@ def _warnings(run: Run, store: Store, split: str, captions_I: np.ndarray, found:
         warnings.append(
             f"{run.path} was selected on split {split!r}, the one evaluated here: its figures are flattered"
         )
-    if split in ("train", "all") and run.store_hash == store.content_hash:
+    trained_on = {reference["content_hash"] for reference in run.config["stores"]}
+    if split in ("train", "all") and store.content_hash in trained_on:
         warnings.append(f"{run.path} was trained on pairs of split {split!r}: its figures are flattered")
     wrong = min(int(captions_I.sum() - captions_I.max()), len(captions_I) - 1)
     trivial = [f"R@{k}" for k in RECALL_AT if wrong < k]

@@ -118,9 +118,7 @@ def test_identical_captions_of_two_images_cost_both_their_first_place(tmp_path):
     latent = np.eye(20, dtype=np.float32)
     text = latent.copy()
     text[1] = text[0]
-    found = evaluated(
-        tmp_path, images=20, captions_per_image=(1,), splits=EVERY, image_latent=latent, text_latent=text
-    )
+    found = evaluated(tmp_path, images=20, captions_per_image=(1,), splits=EVERY, image_latent=latent, text_latent=text)
     assert found.image_to_text.rank_Q[0] == 1
     assert found.text_to_image.rank_Q[1] > 0
 
@@ -140,7 +138,9 @@ def test_saved_evaluation_and_its_ranks(tmp_path):
         assert query_id == store.image_id[store.text_image[row]]
     by_image, by_text = brute_force_of(store, run)
     assert [rank for *_, rank in texts] == by_text
-    assert [rank for way, rank in zip(table["direction"], table["rank"], strict=True) if way == "image_to_text"] == by_image
+    assert [
+        rank for way, rank in zip(table["direction"], table["rank"], strict=True) if way == "image_to_text"
+    ] == by_image
     assert {file.name for file in path.parent.iterdir()} == {"flowers-test.json", "flowers-test.parquet"}
 
 
@@ -202,7 +202,7 @@ def test_a_store_of_other_encoders_is_refused_and_both_sides_named(tmp_path):
     mine = open_store(make_store(tmp_path / "mine.h5", images=20, encoders="mine"))
     theirs = open_store(make_store(tmp_path / "theirs.h5", images=20, encoders="theirs"))
     run = load_run(make_run(tmp_path / "run", mine))
-    with pytest.raises(MismatchError, match="theirs.h5") as caught:
+    with pytest.raises(MismatchError, match=r"theirs\.h5") as caught:
         evaluate(run, theirs, "test")
     for part in ("mine and mine", "theirs and theirs", mine.encoder_hash[:8], theirs.encoder_hash[:8], "vision model"):
         assert part in str(caught.value)

@@ -27,13 +27,18 @@ def test_an_index_says_what_every_row_is(tmp_path, parts):
     run, store = parts
     output = tmp_path / "deep" / "index"
     record = build_index(run, store, "all", output)
-    assert sorted(path.name for path in output.iterdir()) == ["image.faiss", "index.json", "items.parquet", "text.faiss"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "image.faiss",
+        "index.json",
+        "items.parquet",
+        "text.faiss",
+    ]
     assert [path.name for path in output.parent.iterdir()] == ["index"], "no scratch is left"
     items = parquet.read_table(output / "items.parquet").to_pydict()
     assert list(items) == ["modality", "row", "id", "uri", "caption", "content"]
     assert items["modality"] == ["image"] * 20 + ["text"] * len(store.text_caption)
     assert items["id"] == store.image_id + [store.image_id[row] for row in store.text_image]
-    firsts = {owner: caption for owner, caption in zip(store.text_image[::-1], store.text_caption[::-1], strict=True)}
+    firsts = dict(zip(store.text_image[::-1], store.text_caption[::-1], strict=True))
     assert items["caption"][:20] == [firsts.get(row, "") for row in range(20)]
     assert items["caption"][20:] == store.text_caption
     stored = json.loads((output / "index.json").read_text())

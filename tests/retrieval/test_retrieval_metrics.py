@@ -28,8 +28,20 @@ def test_rsum_of_perfect_ranks_is_600_and_mean_recall_a_percentage():
 def test_json_has_the_documented_keys():
     direction = direction_metrics(np.array([0, 20]))
     assert RetrievalMetrics(direction, direction).to_json() == {
-        "image_to_text": {"R@1": 50.0, "R@5": 50.0, "R@10": 50.0, "median_rank": 11.0, "mrr": pytest.approx((1 + 1 / 21) / 2)},
-        "text_to_image": {"R@1": 50.0, "R@5": 50.0, "R@10": 50.0, "median_rank": 11.0, "mrr": pytest.approx((1 + 1 / 21) / 2)},
+        "image_to_text": {
+            "R@1": 50.0,
+            "R@5": 50.0,
+            "R@10": 50.0,
+            "median_rank": 11.0,
+            "mrr": pytest.approx((1 + 1 / 21) / 2),
+        },
+        "text_to_image": {
+            "R@1": 50.0,
+            "R@5": 50.0,
+            "R@10": 50.0,
+            "median_rank": 11.0,
+            "mrr": pytest.approx((1 + 1 / 21) / 2),
+        },
         "rsum": 300.0,
         "mean_recall": 50.0,
     }

@@ -94,7 +94,7 @@ def test_no_query_no_answer_and_k_must_be_positive(tmp_path):
 
 
 def test_an_index_of_other_adapters_is_refused(tmp_path):
-    index, encoder, store = opened(tmp_path, images=5)
+    index, _, store = opened(tmp_path, images=5)
     other = DualEncoder(load_run(make_run(tmp_path / "other", store, seed=3)), "cpu")
     with pytest.raises(MismatchError, match="other"):
         search(index, other, other.project_image(store.image_latent), k=1, of=Gallery.image)

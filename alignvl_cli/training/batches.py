@@ -1,6 +1,6 @@
 """Which pairs a step sees. Anchors and partners of one step are disjoint, and every arm takes equally many steps.
 
-Letters: N rows of a batch.
+Letters: P pairs, N rows of a batch.
 """
 
 from collections.abc import Iterator
@@ -29,8 +29,14 @@ def steps_per_epoch(pairs: int, batch_size: int) -> int:
     return pairs // batch_size
 
 
-def epoch_slices(pairs: int, batch_size: int, generator: torch.Generator) -> Iterator[Slices]:
-    """One epoch: a permutation of all pairs cut into whole slices; the last one's next is the first."""
-    slices = torch.randperm(pairs, generator=generator).split(batch_size)[: pairs // batch_size]
+def epoch_slices(
+    pairs: int, batch_size: int, generator: torch.Generator, device: torch.device | str = "cpu"
+) -> Iterator[Slices]:
+    """One epoch: a permutation of all pairs cut into whole slices; the last one's next is the first.
+
+    Drawn on the CPU, so that it is the same on every machine, and copied to `device` at once.
+    """
+    order_P = torch.randperm(pairs, generator=generator).to(device)
+    slices = order_P.split(batch_size)[: pairs // batch_size]
     for number, anchor_N in enumerate(slices):
         yield Slices(anchor_N, slices[(number + 1) % len(slices)])

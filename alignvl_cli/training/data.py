@@ -55,6 +55,14 @@ def _names(store: Store) -> str:
     return f"{towers[0]} and {towers[1]} ({store.encoder_hash[:8]})"
 
 
+def require_split(store: Store, split: str, remedy: str) -> None:
+    """DataError, ending in `remedy`, when the store has no image in `split`."""
+    sizes = store.split_sizes()
+    if split not in sizes:
+        there = ", ".join(f"{name} ({count:,} images)" for name, count in sizes.items())
+        raise DataError(f"{store.path}: no image in split {split!r} (it has {there}); {remedy}")
+
+
 def load_split(stores: Sequence[Store], split: str) -> SplitLatents:
     """The rows of `split` of all `stores`, one store after the other. DataError if a store lacks it, or has no pair."""
     rows = [store.rows(split) for store in stores]

@@ -38,7 +38,6 @@ class Gather:
     keys_KT: Tensor | None
 
     def __call__(self, pair_N: Tensor) -> Batch:
-        pair_N = pair_N.to(self.data.text_TC.device, non_blocking=True)
         return Batch(
             self.data.image_ID.index_select(0, self.data.text_image_T.index_select(0, pair_N)),
             self.data.text_TC.index_select(0, pair_N),
@@ -57,7 +56,7 @@ class FuseMix:
 
     def __call__(self, batch: Batch, slices: Slices) -> Batch:
         rows = len(slices.next_N)
-        order_N = torch.randperm(rows, generator=self.streams[Stream.partners])
+        order_N = torch.randperm(rows, generator=self.streams[Stream.partners], device=slices.next_N.device)
         partner = self.gather(slices.next_N[order_N])
         shape = (rows, 1) if self.coefficient is MixCoefficient.pair else ()
         lam = draw_coefficient(self.alpha, shape, self.streams[Stream.coefficient])

@@ -72,10 +72,12 @@ class Plan:
 
 def fit(plan: Plan, state: TrainState) -> Iterator[Step | Validated]:
     """Train `state` in place to the end of `plan`. Raises DivergedError, leaving `state.best` as it was."""
-    config, pairs = plan.config, plan.gather.data.pairs
+    config, data = plan.config, plan.gather.data
     meter = Meter(config.batch_size)
     for epoch in range(1, config.epochs + 1):
-        for slices in epoch_slices(pairs, config.batch_size, state.streams[Stream.permutation]):
+        for slices in epoch_slices(
+            data.pairs, config.batch_size, state.streams[Stream.permutation], data.text_TC.device
+        ):
             meter.add(take_step(plan, state, slices))
             if state.step % plan.log_every == 0:
                 yield meter.read(plan, state, epoch)

@@ -8,7 +8,6 @@ from alignvl_cli.align.adapters import AdapterShape, new_pair
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.config import NoiseKind, NoisePosition, TrainConfig
 from alignvl_cli.devices import choose_precision
-from alignvl_cli.errors import DataError
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.batches import steps_per_epoch
 from alignvl_cli.training.data import (
@@ -17,6 +16,7 @@ from alignvl_cli.training.data import (
     load_split,
     normalise,
     require_same_encoders,
+    require_split,
     root_mean_square,
     shared_images,
 )
@@ -29,6 +29,8 @@ TRAIN, VAL = "train", "val"
 EXPANSION = 4
 """Hidden width of a FuseMix block over its width, as released."""
 
+TRAIN_REMEDY = "train on a store that has one"
+VAL_REMEDY = "training selects its epoch there: name a store that has it with --val, or declare it and extract again"
 FAINT_NOISE = 0.05
 """Below this share of the latents' RMS the noise is said to be faint."""
 
@@ -41,11 +43,9 @@ def prepare(
     `device` is one that is there. Raises as `train_run` does.
     """
     require_same_encoders([*stores, val_store])
-    if VAL not in val_store.split_sizes():
-        raise DataError(
-            f"{val_store.path}: no image in split {VAL!r}, and training selects its best epoch there; "
-            "name a store that has one with --val, or declare the split in the data and extract again"
-        )
+    for store in stores:
+        require_split(store, TRAIN, TRAIN_REMEDY)
+    require_split(val_store, VAL, VAL_REMEDY)
     precision = choose_precision(config.precision, device)
     pairs = sum(len(store.rows(TRAIN).text) for store in stores)
     epoch_steps = steps_per_epoch(pairs, config.batch_size)  # before reading gigabytes

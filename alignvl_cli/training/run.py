@@ -11,15 +11,21 @@ from alignvl_cli.devices import choose_device
 from alignvl_cli.provenance import made_by
 from alignvl_cli.runs.writer import RunWriter, claim_run
 from alignvl_cli.store.reader import Store, open_store
+from alignvl_cli.training.data import require_split
 from alignvl_cli.training.loop import TrainState, fit
 from alignvl_cli.training.machine import device_name, peak_memory_bytes
-from alignvl_cli.training.prepare import TRAIN, VAL, prepare
+from alignvl_cli.training.prepare import TRAIN, TRAIN_REMEDY, VAL, prepare
 from alignvl_cli.training.records import Finished, Record, Started, Step, log_line
 
 
 def count_pairs(stores: Sequence[Path]) -> int:
-    """Training pairs in the stores; the automatic size depends on it. DataError as `open_store` and `Store.rows`."""
-    return sum(len(open_store(path).rows(TRAIN).text) for path in stores)
+    """Training pairs in the stores, which the automatic size depends on. DataError for a store without any."""
+    pairs = 0
+    for path in stores:
+        store = open_store(path)
+        require_split(store, TRAIN, TRAIN_REMEDY)
+        pairs += len(store.rows(TRAIN).text)
+    return pairs
 
 
 def train_run(

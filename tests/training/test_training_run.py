@@ -173,6 +173,10 @@ def test_another_store_can_select(store, tmp_path):
     with pytest.raises(DataError, match=r"t\.h5: no image in split 'val'.*--val"):
         list(train_run([train_only], tmp_path / "run", asked))
     assert not (tmp_path / "run").exists()
+    val_only = make_store(tmp_path / "v.h5", images=40, dim=12, text_dim=10, splits={"val": 1.0})
+    for attempt in (lambda: count_pairs([val_only]), lambda: list(train_run([val_only], tmp_path / "run", asked))):
+        with pytest.raises(DataError, match=r"v\.h5: no image in split 'train' \(it has val \(40 images\)\)"):
+            attempt()
     started = next(iter(train_run([train_only], tmp_path / "run", asked, val=store)))
     assert started.val_images == len(open_store(store).rows("val").image)
 

@@ -1,5 +1,6 @@
 """The model's own image processor: its settings for the record, and the same arithmetic as a light picklable object."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ from transformers.image_processing_backends import PilBackend
 from alignvl_cli.encoders.folders import ModelFolder
 from alignvl_cli.encoders.pixels import Preprocess, ProcessorCall, ResizeCrop
 from alignvl_cli.encoders.quiet import quiet
-from alignvl_cli.encoders.records import plain
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.provenance import canonical_json
 
 HOUSEKEEPING = {
     "processor_class",
@@ -62,7 +63,7 @@ def processor_record(processor: Any) -> dict[str, Any]:
     settings = {key: value for key, value in processor.to_dict().items() if value is not None}
     off = {key for switch, keys in SWITCHED.items() if not settings.get(switch) for key in (switch, *keys)}
     kept = {key: value for key, value in settings.items() if key not in HOUSEKEEPING | off and not key.startswith("_")}
-    return plain(kept)
+    return json.loads(canonical_json(kept))  # tuples become lists, as they will be once stored
 
 
 def preprocess_of(processor: Any, spec: str) -> Preprocess:

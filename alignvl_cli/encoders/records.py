@@ -1,11 +1,9 @@
 """What decides a latent, as hashes and settings that are the same on every machine."""
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -66,19 +64,6 @@ def about(model_id: str, commit: str | None, precision: str, device: str, poolin
 def encoder_hash(vision_record: Mapping[str, Any], text_record: Mapping[str, Any]) -> str:
     """The hash that binds a store, a run and an index to one pair of encoders."""
     return fingerprint({"vision": vision_record, "text": text_record})
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON knows it: tuples become lists, numpy and enum values their plain selves."""
-    return json.loads(json.dumps(value, default=_plain_leaf))
-
-
-def _plain_leaf(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} has no place in an encoder record")
 
 
 def require_same(spec: str, stored: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:

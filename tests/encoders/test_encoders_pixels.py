@@ -119,3 +119,31 @@ def test_a_broken_processor_file_is_a_data_error(tmp_path):
     (folder / "preprocessor_config.json").write_text('{"image_processor_type": "NoSuchProcessor"}')
     with pytest.raises(DataError, match="image processor cannot be loaded"):
         load_processor(find_model(str(folder), Side.vision))
+
+
+def test_a_processor_whose_library_is_missing_says_which(tmp_path, monkeypatch):
+    folder = tiny_models.save_dinov2(tmp_path / "m")
+
+    def needs_torchvision(*path, **options):
+        raise ImportError("requires the Torchvision library")
+
+    monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", needs_torchvision)
+    with pytest.raises(DataError, match="pip install torchvision"):
+        load_processor(find_model(str(folder), Side.vision))
+
+
+def test_an_upper_limit_on_the_size_is_left_to_the_processor():
+    processor = transformers.ViTImageProcessorPil(size={"shortest_edge": 32, "longest_edge": 32})
+    square = preprocess_of(transformers.ViTImageProcessorPil(size={"height": 32, "width": 32}), "m")
+    with pytest.raises(UsageError, match="fixed size"):
+        preprocess_of(processor, "m")
+    assert square(picture(50, 50)).shape == (3, 32, 32)
+
+
+def test_padding_is_left_to_the_processor():
+    processor = transformers.ViTImageProcessorPil(
+        size={"height": 30, "width": 30}, do_pad=True, pad_size={"height": 32, "width": 32}
+    )
+    preprocess = preprocess_of(processor, "m")
+    assert isinstance(preprocess, ProcessorCall)
+    assert preprocess(picture(50, 70)).shape == (3, 32, 32)

@@ -6,7 +6,7 @@ import torch
 import transformers
 from torch import nn
 
-from alignvl_cli.encoders.records import encoder_hash, plain, require_same, weights_sha256
+from alignvl_cli.encoders.records import encoder_hash, require_same, weights_sha256
 from alignvl_cli.errors import MismatchError
 
 
@@ -67,12 +67,6 @@ def test_encoder_hash_takes_both_sides_and_no_order_of_keys():
         len({encoder_hash(vision, text), encoder_hash(text, vision), encoder_hash(vision | {"pooling": "mean"}, text)})
         == 3
     )
-
-
-def test_plain_values_are_json_and_strange_ones_refused():
-    assert plain({"mean": (0.5, 0.5), "size": {"height": 2}}) == {"mean": [0.5, 0.5], "size": {"height": 2}}
-    with pytest.raises(TypeError, match="object has no place"):
-        plain({"a": object()})
 
 
 def test_a_mismatch_names_each_difference_and_equality_none():

@@ -240,3 +240,30 @@ def test_broken_files_are_data_errors(tmp_path, file):
     (folder / file).write_bytes(b'{"broken": ')
     with pytest.raises(DataError, match=str(folder)):
         load(folder)
+
+
+@pytest.mark.parametrize("modules", [[], {}, ["Transformer"]])
+def test_a_list_of_modules_that_is_none_is_a_data_error(tmp_path, modules):
+    folder = tiny_models.save_sentence_transformer(tmp_path / "m")
+    tiny_models.write_json(folder / "modules.json", modules)
+    with pytest.raises(DataError, match="at least one JSON object"):
+        load(folder)
+
+
+def test_pooling_that_leaves_out_the_prompt_asks(tmp_path):
+    prompts = {"prompts": {"document": "d: "}}
+    folder = tiny_models.save_sentence_transformer(tmp_path / "m", prompts=prompts)
+    settings = tiny_models.pooling_flags("mean") | {"include_prompt": False}
+    tiny_models.write_json(folder / "1_Pooling" / "config.json", settings)
+    with pytest.raises(UsageError, match="leaves out the prompt"):
+        load(folder)
+    tiny_models.write_json(folder / "config_sentence_transformers.json", {"prompts": {}})
+    assert load(folder).record["prefix"] == ""
+
+
+def test_the_newer_spelling_of_pooling_and_a_default_prompt(tmp_path):
+    prompts = {"prompts": {"query": "q: ", "sts": "s: "}, "default_prompt_name": "sts"}
+    folder = tiny_models.save_sentence_transformer(tmp_path / "m", prompts=prompts)
+    tiny_models.write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": "lasttoken"})
+    encoder = load(folder)
+    assert (encoder.record["pooling"], encoder.record["prefix"]) == ("last", "s: ")

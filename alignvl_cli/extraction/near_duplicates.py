@@ -25,7 +25,7 @@ def near_groups(signatures: Sequence[bytes]) -> list[list[int]]:
     """Groups of at least two positions in `signatures` whose members resemble each other, or each a third; ascending.
 
     See `looks.signature_of` for what a signature is. For N signatures with evenly spread hashes about
-    N^2 / 150 pairs of 64-bit words are compared, and far less memory than N^2 is held.
+    N^2 / 150 pairs of 64-bit words are compared at most; the memory is that of the signatures and of what is found.
     """
     if not signatures:
         return []
@@ -45,21 +45,40 @@ def near_groups(signatures: Sequence[bytes]) -> list[list[int]]:
 
 
 def _alike(hash_S: np.ndarray, colour_SC: np.ndarray) -> Iterator[np.ndarray]:
-    """Pairs (P, 2) within both limits; a pair may come more than once."""
+    """Pairs (P, 2) within both limits, each once."""
     borders = np.linspace(0, HASH_BITS, MOST_BITS + 2).astype(int)
+    earlier: list[np.uint64] = []
     for low, high in pairwise(borders.tolist()):
-        band_S = (hash_S >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
+        band = np.uint64(((1 << (high - low)) - 1) << low)
+        band_S = hash_S & band
         order = np.argsort(band_S, kind="stable")
         for bucket in np.split(order, np.flatnonzero(np.diff(band_S[order])) + 1):
-            step = max(1, MOST_CELLS // len(bucket))
-            for first in range(0, len(bucket), step):
-                yield _alike_in(bucket[first : first + step], bucket[first:], hash_S, colour_SC)
+            yield from _alike_in(bucket, earlier, hash_S, colour_SC)
+        earlier.append(band)
 
 
-def _alike_in(some: np.ndarray, others: np.ndarray, hash_S: np.ndarray, colour_SC: np.ndarray) -> np.ndarray:
-    bits = np.bitwise_count(hash_S[some][:, None] ^ hash_S[others][None, :])
-    left, right = np.nonzero(bits <= MOST_BITS)
-    later = left < right
-    ends = np.stack([some[left[later]], others[right[later]]], axis=1)
-    apart = np.abs(colour_SC[ends[:, 0]] - colour_SC[ends[:, 1]]).max(axis=1, initial=0)
-    return ends[apart <= MOST_COLOUR]
+def _alike_in(
+    bucket: np.ndarray, earlier: Sequence[np.uint64], hash_S: np.ndarray, colour_SC: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Those in a bucket; pairs with another equal band, of the `earlier` ones, were found there."""
+    if len(bucket) < 2:
+        return
+    # In the order of the colour that tells most apart, those alike are near: a layout in many colours stays cheap.
+    spread_C = np.ptp(colour_SC[bucket], axis=0)
+    tint = colour_SC[bucket, spread_C.argmax()]
+    by_tint = np.argsort(tint, kind="stable")
+    bucket, tint = bucket[by_tint], tint[by_tint]
+    ends = np.searchsorted(tint, tint + MOST_COLOUR, side="right")
+    first = 0
+    while first < len(bucket):
+        stop = first + max(1, MOST_CELLS // int(ends[first] - first))
+        some, others = bucket[first:stop], bucket[first : ends[min(stop, len(bucket)) - 1]]
+        differing = hash_S[some][:, None] ^ hash_S[others][None, :]
+        left, right = np.nonzero(np.bitwise_count(differing) <= MOST_BITS)
+        is_new = left < right
+        for band in earlier:
+            is_new &= (differing[left, right] & band) != 0
+        pairs = np.stack([some[left[is_new]], others[right[is_new]]], axis=1)
+        apart = np.abs(colour_SC[pairs[:, 0]] - colour_SC[pairs[:, 1]]).max(axis=1, initial=0)
+        yield pairs[apart <= MOST_COLOUR]
+        first = stop

@@ -5,6 +5,7 @@ Hugging Face `datasets` keeps every dataset in Arrow stream files, uncompressed,
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -79,5 +80,5 @@ def _pictures(cells: pa.Array, whole: pa.Buffer, path: Path) -> list[Picture]:
         Picture(values.slice(first, last - first), ImageSource(path, start + first, last - first), name)
         if there
         else Picture(None, None, name)
-        for first, last, there, name in zip(borders, borders[1:], present, names, strict=True)
+        for (first, last), there, name in zip(pairwise(borders), present, names, strict=True)
     ]

@@ -1,0 +1,43 @@
+"""Each format's sample in docs/data.md gives the same store datasets as its JSONL twin."""
+
+import datasets
+import h5py
+import numpy as np
+import pytest
+from data_samples import SAMPLES, write_sample, write_twin
+from fakes import FakeText, FakeVision
+
+from alignvl_cli.config import DatasetFormat, DatasetOptions, ExtractConfig
+from alignvl_cli.extraction.run import run_extraction
+from alignvl_cli.pairs.dataset import open_dataset
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def store_datasets(dataset, output):
+    """Every dataset of the store that an extraction with the fakes writes, by name."""
+    list(run_extraction(dataset, FakeVision(), FakeText(), output, ExtractConfig(workers=0), settings={}))
+    found = {}
+    with h5py.File(output) as store:
+        store.visititems(lambda name, node: found.update({name: node[()]}) if isinstance(node, h5py.Dataset) else None)
+        found["splits"] = store["image/split"].attrs["names"]
+    return found
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.format.value)
+def test_a_sample_gives_the_store_datasets_of_its_twin(tmp_path, sample):
+    dataset = open_dataset(str(write_sample(sample, tmp_path)), DatasetOptions())
+    root = tmp_path / "photos" if sample.format is DatasetFormat.folder else tmp_path
+    twin = open_dataset(str(write_twin(sample, root, [item.id for item in dataset.items])), DatasetOptions())
+    here = store_datasets(dataset, tmp_path / "here.h5")
+    there = store_datasets(twin, tmp_path / "there.h5")
+    assert here.keys() == there.keys()
+    assert len(here["image/latent"]) == 5
+    assert len(here["text/latent"]) == 10
+    placed = {name for name in here if "image/uri" in name} if sample.places_pictures else set()
+    for name in here.keys() - placed:
+        assert np.array_equal(here[name], there[name]), name
+    assert placed == ({"image/uri", "digest/image/uri"} if sample.places_pictures else set())

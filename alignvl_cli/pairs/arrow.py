@@ -70,7 +70,7 @@ def _pictures(cells: pa.Array, whole: pa.Buffer, path: Path) -> list[Picture]:
     _, offsets, values = cells.buffers()
     if values is None:
         return [Picture(None, None, name) for name in names]
-    start = values.address - whole.address
+    start = values.address - whole.address if values.size else 0  # an empty buffer lies anywhere
     if not 0 <= start <= start + values.size <= whole.size:
         raise DataError(f"{path}: a compressed Arrow file, in which pictures have no place of their own; save it anew")
     width = np.int64 if pa.types.is_large_binary(cells.type) else np.int32

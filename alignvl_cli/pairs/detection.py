@@ -11,7 +11,7 @@ from alignvl_cli.pairs.braces import expanded
 from alignvl_cli.pairs.flickr import is_csv_header, is_token_line
 from alignvl_cli.pairs.huggingface import is_saved
 from alignvl_cli.pairs.sidecars import IMAGE_SUFFIXES
-from alignvl_cli.pairs.tars import SEPARATOR
+from alignvl_cli.pairs.tars import PACKED_SUFFIXES, SEPARATOR
 
 FIRST_BYTES = 4096
 
@@ -33,6 +33,8 @@ def detect(path: Path, image_column: str) -> DatasetFormat:
         raise DataError(f"{path}: cannot read this dataset: {problem.strerror}; give the path of {_KNOWN}") from problem
     if stat.S_ISDIR(mode):
         return _of_folder(path)
+    if path.name.lower().endswith(PACKED_SUFFIXES):
+        return DatasetFormat.webdataset  # whose reader says what to do
     tell = BY_SUFFIX.get(path.suffix.lower())
     if tell is None:
         raise UsageError(f"{path}: cannot tell the format; a dataset is {_KNOWN}; or say which with --format")

@@ -124,5 +124,5 @@ def test_options_without_effect_are_refused(tmp_path):
     document = {"images": [COCO_IMAGE], "annotations": [CAPTION]}
     with pytest.raises(UsageError, match=r"--caption-column has no effect with --format"):
         opened(tmp_path / "d.json", document, caption_column="raw")
-    with pytest.raises(DataError, match="--image-root .*absent: no such folder"):
+    with pytest.raises(DataError, match=r"--image-root .*absent: no such folder"):
         opened(tmp_path / "d.json", document, image_root=tmp_path / "absent")

@@ -128,7 +128,7 @@ class _Batch:
     def __init__(self, items: Sequence[Item], vision: "VisionEncoder", plan: Plan, watch: Stopwatch) -> None:
         self._items = items
         self._vision = vision
-        self._size = plan.batch_size
+        self._size = plan.image_batch
         self._watch = watch
         self.clear()
 

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from alignvl_cli.encoders.text import TextEncoder
     from alignvl_cli.encoders.vision import VisionEncoder
 
+CPU_IMAGES = 8
+"""Pictures in a forward on a CPU, by default: their activations must fit its caches (32 take half as long again)."""
+DEVICE_IMAGES = 64
+TEXTS = 32
 IMAGE_SHARD_BATCHES = 16
-"""512 images by default: about ten seconds on a laptop, one on a GPU."""
+"""128 pictures a shard on a CPU, 1,024 on a GPU: a few seconds of work."""
 TEXT_SHARD_BATCHES = 64
 """Shards long enough that sorting by length leaves next to no padding."""
 CONTENT = ("dataset", "images", "encoder_hash", "vision", "text", "precision", "max_pixels", "dtype")
@@ -38,8 +42,10 @@ class Plan:
     dtype: str
     device: dict[str, str]
     libraries: dict[str, str]
-    batch_size: int
-    """Images, and captions, in one forward."""
+    image_batch: int
+    """Pictures in one forward."""
+    text_batch: int
+    """Captions in one forward."""
     image_shard: int
     """Rows of the dataset in one shard."""
     text_shard: int
@@ -56,6 +62,9 @@ class Plan:
 def make_plan(dataset: Dataset, vision: "VisionEncoder", text: "TextEncoder", config: ExtractConfig) -> Plan:
     """The plan of `run_extraction` with these arguments; reads no image and encodes nothing."""
     versions = library_versions()
+    device = {"vision": str(vision.about["device"]), "text": str(text.about["device"])}
+    image_batch = config.batch_size or (CPU_IMAGES if device["vision"] == "cpu" else DEVICE_IMAGES)
+    text_batch = config.batch_size or TEXTS
     return Plan(
         dataset=dataset.record,
         images=len(dataset.items),
@@ -65,11 +74,12 @@ def make_plan(dataset: Dataset, vision: "VisionEncoder", text: "TextEncoder", co
         precision={"vision": str(vision.about["precision"]), "text": str(text.about["precision"])},
         max_pixels=config.max_pixels,
         dtype=config.dtype.value,
-        device={"vision": str(vision.about["device"]), "text": str(text.about["device"])},
+        device=device,
         libraries={name: versions[name] for name in VERSIONS if name in versions},
-        batch_size=config.batch_size,
-        image_shard=IMAGE_SHARD_BATCHES * config.batch_size,
-        text_shard=TEXT_SHARD_BATCHES * config.batch_size,
+        image_batch=image_batch,
+        text_batch=text_batch,
+        image_shard=IMAGE_SHARD_BATCHES * image_batch,
+        text_shard=TEXT_SHARD_BATCHES * text_batch,
     )
 
 

@@ -68,8 +68,8 @@ def encode_texts(
             latents = np.empty((len(texts), text.width), np.float32)
             # Longest first: a batch that does not fit in memory fails at once, not after hours.
             order = np.argsort(-tokens, kind="stable")
-            for first in range(0, len(order), plan.batch_size):
-                chosen = order[first : first + plan.batch_size]
+            for first in range(0, len(order), plan.text_batch):
+                chosen = order[first : first + plan.text_batch]
                 with watch.measure("encode_texts"):
                     latents[chosen] = text.encode([texts[position] for position in chosen])
                 _check_finite(latents[chosen], [texts[position] for position in chosen])

@@ -16,8 +16,10 @@ from alignvl_cli.errors import DataError
 Tag = TypeVar("Tag")
 
 MOST_WORKERS = 8
-FEW_IMAGES = 4_000
-"""Below, starting processes costs more than they save."""
+FEW_IMAGES = 1_000
+"""Below, starting processes (0.7 s each) costs more than they save."""
+FEW_CORES = 2
+"""Up to here the encoder's threads and a decoding process only get in each other's way."""
 
 
 class Workers(Protocol):
@@ -84,10 +86,16 @@ def started_workers(count: int) -> Iterator[Workers]:
 
 
 def choose_workers(asked: int | None, images: int) -> int:
-    """As asked; else one for each core but one, at most 8, and none for a few images."""
+    """As asked; else one for each core but one, at most 8, and none for few images or on few cores."""
     if asked is not None:
         return asked
-    return 0 if images < FEW_IMAGES else min((os.cpu_count() or 1) - 1, MOST_WORKERS)
+    cores = usable_cores()
+    return 0 if images < FEW_IMAGES or cores <= FEW_CORES else min(cores - 1, MOST_WORKERS)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on: a scheduler may give it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _begin() -> None:

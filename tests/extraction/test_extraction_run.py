@@ -221,7 +221,7 @@ def test_a_complete_store_is_known_again_by_what_decides_it(tmp_path):
 def test_another_plan_is_refused_by_name_until_restarted(tmp_path):
     dataset, output = make_dataset(tmp_path / "data", images=70), tmp_path / "s.h5"
     unfinished(dataset, output, done=32)
-    with pytest.raises(MismatchError, match=r"batch_size was 2, now 3.*--restart"):
+    with pytest.raises(MismatchError, match=r"image_batch was 2, now 3.*--restart"):
         extract(dataset, output, config=replace(SMALL, batch_size=3))
     with pytest.raises(MismatchError, match=r"vision\.model was 'fake-vision', now 'b'"):
         extract(dataset, output, vision=FakeVision(name="b"))

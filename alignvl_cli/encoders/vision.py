@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from alignvl_cli.config import Pooling, Precision
 from alignvl_cli.devices import choose_precision
 from alignvl_cli.encoders.folders import Side, find_model, spec_of
+from alignvl_cli.encoders.folding import folded
 from alignvl_cli.encoders.pixels import Preprocess
 from alignvl_cli.encoders.pooling import IMAGE_VECTORS, choose_pooling
 from alignvl_cli.encoders.processors import PROBES, load_processor, preprocess_of, processor_record
@@ -62,8 +63,9 @@ def load_vision(model_id: str, *, pooling: Pooling | None, device: str, precisio
     processor = load_processor(found)
     preprocess = preprocess_of(processor, found.spec)
     pixels_CHW = preprocess(PROBES[0])
+    pixels_2CHW = torch.from_numpy(np.stack([pixels_CHW, pixels_CHW]))
     with probed(found, tower):
-        output = tower.model(pixel_values=torch.from_numpy(np.stack([pixels_CHW, pixels_CHW])))
+        output = tower.model(pixel_values=pixels_2CHW)
         hidden = output.last_hidden_state
     require_steady(found, tower, hidden)
     prefix = _prefix_tokens(hidden, _patches(tower, pixels_CHW))
@@ -85,7 +87,7 @@ def load_vision(model_id: str, *, pooling: Pooling | None, device: str, precisio
         device=device,
         precision=precision,
         preprocess=preprocess,
-        model=tower.model.to(device, DTYPES[precision]),
+        model=folded(tower.model, pixels_2CHW).to(device, DTYPES[precision]),
         pooling=chosen,
         prefix=prefix or 0,
     )

@@ -10,9 +10,9 @@ emoji's Unicode category, of which there are ten.
 Keywords name moods and uses besides what is to be seen, so most pairs are weakly associated.
 
 The fixed split has 1,311 / 200 / 400 images (train / val / test) in nearly equal shares of each
-category. It goes by concept: variants by gender, hair, direction and size stay together, as do
-families, pictures equal in every pixel (flags of some territories; the source draws Sark's with
-Saudi Arabia's picture), and pictures with a caption in common.
+category. It goes by concept: variants by gender and hair stay together, as do pictures equal in every
+pixel (flags of some territories; the source draws Sark's with Saudi Arabia's picture) and pictures with
+a caption in common. A concept of more than eight pictures is in train: the 30 families are nearly one.
 
 `pipelines/make_demo_data.py` makes the tar; `emoji/LICENSES.txt` has attribution and licences.
 """

@@ -51,13 +51,13 @@ def test_lite0_equals_the_reference_implementation(vision):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
 
 
-def test_lite0_reads_pictures_as_its_reference_does(vision):
-    """Shorter side to 256, centre 224, mean 127 and standard deviation 128 of 255."""
+def test_lite0_reads_squares_whole(vision):
+    """Shorter side to 224, centre 224, mean 127 and standard deviation 128 of 255."""
     grey = vision.prepare(Image.new("RGB", (640, 480), (127, 255, 0)))
     assert grey.shape == (3, 224, 224)
     assert grey.dtype == np.float32
     np.testing.assert_allclose(grey[:, 0, 0], [0, 1, -127 / 128], atol=1e-6)
-    assert vision.record["processor"]["size"] == {"shortest_edge": 256}
+    assert vision.record["processor"]["size"] == {"shortest_edge": 224}
 
 
 def test_minilm_equals_sentence_transformers(text):

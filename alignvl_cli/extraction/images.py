@@ -97,12 +97,12 @@ def encode_images(
         for position, picture in zip(chunk.positions, pictures, strict=True):
             if isinstance(picture, str):
                 batch.reject(position, picture)
-            else:
-                batch.add(shard, position, picture)
-                if batch.is_full:
-                    batch.encode(shard)
-                    here = session_rows + shard.new_rows[position] - shard.rows.start + 1
-                    yield _progress(shard.new_rows[position] + 1, len(items), here, watch)
+                continue
+            if batch.is_full:
+                batch.encode(shard)
+                row = shard.new_rows[position]
+                yield _progress(row, len(items), session_rows + row - shard.rows.start, watch)
+            batch.add(position, picture)
         if not chunk.is_last:
             continue
         if shard.record is None:
@@ -141,7 +141,7 @@ class _Batch:
     def reject(self, position: int, reason: str) -> None:
         self.rejected[position] = reason
 
-    def add(self, shard: _Shard, position: int, pixels: np.ndarray) -> None:
+    def add(self, position: int, pixels: np.ndarray) -> None:
         self._positions.append(position)
         self._pixels.append(pixels)
 

@@ -1,44 +1,31 @@
 """Opens a store: checked on opening, latents mapped into memory and verified when first loaded."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import xxhash
 
 from alignvl_cli.errors import DataError
 from alignvl_cli.store import schema
+from alignvl_cli.store.opening import (
+    check_rows,
+    damaged,
+    map_latents,
+    read_attributes,
+    read_numbers,
+    read_sizes,
+    read_strings,
+    readable,
+)
 from alignvl_cli.store.schema import BLOCK_BYTES, Rejected
 
 ALL = "all"
 FINITE_ROWS = 65_536
-SHAPES = {
-    "image/latent": ("I", "D"),
-    "image/sha256": ("I", 32),
-    "image/split": ("I",),
-    "image/id": ("I",),
-    "image/uri": ("I",),
-    "image/label": ("I",),
-    "text/latent": ("T", "C"),
-    "text/image": ("T",),
-    "text/caption": ("T",),
-    "rejected/id": ("R",),
-    "rejected/uri": ("R",),
-    "rejected/reason": ("R",),
-}
-DTYPES = {
-    "image/latent": ("float32", "float16"),
-    "text/latent": ("float32", "float16"),
-    "image/sha256": ("uint8",),
-    "image/split": ("uint8",),
-    "text/image": ("int64",),
-}
 
 
 @dataclass(frozen=True)
@@ -94,8 +81,8 @@ class Store:
     @cached_property
     def image_sha256(self) -> np.ndarray:
         """(I, 32) uint8, of the image files' bytes."""
-        with _readable(self.path) as file:
-            return _numbers(self.path, file, "image/sha256", self._digests)
+        with readable(self.path) as file:
+            return read_numbers(self.path, file, "image/sha256", self._digests)
 
     @cached_property
     def rejected(self) -> list[Rejected]:
@@ -137,12 +124,12 @@ class Store:
                 block(slice(start, start + FINITE_ROWS))
         for name in schema.STRINGS:
             self._strings(name)
-        with _readable(self.path) as file:
-            _numbers(self.path, file, "image/sha256", self._digests)
+        with readable(self.path) as file:
+            read_numbers(self.path, file, "image/sha256", self._digests)
 
     def _strings(self, name: str) -> list[str]:
-        with _readable(self.path) as file:
-            return _strings(self.path, file, name, self._digests)
+        with readable(self.path) as file:
+            return read_strings(self.path, file, name, self._digests)
 
     def _block(self, name: str, latent: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
         if isinstance(rows, slice):
@@ -180,7 +167,7 @@ class Store:
             if xxhash.xxh3_64_intdigest(flat[start : start + BLOCK_BYTES]) != self._digests[name][number]:
                 first = start // row_bytes
                 last = min((start + BLOCK_BYTES - 1) // row_bytes, len(latent) - 1)
-                raise _damaged(self.path, f"/{name}, rows {first} to {last}")
+                raise damaged(self.path, f"/{name}, rows {first} to {last}")
             verified[number] = True
 
 
@@ -190,9 +177,9 @@ def open_store(path: Path) -> Store:
     Raises DataError with one message for whatever is wrong with the file. Latents, captions and the
     other columns are verified when they are first loaded; `Store.verify` loads them all.
     """
-    with _readable(path) as file:
-        attributes = _attributes(path, file)
-        sizes = _shapes(path, file)
+    with readable(path) as file:
+        attributes = read_attributes(path, file)
+        sizes = read_sizes(path, file)
         names = [str(name) for name in file["image/split"].attrs[schema.SPLIT_NAMES]]
         digests = {name: file[f"digest/{name}"][:] for name in schema.DATASETS}
         described = {
@@ -202,12 +189,12 @@ def open_store(path: Path) -> Store:
             for name, blocks in digests.items()
         }
         if schema.metadata_digest(attributes, described, names) != file.attrs["digest"]:
-            raise _damaged(path, "its attributes or its table of digests")
-        image_split = _numbers(path, file, "image/split", digests)
-        text_image = _numbers(path, file, "text/image", digests)
-        image_id = _strings(path, file, "image/id", digests)
-        latents = {name: _latents(path, file[name]) for name in ("image/latent", "text/latent")}
-    _check_rows(path, sizes, image_id, image_split, text_image, names)
+            raise damaged(path, "its attributes or its table of digests")
+        image_split = read_numbers(path, file, "image/split", digests)
+        text_image = read_numbers(path, file, "text/image", digests)
+        image_id = read_strings(path, file, "image/id", digests)
+        latents = {name: map_latents(path, file[name]) for name in ("image/latent", "text/latent")}
+    check_rows(path, sizes, image_id, image_split, text_image, names)
     return Store(
         path=path,
         encoder_hash=attributes["encoder_hash"],
@@ -231,8 +218,8 @@ def open_store(path: Path) -> Store:
 def read_made_by(path: Path) -> dict[str, Any] | None:
     """What a store says of its making, its rows unread; None when `path` is no complete store."""
     try:
-        with _readable(path) as file:
-            return dict(json.loads(_attributes(path, file)["made_by"]))
+        with readable(path) as file:
+            return dict(json.loads(read_attributes(path, file)["made_by"]))
     except DataError:
         return None
 
@@ -246,98 +233,3 @@ def creation_counter(path: Path) -> int | None:
     """Which store of its workspace this was, from 1; 0 outside of one; None when `path` is no complete store."""
     made_by = read_made_by(path)
     return None if made_by is None else int(made_by.get("counter", 0))
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[h5py.File]:
-    """The open HDF5 file; whatever HDF5 or the disk say about it becomes one DataError."""
-    if not path.exists():
-        raise DataError(f"{path}: no such store{_unfinished(path)}")
-    if not path.is_file():
-        raise DataError(f"{path}: a store is one HDF5 file, and this is not a file")
-    try:
-        if not h5py.is_hdf5(path):
-            raise DataError(f"{path}: not a store (no HDF5 file); `alignvl extract` makes one")
-        # Some network file systems cannot lock; a store never changes under its name, so reading needs no lock.
-        with h5py.File(path, "r", locking="best-effort") as file:
-            yield file
-    except KeyError as problem:
-        raise DataError(f"{path}: not a complete store: {problem.args[0] if problem.args else problem}") from problem
-    except (OSError, RuntimeError, ValueError, TypeError) as problem:
-        raise DataError(f"{path}: cannot be read, truncated or damaged ({problem}); extract it again") from problem
-
-
-def _unfinished(path: Path) -> str:
-    partial = path.with_name(path.name + ".partial")
-    return f"; an unfinished one lies in {partial}: run the same `alignvl extract` again" if partial.is_dir() else ""
-
-
-def _attributes(path: Path, file: h5py.File) -> dict[str, str]:
-    found = file.attrs.get("format")
-    if not isinstance(found, str) or not found.startswith(schema.FORMAT_FAMILY):
-        raise DataError(f"{path}: an HDF5 file, but not a store: its attribute `format` is {found!r}")
-    if found != schema.FORMAT:
-        raise DataError(f"{path}: written in format {found}, and this version reads {schema.FORMAT}; extract it again")
-    return {name: str(file.attrs[name]) for name in schema.ATTRIBUTES}
-
-
-def _shapes(path: Path, file: h5py.File) -> dict[str, int]:
-    """The sizes I, T, R, D, C, on which all datasets must agree."""
-    sizes: dict[str, int] = {}
-    for name, wanted in SHAPES.items():
-        dataset = file[name]
-        fits = isinstance(dataset, h5py.Dataset) and len(dataset.shape) == len(wanted)
-        if not fits or not all(
-            found == (sizes.setdefault(size, found) if isinstance(size, str) else size)
-            for found, size in zip(dataset.shape, wanted, strict=True)
-        ):
-            raise DataError(f"{path}: /{name} has shape {getattr(dataset, 'shape', None)}, not {wanted} with {sizes}")
-        kind = "text" if h5py.check_string_dtype(dataset.dtype) else dataset.dtype.name
-        if kind not in DTYPES.get(name, ("text",)):
-            raise DataError(f"{path}: /{name} holds {kind}, not {' or '.join(DTYPES.get(name, ('text',)))}")
-    return sizes
-
-
-def _check_rows(
-    path: Path,
-    sizes: Mapping[str, int],
-    image_id: list[str],
-    image_split: np.ndarray,
-    text_image: np.ndarray,
-    split_names: list[str],
-) -> None:
-    if not sizes["I"] or not sizes["T"]:
-        raise DataError(f"{path}: a store without {'images' if not sizes['I'] else 'captions'}")
-    if text_image.min() < 0 or text_image.max() >= sizes["I"]:
-        raise DataError(f"{path}: /text/image points to rows that are not there (there are {sizes['I']} images)")
-    if image_split.max() >= len(split_names):
-        raise DataError(f"{path}: /image/split holds {image_split.max()}, but names only {len(split_names)} splits")
-    if len(set(image_id)) != len(image_id):
-        raise DataError(f"{path}: /image/id repeats an id")
-
-
-def _latents(path: Path, dataset: h5py.Dataset) -> np.ndarray:
-    """A read-only memory map where the layout allows it (as our writer's does), else the rows themselves."""
-    offset = dataset.id.get_offset()
-    if offset is None or dataset.dtype.byteorder == ">":
-        return dataset[:]
-    return np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
-
-
-def _numbers(path: Path, file: h5py.File, name: str, digests: Mapping[str, np.ndarray]) -> np.ndarray:
-    array = file[name][:]
-    if not np.array_equal(schema.digest_array(array), digests[name]):
-        raise _damaged(path, f"/{name}")
-    return array
-
-
-def _strings(path: Path, file: h5py.File, name: str, digests: Mapping[str, np.ndarray]) -> list[str]:
-    """The column decoded; raw bytes first, since the digest runs over them and it is five times as fast."""
-    rows = file[name][:].tolist()
-    if not np.array_equal(schema.digest_strings(rows), digests[name]):
-        raise _damaged(path, f"/{name}")
-    return [row.decode() for row in rows]
-
-
-def _damaged(path: Path, where: str) -> DataError:
-    return DataError(f"{path}: damaged in {where}: the bytes are not those that were written; extract it again")

@@ -1,6 +1,12 @@
 """`alignvl` and `python -m alignvl_cli`: the same program."""
 
-from alignvl_cli.app import app
+import os
+
+# Threads that wait for each other sleep instead of spinning: on a machine with anything else to do, and decoding
+# workers are that, spinning takes the cores away from the work. Read by OpenMP when torch loads it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from alignvl_cli.app import app  # noqa: E402 (the environment comes first)
 
 
 def main() -> None:

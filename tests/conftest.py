@@ -1,0 +1,6 @@
+"""What holds for every test: no model hub, and threads that wait without spinning (as `alignvl` itself sets them)."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignvl_cli.commands.session import Session
-from alignvl_cli.errors import AlignvlError, DataError
+from alignvl_cli.errors import AlignvlError, DataError, UsageError
 
 if TYPE_CHECKING:
+    from alignvl_cli.retrieval.calibration import Modesty
     from alignvl_cli.retrieval.index import Index
     from alignvl_cli.runs.folder import Run
     from alignvl_cli.store.reader import Store
@@ -30,6 +31,18 @@ def store_of(session: Session, run: "Run", data: Path | None) -> "Store":
         f"{run.path}: the store it was trained on is neither in the workspace nor at {run.store_path};"
         " name a store with --data"
     )
+
+
+def draw_reliability(session: Session, modesty: "Modesty", title: str, saved: Path) -> None:
+    """Reliability diagrams beside the evaluation `saved`; without matplotlib, what to install."""
+    from alignvl_cli.report.reliability import save_reliability
+
+    try:
+        paths = save_reliability(modesty, title, saved.with_name(f"{saved.stem}-reliability"))
+    except UsageError as problem:  # the table and the JSON need no matplotlib
+        session.note(str(problem))
+        return
+    session.note(f"drew {paths[0]} and {paths[1].name}")
 
 
 def make_index(

@@ -9,6 +9,9 @@ import typer
 from alignvl_cli.commands.options import DataOption, DeviceOption, JsonOption
 from alignvl_cli.commands.session import Session
 from alignvl_cli.config import Device
+from alignvl_cli.retrieval.protocol import HubnessReport, Protocol
+
+PROTOCOL, REPORTS = "Protocol", "Reports"
 
 
 def eval_(
@@ -18,6 +21,30 @@ def eval_(
     ] = None,
     data: DataOption = None,
     split: Annotated[str, typer.Option(help="Split of the store, or `all`.")] = "test",
+    recall_k: Annotated[
+        str, typer.Option(help="K of the recalls; RSUM is always of 1, 5 and 10.", rich_help_panel=PROTOCOL)
+    ] = "1,5,10",
+    folds: Annotated[
+        int,
+        typer.Option(help="Means over folds of consecutive images: COCO 1K is 5.", rich_help_panel=PROTOCOL),
+    ] = 1,
+    identical_hits: Annotated[
+        bool,
+        typer.Option("--identical-hits", help="A caption of the same text is a hit too.", rich_help_panel=PROTOCOL),
+    ] = False,
+    bootstrap: Annotated[
+        bool, typer.Option("--bootstrap", help="95 % intervals, of differences too.", rich_help_panel=REPORTS)
+    ] = False,
+    calibration: Annotated[
+        bool,
+        typer.Option(
+            "--calibration", help="Is it as sure as it is right? Table and diagrams.", rich_help_panel=REPORTS
+        ),
+    ] = False,
+    hubness: Annotated[
+        HubnessReport | None,
+        typer.Option(help="How bad hubs are, and recall after a correction.", rich_help_panel=REPORTS),
+    ] = None,
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
@@ -26,23 +53,44 @@ def eval_(
     Ranks are exact, and ties lose. A FAISS index of each projected gallery is built too, and its agreement
     with the exact ranks is reported.
     """
-    from alignvl_cli.commands.artefacts import store_of
+    from alignvl_cli.commands.artefacts import draw_reliability, store_of
     from alignvl_cli.devices import choose_device
+    from alignvl_cli.report.hubness import hubness_table
+    from alignvl_cli.report.reliability import modesty_table
     from alignvl_cli.report.retrieval import evaluation_table
-    from alignvl_cli.retrieval.evaluate import compare, evaluate, save_evaluation
+    from alignvl_cli.retrieval.evaluate import compare, evaluate
+    from alignvl_cli.retrieval.saving import save_evaluation
     from alignvl_cli.runs.folder import load_run
 
+    protocol = Protocol.parse(recall_k, folds=folds, identical_hits=identical_hits)
     place = choose_device(device)
     evaluations = []
     for path in runs or [session.newest_run()]:
         run = load_run(path, place)
-        evaluation = evaluate(run, store_of(session, run, data), split, device=place)
+        store = store_of(session, run, data)
+        evaluation = evaluate(
+            run,
+            store,
+            split,
+            protocol=protocol,
+            bootstrap=bootstrap,
+            calibration=calibration,
+            hubs=hubness,
+            device=place,
+        )
         for warning in evaluation.warnings:
             session.warn(warning)
-        session.note(f"saved {save_evaluation(run, evaluation)}")
+        saved = save_evaluation(run, evaluation)
+        session.note(f"saved {saved}")
+        if evaluation.modesty:
+            draw_reliability(session, evaluation.modesty, run.path.name, saved)
         evaluations.append(evaluation)
     result = evaluations[0] if len(evaluations) == 1 else compare(evaluations)
     if as_json:
         session.result(json.dumps(result.to_json(), indent=2, ensure_ascii=False))
-    else:
-        session.show(evaluation_table(evaluations))
+        return
+    session.show(evaluation_table(evaluations))
+    if calibration:
+        session.show(modesty_table(evaluations))
+    if hubness:
+        session.show(hubness_table(evaluations))

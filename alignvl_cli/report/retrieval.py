@@ -1,6 +1,6 @@
 """Recall tables: one run by direction, or several runs side by side; for the terminal and as Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from alignvl_cli.report.text import markdown, safe, visible
 
 if TYPE_CHECKING:
     from alignvl_cli.retrieval.evaluation import Evaluation
+    from alignvl_cli.retrieval.metrics import DirectionMetrics
 
 DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 STACKED = {"image to text": "image\nto text\n", "text to image": "text to\nimage\n", "": ""}
@@ -28,6 +29,8 @@ class Cell:
     best: bool = False
     difference: str = ""
     """To the first run; empty for the first, and where nothing is compared."""
+    interval: str = ""
+    """95 % interval, of the difference where there is one; empty where none was computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +75,43 @@ def _grid(evaluations: Sequence["Evaluation"]) -> Grid:
 
 
 def _by_direction(evaluation: "Evaluation") -> Grid:
+    ci95 = evaluation.resampled.ci95() if evaluation.resampled else None
     rows = []
     for direction, words in DIRECTIONS.items():
-        metrics = getattr(evaluation.metrics, direction)
-        cells = [Cell(f"{rate:.1f}") for rate in metrics.hit_rate.values()]
-        rows.append((words, [*cells, Cell(f"{metrics.median_rank:g}"), Cell(f"{metrics.mrr:.3f}")]))
-    columns = [*evaluation.metrics.image_to_text.hit_rate, "median rank", "MRR"]
+        intervals = ci95[direction] if ci95 else {}
+        rows.append((words, _direction_cells(getattr(evaluation.metrics, direction), intervals)))
+    corrected = evaluation.hubness.corrected if evaluation.hubness else None
+    if corrected:
+        for direction, words in DIRECTIONS.items():
+            name = f"{words}, {corrected.name}" + (" (transductive)" if corrected.transductive else "")
+            rows.append((name, _direction_cells(getattr(corrected.metrics, direction), {})))
+    columns = [*evaluation.metrics.image_to_text.hit_rate, "mAP@R", "median rank", "mean rank", "MRR"]
     return Grid("direction", [("", column) for column in columns], rows)
+
+
+def _direction_cells(metrics: "DirectionMetrics", intervals: Mapping[str, Sequence[float]]) -> list[Cell]:
+    """The figures of a row; `intervals` has [low, high] by the metric's name."""
+
+    def cell(name: str, figure: float, form: str = ".1f") -> Cell:
+        return Cell(format(figure, form), interval=_interval(intervals.get(name), form))
+
+    return [
+        *(cell(name, rate) for name, rate in metrics.hit_rate.items()),
+        cell("mAP@R", metrics.map_at_r),
+        cell("median_rank", metrics.median_rank, "g"),
+        cell("mean_rank", metrics.mean_rank),
+        cell("mrr", metrics.mrr, ".3f"),
+    ]
+
+
+def _interval(bounds: Sequence[float] | None, form: str = ".1f", sign: str = "") -> str:
+    return "" if bounds is None else f"{bounds[0]:{sign}{form}} to {bounds[1]:{sign}{form}}"
 
 
 def _side_by_side(evaluations: Sequence["Evaluation"]) -> Grid:
     """A row a run; compared as shown, so that equal figures share the bold and a difference adds up on paper."""
-    headers = [
-        (words, column)
-        for direction, words in DIRECTIONS.items()
-        for column in getattr(evaluations[0].metrics, direction).hit_rate
-    ]
+    recalls = list(evaluations[0].metrics.image_to_text.hit_rate)
+    asked = [(direction, recall) for direction in DIRECTIONS for recall in recalls]
     figures = [
         [
             round(figure, 1)
@@ -106,19 +130,36 @@ def _side_by_side(evaluations: Sequence["Evaluation"]) -> Grid:
         differences = [
             f"{figure - first:+.1f}" if number else "" for figure, first in zip(line, figures[0], strict=True)
         ]
+        intervals = _side_by_side_intervals(evaluations[number], evaluations[0] if number else None, asked)
         cells = [
-            Cell(f"{figure:.1f}", figure == top, difference)
-            for figure, top, difference in zip(line, best, differences, strict=True)
+            Cell(f"{figure:.1f}", figure == top, difference, interval)
+            for figure, top, difference, interval in zip(line, best, differences, intervals, strict=True)
         ]
         rows.append((name, cells))
+    headers = [(DIRECTIONS[direction], column) for direction, column in asked]
     return Grid("run", [*headers, ("", "RSUM")], rows)
+
+
+def _side_by_side_intervals(
+    evaluation: "Evaluation", first: "Evaluation | None", asked: Sequence[tuple[str, str]]
+) -> list[str]:
+    """Of the figures for the first run, of the differences to it for the others."""
+    resampled = evaluation.resampled
+    if resampled is None:
+        return [""] * (len(asked) + 1)
+    if first is not None and first.resampled is not None:
+        resampled = resampled.less(first.resampled)
+    ci95, sign = resampled.ci95(), "+" if first else ""
+    bounds = [*(ci95[direction][column] for direction, column in asked), ci95["rsum"]]
+    return [_interval(pair, sign=sign) for pair in bounds]
 
 
 def _draw(grid: Grid) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     table.add_column(grid.corner, overflow="fold")
+    has_intervals = any(cell.interval for _, cells in grid.rows for cell in cells)
     for group, column in grid.headers:
-        table.add_column(STACKED[group] + column, justify="right", no_wrap=True)
+        table.add_column(STACKED[group] + column, justify="right", no_wrap=not has_intervals)
     for name, cells in grid.rows:
         table.add_row(safe(name), *map(_drawn_cell, cells))
     return table
@@ -126,12 +167,16 @@ def _draw(grid: Grid) -> Table:
 
 def _drawn_cell(cell: Cell) -> Text:
     drawn = Text(cell.text, style="bold" if cell.best else "")
-    return drawn.append(f"\n{cell.difference}", style="not bold dim") if cell.difference else drawn
+    for line in (cell.difference, cell.interval):
+        if line:
+            drawn.append(f"\n{line}", style="not bold dim")
+    return drawn
 
 
 def _markdown_cell(cell: Cell) -> str:
     figure = f"**{cell.text}**" if cell.best else cell.text
-    return f"{figure} ({cell.difference})" if cell.difference else figure
+    beside = ", ".join(part for part in (cell.difference, cell.interval) if part)
+    return f"{figure} ({beside})" if beside else figure
 
 
 def _notes(evaluations: Sequence["Evaluation"]) -> list[str]:
@@ -141,18 +186,33 @@ def _notes(evaluations: Sequence["Evaluation"]) -> list[str]:
     an_image = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     selection = ", ".join(dict.fromkeys(evaluation.selection_split for evaluation in evaluations))
     agreement = min(evaluation.agreement.share for evaluation in evaluations)
-    sums = (
-        [f"RSUM {first.metrics.rsum:.1f}, mean recall {first.metrics.mean_recall:.1f}"]
-        if len(evaluations) == 1
-        else ["second line: difference to the first run"]
-    )
     return [
-        *sums,
+        *_sums(evaluations),
         f"split {visible(first.split)} of {visible(first.store)}; epoch selected on split {visible(selection)}",
         f"{first.images:,} images, {first.captions:,} captions ({an_image} an image), "
         f"{first.repeated_captions:,} of them repeat another's text",
-        first.protocol,
+        first.protocol.text,
         f"FAISS Flat index: {agreement:.2%} of its first 10 are the exact ones",
+    ]
+
+
+def _sums(evaluations: Sequence["Evaluation"]) -> list[str]:
+    """RSUM of one run, or what the further lines of several are; and what the intervals are, if there are any."""
+    first, resampled = evaluations[0], evaluations[0].resampled
+    ci95 = resampled.ci95() if resampled else {}
+    sums = "second line: difference to the first run"
+    if len(evaluations) == 1:
+        figures = {"RSUM": ("rsum", first.metrics.rsum), "mean recall": ("mean_recall", first.metrics.mean_recall)}
+        sums = ", ".join(
+            f"{words} {figure:.1f}" + (f" ({_interval(ci95[name])})" if ci95 else "")
+            for words, (name, figure) in figures.items()
+        )
+    if not ci95:
+        return [sums]
+    paired = "" if len(evaluations) == 1 else "; for the others of the difference, all runs resampled alike"
+    return [
+        sums,
+        f"95 % intervals: {ci95['resamples']:,} resamples of images with their captions, galleries fixed{paired}",
     ]
 
 

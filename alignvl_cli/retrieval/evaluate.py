@@ -1,38 +1,78 @@
 """Evaluates a run on a split: exact ranks both ways, the agreement of FAISS galleries, and what was counted."""
 
 import hashlib
-import re
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import torch
 from torch import Tensor
 
-from alignvl_cli.align.ranks import RECALL_AT, image_to_text_ranks, text_to_image_ranks
-from alignvl_cli.errors import MismatchError
-from alignvl_cli.provenance import committed, made_by, write_json
+from alignvl_cli.align.ranks import rank_queries
+from alignvl_cli.errors import MismatchError, UsageError
+from alignvl_cli.provenance import made_by
+from alignvl_cli.retrieval.bootstrap import resample
+from alignvl_cli.retrieval.calibration import Modesty, modesty
 from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
-from alignvl_cli.retrieval.evaluation import Evaluation, EvaluationTable, QueryRanks
-from alignvl_cli.retrieval.metrics import RetrievalMetrics, direction_metrics
+from alignvl_cli.retrieval.evaluation import Evaluation, EvaluationTable
+from alignvl_cli.retrieval.hubness import (
+    Correction,
+    Hubness,
+    choose_normalisation,
+    hubness,
+    inverted_softmax_penalties,
+    normalisation_penalties,
+)
+from alignvl_cli.retrieval.metrics import DIRECTIONS, QueryRanks, RetrievalMetrics, direction_metrics
 from alignvl_cli.retrieval.nearest import Agreement, agreement, flat_index
+from alignvl_cli.retrieval.protocol import DEFAULT_PROTOCOL, HubnessReport, Protocol
+from alignvl_cli.retrieval.relevance import Fold, cut_folds, relevance
 from alignvl_cli.runs.folder import Run
 from alignvl_cli.store.reader import SplitRows, Store
 
+BANK_SPLIT = "train"
+"""Whose queries tell NNN which gallery rows are hubs."""
 
-def evaluate(run: Run, store: Store, split: str, *, device: str = "cpu") -> Evaluation:
+
+def evaluate(
+    run: Run,
+    store: Store,
+    split: str,
+    *,
+    protocol: Protocol = DEFAULT_PROTOCOL,
+    bootstrap: bool = False,
+    calibration: bool = False,
+    hubs: HubnessReport | None = None,
+    device: str = "cpu",
+) -> Evaluation:
     """Rank every query of `split` exactly, in both directions, and hold a FAISS index of each gallery to it.
 
-    With fewer wrong candidates than K, R@K is 100 whatever the model; a warning says so. Raises MismatchError for a
-    store of other encoders, DataError for an absent split, one without captions, or anything that is not finite.
+    `bootstrap` adds intervals, `calibration` the modesty report, `hubs` the hubness report. With fewer wrong
+    candidates than K, R@K is 100 whatever the model; a warning says so. Raises MismatchError for a store of other
+    encoders, DataError for an absent split, one without captions, or anything that is not finite, UsageError for
+    folds together with a report on the whole gallery.
     """
+    if protocol.folds > 1 and (calibration or hubs):
+        raise UsageError("--folds cuts the gallery; --calibration and --hubness are about all of it: leave --folds out")
     embeddings = embed_split(run, store, split, device)
     rows = embeddings.rows
-    captions_I = np.bincount(rows.text_image, minlength=len(rows.image))
-    image_to_text, text_to_image = _query_ranks(embeddings, store)
-    found = _agreement(embeddings.img_IE, embeddings.txt_TE)
     texts = [store.text_caption[row] for row in rows.text]
+    folds = cut_folds(rows, protocol.folds)
+    by_image, by_text = _query_ranks(embeddings, folds, texts, store.image_id, protocol)
+    found = _agreement(embeddings.img_IE, embeddings.txt_TE)
+    captions_I = np.bincount(rows.text_image, minlength=len(rows.image))
+    warnings = _warnings(run, store, split, folds, protocol, found)
+    judged = None
+    if calibration:
+        judged = _modesty(run, store, embeddings, device)
+        if judged.fitted is None:
+            warnings.append(f"{store.path} has no split {run.split_used!r} to fit a temperature on: calibration is raw")
+
+    def measure(penalties: Mapping[str, Tensor]) -> RetrievalMetrics:
+        return _metrics(_query_ranks(embeddings, folds, texts, store.image_id, protocol, penalties), protocol)
+
+    hub_report: Hubness | None = None
+    if hubs:
+        hub_report = hubness(embeddings, _correction(hubs, run, store, embeddings, device), measure)
     return Evaluation(
         run=str(run.path),
         store=str(store.path),
@@ -42,11 +82,11 @@ def evaluate(run: Run, store: Store, split: str, *, device: str = "cpu") -> Eval
         captions=len(rows.text),
         repeated_captions=len(texts) - len(set(texts)),
         captions_per_image=(int(captions_I.min()), int(captions_I.max())),
-        metrics=RetrievalMetrics(direction_metrics(image_to_text.rank_Q), direction_metrics(text_to_image.rank_Q)),
+        metrics=_metrics((by_image, by_text), protocol),
         agreement=found,
-        image_to_text=image_to_text,
-        text_to_image=text_to_image,
-        warnings=tuple(_warnings(run, store, split, captions_I, found)),
+        image_to_text=by_image,
+        text_to_image=by_text,
+        warnings=tuple(warnings),
         evaluation_set=_evaluation_set(store, rows, texts),
         provenance=made_by(
             "eval",
@@ -55,6 +95,10 @@ def evaluate(run: Run, store: Store, split: str, *, device: str = "cpu") -> Eval
             store_content_hash=store.content_hash,
             adapters_sha256=run.config["adapters_sha256"],
         ),
+        protocol=protocol,
+        resampled=resample(by_image, by_text, protocol.recall_at) if bootstrap else None,
+        modesty=judged,
+        hubness=hub_report,
     )
 
 
@@ -62,7 +106,7 @@ def compare(evaluations: list[Evaluation]) -> EvaluationTable:
     """Put runs side by side; MismatchError when two were evaluated on different images or captions."""
     first = evaluations[0]
     for other in evaluations[1:]:
-        if other.evaluation_set != first.evaluation_set:
+        if (other.evaluation_set, other.protocol) != (first.evaluation_set, first.protocol):
             raise MismatchError(
                 f"{_where(first)} and {_where(other)} are different evaluation sets, so their figures cannot stand "
                 "side by side; name one store for all runs with --data, and one --split"
@@ -70,35 +114,50 @@ def compare(evaluations: list[Evaluation]) -> EvaluationTable:
     return EvaluationTable(tuple(evaluations))
 
 
-def save_evaluation(run: Run, evaluation: Evaluation) -> Path:
-    """Write `RUN/eval/STORE-SPLIT.json` and the ranks beside it, each whole or not at all; returns the JSON's path.
-
-    The Parquet has a row a query: direction, query_row (in the store's `/image` or `/text`), query_id (the image's, or
-    the caption's image's) and rank, 0 being a hit at 1. An earlier evaluation on a store and split of these names is
-    replaced.
-    """
-    folder = run.path / "eval"
-    folder.mkdir(exist_ok=True)
-    name = re.sub(r"[^\w.+-]", "_", f"{Path(evaluation.store).stem}-{evaluation.split}")
-    with committed(folder / f"{name}.parquet") as scratch:
-        pyarrow.parquet.write_table(_ranks_table(evaluation), scratch)
-    path = folder / f"{name}.json"
-    write_json(path, evaluation.to_json())
-    return path
-
-
-def _query_ranks(embeddings: Embeddings, store: Store) -> tuple[QueryRanks, QueryRanks]:
-    """Image-to-text and text-to-image ranks, told in rows and ids of the store."""
-    rows, img_IE, txt_TE = embeddings.rows, embeddings.img_IE, embeddings.txt_TE
-    text_image_T = torch.from_numpy(rows.text_image).to(img_IE.device)
-    by_image = image_to_text_ranks(img_IE, txt_TE, text_image_T)
-    by_text = text_to_image_ranks(img_IE, txt_TE, text_image_T)
-    image_row_Q = rows.image[by_image.row_Q.cpu().numpy()]
+def _query_ranks(
+    embeddings: Embeddings,
+    folds: list[Fold],
+    captions: list[str],
+    image_id: list[str],
+    protocol: Protocol,
+    penalties: Mapping[str, Tensor] | None = None,
+) -> tuple[QueryRanks, QueryRanks]:
+    """Image-to-text and text-to-image ranks of all folds, told in rows and ids of the store."""
+    rows, device = embeddings.rows, embeddings.img_IE.device
     owner_row_T = rows.image[rows.text_image]
-    return (
-        QueryRanks(by_image.rank_Q.cpu().numpy(), image_row_Q, [store.image_id[row] for row in image_row_Q]),
-        QueryRanks(by_text.rank_Q.cpu().numpy(), rows.text, [store.image_id[row] for row in owner_row_T]),
-    )
+    parts: dict[str, list[tuple[np.ndarray, ...]]] = {direction: [] for direction in DIRECTIONS}
+    for number, fold in enumerate(folds):
+        img_IE = embeddings.img_IE[torch.from_numpy(fold.image_I).to(device)]
+        txt_TE = embeddings.txt_TE[torch.from_numpy(fold.text_T).to(device)]
+        answers = relevance(fold, [captions[position] for position in fold.text_T], protocol, device)
+        image_row_I, text_row_T = rows.image[fold.image_I], rows.text[fold.text_T]
+        asked = {
+            "image_to_text": (img_IE, txt_TE, image_row_I, image_row_I),
+            "text_to_image": (txt_TE, img_IE, text_row_T, owner_row_T[fold.text_T]),
+        }
+        for direction, (query_QE, gallery_GE, row_N, owner_N) in asked.items():
+            penalty_G = None if penalties is None else penalties[direction]
+            ranks = rank_queries(query_QE, gallery_GE, answers[direction], penalty_G=penalty_G)
+            asked_Q = ranks.row_Q.cpu().numpy()
+            parts[direction].append(
+                (
+                    ranks.rank_Q.cpu().numpy(),
+                    ranks.precision_Q.cpu().double().numpy(),
+                    row_N[asked_Q],
+                    owner_N[asked_Q],
+                    np.full(len(asked_Q), number),
+                )
+            )
+    return (_joined(parts["image_to_text"], image_id), _joined(parts["text_to_image"], image_id))
+
+
+def _joined(parts: list[tuple[np.ndarray, ...]], image_id: list[str]) -> QueryRanks:
+    rank_Q, precision_Q, row_Q, owner_Q, fold_Q = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return QueryRanks(rank_Q, precision_Q, row_Q, [image_id[row] for row in owner_Q], fold_Q)
+
+
+def _metrics(ranks: tuple[QueryRanks, QueryRanks], protocol: Protocol) -> RetrievalMetrics:
+    return RetrievalMetrics(*(direction_metrics(found, protocol.recall_at) for found in ranks))
 
 
 def _agreement(img_IE: Tensor, txt_TE: Tensor) -> Agreement:
@@ -113,7 +172,28 @@ def _agreement(img_IE: Tensor, txt_TE: Tensor) -> Agreement:
     )
 
 
-def _warnings(run: Run, store: Store, split: str, captions_I: np.ndarray, found: Agreement) -> list[str]:
+def _modesty(run: Run, store: Store, embeddings: Embeddings, device: str) -> Modesty:
+    """The report, its temperature fitted on the split that selected the epoch, where the store has that."""
+    there = run.split_used in store.split_sizes()
+    held_out = embed_split(run, store, run.split_used, device) if there else None
+    return modesty(embeddings, run.temperature, held_out, run.split_used)
+
+
+def _correction(hubs: HubnessReport, run: Run, store: Store, embeddings: Embeddings, device: str) -> Correction | None:
+    if hubs is HubnessReport.report:
+        return None
+    if hubs is HubnessReport.inverted_softmax:
+        penalties = inverted_softmax_penalties(embeddings, run.temperature)
+        return Correction(
+            hubs.value, True, {direction: {"temperature": run.temperature} for direction in DIRECTIONS}, penalties
+        )
+    bank = embed_split(run, store, BANK_SPLIT, device)
+    chosen = choose_normalisation(embed_split(run, store, run.split_used, device), bank)
+    parameters = {direction: choice.to_json() for direction, choice in chosen.items()}
+    return Correction(hubs.value, False, parameters, normalisation_penalties(embeddings, bank, chosen))
+
+
+def _warnings(run: Run, store: Store, split: str, folds: list[Fold], protocol: Protocol, found: Agreement) -> list[str]:
     warnings = []
     if split == run.split_used:
         warnings.append(
@@ -122,8 +202,8 @@ def _warnings(run: Run, store: Store, split: str, captions_I: np.ndarray, found:
     trained_on = {reference["content_hash"] for reference in run.config["stores"]}
     if split in ("train", "all") and store.content_hash in trained_on:
         warnings.append(f"{run.path} was trained on pairs of split {split!r}: its figures are flattered")
-    wrong = min(int(captions_I.sum() - captions_I.max()), len(captions_I) - 1)
-    trivial = [f"R@{k}" for k in RECALL_AT if wrong < k]
+    wrong = min(_wrong_candidates(fold) for fold in folds)
+    trivial = [f"R@{k}" for k in protocol.recall_at if wrong < k]
     if trivial:
         warnings.append(
             f"split {split!r} has {wrong} wrong candidates for some query: {', '.join(trivial)} cannot miss there"
@@ -131,6 +211,12 @@ def _warnings(run: Run, store: Store, split: str, captions_I: np.ndarray, found:
     if found.share < 1:
         warnings.append(f"the FAISS index agrees with exact search on {found.share:.2%} of the first {found.k} only")
     return warnings
+
+
+def _wrong_candidates(fold: Fold) -> int:
+    """The fewest that any query has, identical texts apart."""
+    captions_I = np.bincount(fold.text_image_T, minlength=len(fold.image_I))
+    return min(int(captions_I.sum() - captions_I.max()), len(captions_I) - 1)
 
 
 def _evaluation_set(store: Store, rows: SplitRows, texts: list[str]) -> str:
@@ -149,19 +235,4 @@ def _where(evaluation: Evaluation) -> str:
     return (
         f"{evaluation.run} on {evaluation.store}, split {evaluation.split!r} "
         f"({evaluation.images} images, {evaluation.captions} captions),"
-    )
-
-
-def _ranks_table(evaluation: Evaluation) -> pyarrow.Table:
-    directions: dict[str, QueryRanks] = {
-        "image_to_text": evaluation.image_to_text,
-        "text_to_image": evaluation.text_to_image,
-    }
-    return pyarrow.table(
-        {
-            "direction": [name for name, ranks in directions.items() for _ in ranks.id_Q],
-            "query_row": np.concatenate([ranks.row_Q for ranks in directions.values()]).astype(np.int64),
-            "query_id": [query for ranks in directions.values() for query in ranks.id_Q],
-            "rank": np.concatenate([ranks.rank_Q for ranks in directions.values()]).astype(np.int64),
-        }
     )

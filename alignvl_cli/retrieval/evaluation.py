@@ -3,30 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from alignvl_cli.align.ranks import TIE
-from alignvl_cli.retrieval.metrics import RetrievalMetrics
-from alignvl_cli.retrieval.nearest import FACTORY, Agreement
+from alignvl_cli.retrieval.bootstrap import Resampled
+from alignvl_cli.retrieval.calibration import Modesty
+from alignvl_cli.retrieval.hubness import Hubness
+from alignvl_cli.retrieval.metrics import QueryRanks, RetrievalMetrics
+from alignvl_cli.retrieval.nearest import FLAT, Agreement
+from alignvl_cli.retrieval.protocol import DEFAULT_PROTOCOL, Protocol
 
 SCHEMA, TABLE_SCHEMA = "alignvl.eval/1", "alignvl.eval-table/1"
-PROTOCOL = (
-    "R@K = share of queries with a match among the first K: for an image any of its captions, for a caption its image; "
-    "the gallery is every caption, or every image, of the split; exact cosines, and a tie "
-    f"(within {TIE:g} of the match) loses; ranks count from 1"
-)
-
-
-@dataclass(frozen=True)
-class QueryRanks:
-    """One direction, query by query."""
-
-    rank_Q: np.ndarray
-    """int64, from 0: a hit at 1."""
-    row_Q: np.ndarray
-    """The query's row in the store's `/image` or `/text`."""
-    id_Q: list[str]
-    """The query's image id; of a caption, the id of its image."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +36,13 @@ class Evaluation:
     evaluation_set: str
     """Hash of the split's images and captions, whatever encoders made the latents: equal means comparable."""
     provenance: dict[str, Any]
-
-    protocol: str = PROTOCOL
+    protocol: Protocol = DEFAULT_PROTOCOL
+    resampled: Resampled | None = None
+    """None without `--bootstrap`."""
+    modesty: Modesty | None = None
+    """None without `--calibration`."""
+    hubness: Hubness | None = None
+    """None without `--hubness`."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -70,11 +59,14 @@ class Evaluation:
                 "image_to_text": len(self.image_to_text.rank_Q),
                 "text_to_image": len(self.text_to_image.rank_Q),
             },
-            "protocol": self.protocol,
+            "folds": self.protocol.folds,
+            "identical_hits": self.protocol.identical_hits,
+            "protocol": self.protocol.text,
             "metrics": self.metrics.to_json(),
-            "ci95": None,
-            "calibration": None,
-            "index": {"factory": FACTORY, "agreement_at_10": self.agreement.share, "queries": self.agreement.queries},
+            "ci95": self.resampled and self.resampled.ci95(),
+            "calibration": self.modesty and self.modesty.to_json(),
+            "hubness": self.hubness and self.hubness.to_json(),
+            "index": {"factory": FLAT, "agreement_at_10": self.agreement.share, "queries": self.agreement.queries},
             "warnings": list(self.warnings),
             "evaluation_set": self.evaluation_set,
             "provenance": self.provenance,
@@ -87,5 +79,18 @@ class EvaluationTable:
 
     evaluations: tuple[Evaluation, ...]
 
+    def differences(self) -> list[dict[str, Any] | None]:
+        """Interval of each run's difference to the first, resampled together; None for the first, and without
+        `--bootstrap`."""
+        first = self.evaluations[0].resampled
+        return [
+            evaluation.resampled.less(first).ci95() if number and first and evaluation.resampled else None
+            for number, evaluation in enumerate(self.evaluations)
+        ]
+
     def to_json(self) -> dict[str, Any]:
-        return {"schema": TABLE_SCHEMA, "results": [evaluation.to_json() for evaluation in self.evaluations]}
+        return {
+            "schema": TABLE_SCHEMA,
+            "results": [evaluation.to_json() for evaluation in self.evaluations],
+            "difference_to_first_ci95": self.differences(),
+        }

@@ -22,7 +22,7 @@ from alignvl_cli.provenance import file_sha256, made_by, write_json
 from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
 from alignvl_cli.retrieval.hits import Gallery
 from alignvl_cli.retrieval.index_record import RECORD, IndexRecord
-from alignvl_cli.retrieval.nearest import FACTORY, Agreement, agreement, faiss, flat_index
+from alignvl_cli.retrieval.nearest import FLAT, Agreement, agreement, faiss, flat_index
 from alignvl_cli.runs.folder import Run
 from alignvl_cli.store.reader import Store
 
@@ -167,7 +167,7 @@ def _record(
         store=str(store.path.resolve()),
         store_content_hash=store.content_hash,
         split=split,
-        factory=FACTORY,
+        factory=FLAT,
         metric="cosine",
         width=embeddings.img_IE.shape[1],
         images=len(embeddings.rows.image),

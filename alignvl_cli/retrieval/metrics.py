@@ -6,28 +6,61 @@ first K. It is called so in code and R@K where it is shown. (Information retriev
 could not exceed 20 % at K = 1 with five captions per image.)
 """
 
+# Q queries, F folds, M metrics.
+
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from alignvl_cli.align.ranks import recalls
+from alignvl_cli.retrieval.protocol import RECALL_AT
+
+DIRECTIONS = ("image_to_text", "text_to_image")
+RECALL_SUM = "recall_sum"
+
+
+@dataclass(frozen=True)
+class QueryRanks:
+    """One direction, query by query."""
+
+    rank_Q: np.ndarray
+    """int64, from 0: a hit at 1."""
+    precision_Q: np.ndarray
+    """Average precision at R, from 0 to 1."""
+    row_Q: np.ndarray
+    """The query's row in the store's `/image` or `/text`."""
+    id_Q: list[str]
+    """The query's image id; of a caption, the id of its image."""
+    fold_Q: np.ndarray
+    """The gallery that it was asked of; all 0 without folds."""
 
 
 @dataclass(frozen=True, slots=True)
 class DirectionMetrics:
-    """One direction of retrieval, averaged over its queries."""
+    """One direction of retrieval, averaged over its queries; with folds, the mean over them."""
 
     hit_rate: dict[str, float]
     """`R@K` -> percentage of queries with a relevant item among the first K."""
+    recall_sum: float
+    """R@1 + R@5 + R@10, whatever other K are reported."""
     median_rank: float
     """Counted from 1, as the field reports it: 1.0 means that half of the queries or more are hits at 1."""
+    mean_rank: float
+    """Counted from 1."""
     mrr: float
     """Mean of 1 / (rank counted from 1), from 0 to 1."""
+    map_at_r: float
+    """Mean of the average precision among the first R, R being the number of matches: a percentage. With one match
+    it is R@1."""
 
     def to_json(self) -> dict[str, float]:
-        return {**self.hit_rate, "median_rank": self.median_rank, "mrr": self.mrr}
+        return {
+            **self.hit_rate,
+            "median_rank": self.median_rank,
+            "mean_rank": self.mean_rank,
+            "mrr": self.mrr,
+            "mAP@R": self.map_at_r,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +73,12 @@ class RetrievalMetrics:
     @property
     def rsum(self) -> float:
         """Sum of the recalls at 1, 5 and 10 of both directions; 600 is perfect."""
-        return sum(self.image_to_text.hit_rate.values()) + sum(self.text_to_image.hit_rate.values())
+        return self.image_to_text.recall_sum + self.text_to_image.recall_sum
 
     @property
     def mean_recall(self) -> float:
-        """RSUM over the number of recalls in it: a percentage."""
-        return self.rsum / (len(self.image_to_text.hit_rate) + len(self.text_to_image.hit_rate))
+        """RSUM / 6: a percentage."""
+        return self.rsum / (2 * len(RECALL_AT))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -56,12 +89,32 @@ class RetrievalMetrics:
         }
 
 
-def direction_metrics(rank_Q: np.ndarray) -> DirectionMetrics:
-    """Average the ranks (from 0) of Q >= 1 queries; ValueError without queries or with a negative rank."""
-    if len(rank_Q) == 0 or rank_Q.min() < 0:
+def query_values(ranks: QueryRanks, recall_at: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Each metric that is a mean over queries -> its value (Q,) for each of them."""
+    hits = {f"R@{k}": 100.0 * (ranks.rank_Q < k) for k in recall_at}
+    return {
+        **hits,
+        RECALL_SUM: np.sum([100.0 * (ranks.rank_Q < k) for k in RECALL_AT], axis=0),
+        "mean_rank": ranks.rank_Q + 1.0,
+        "mrr": 1 / (ranks.rank_Q + 1.0),
+        "mAP@R": 100.0 * ranks.precision_Q,
+    }
+
+
+def direction_metrics(ranks: QueryRanks, recall_at: tuple[int, ...] = RECALL_AT) -> DirectionMetrics:
+    """Average Q >= 1 queries within each fold, and the folds; ValueError without queries or with a negative rank."""
+    if len(ranks.rank_Q) == 0 or ranks.rank_Q.min() < 0:
         raise ValueError("metrics need at least one query, and ranks that count from 0")
+    folds = [ranks.fold_Q == fold for fold in np.unique(ranks.fold_Q)]
+    mean = {
+        name: float(np.mean([value_Q[fold_Q].mean() for fold_Q in folds]))
+        for name, value_Q in query_values(ranks, recall_at).items()
+    }
     return DirectionMetrics(
-        hit_rate=recalls(torch.from_numpy(rank_Q)),
-        median_rank=float(np.median(rank_Q) + 1),
-        mrr=float(np.mean(1 / (rank_Q + 1.0))),
+        hit_rate={f"R@{k}": mean[f"R@{k}"] for k in recall_at},
+        recall_sum=mean[RECALL_SUM],
+        median_rank=float(np.mean([np.median(ranks.rank_Q[fold_Q]) + 1 for fold_Q in folds])),
+        mean_rank=mean["mean_rank"],
+        mrr=mean["mrr"],
+        map_at_r=mean["mAP@R"],
     )

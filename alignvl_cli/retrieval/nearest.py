@@ -17,7 +17,7 @@ import torch
 from alignvl_cli.align.ranks import TIE
 from alignvl_cli.errors import DataError
 
-FACTORY = "Flat"
+FLAT = "Flat"
 """Exact search; every vector is kept as it is."""
 AGREEMENT_K = 10
 AGREEMENT_QUERIES = 1000
@@ -39,7 +39,7 @@ def faiss() -> Any:
 def flat_index(gallery_GE: np.ndarray) -> Any:
     """An inner-product FAISS index of unit rows, which makes the product the cosine; DataError on a non-finite row."""
     _require_finite(gallery_GE, "gallery")
-    index = faiss().index_factory(gallery_GE.shape[1], FACTORY, faiss().METRIC_INNER_PRODUCT)
+    index = faiss().index_factory(gallery_GE.shape[1], FLAT, faiss().METRIC_INNER_PRODUCT)
     index.add(np.ascontiguousarray(gallery_GE, dtype=np.float32))
     return index
 

@@ -9,17 +9,19 @@ import pytest
 from rich.console import Console
 
 from alignvl_cli.report.retrieval import evaluation_markdown, evaluation_table, short_names
-from alignvl_cli.retrieval.evaluation import Evaluation, QueryRanks
-from alignvl_cli.retrieval.metrics import DirectionMetrics, RetrievalMetrics
+from alignvl_cli.retrieval.evaluation import Evaluation
+from alignvl_cli.retrieval.metrics import DirectionMetrics, QueryRanks, RetrievalMetrics
 from alignvl_cli.retrieval.nearest import Agreement
 
-NO_RANKS = QueryRanks(np.empty(0, np.int64), np.empty(0, np.int64), [])
+NO_RANKS = QueryRanks(np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64), [], np.empty(0, np.int64))
 
 
 def evaluation(run: str = "runs/0001-alignvl", shift: float = 0.0, **changes) -> Evaluation:
     def direction(start: float) -> DirectionMetrics:
         rates = {"R@1": start + shift, "R@5": start + 20 + shift, "R@10": start + 30 + shift}
-        return DirectionMetrics(rates, median_rank=4.5, mrr=0.4567)
+        return DirectionMetrics(
+            rates, sum(rates.values()), median_rank=4.5, mean_rank=20.25, mrr=0.4567, map_at_r=start - 9
+        )
 
     made = Evaluation(
         run=run,
@@ -52,9 +54,9 @@ def drawn(*evaluations: Evaluation, width: int = 100, colours: bool = False) -> 
 def test_one_run_shows_both_directions_and_what_was_counted():
     text = drawn(evaluation())
     image_line = next(line for line in text.splitlines() if "image to text" in line)
-    assert image_line.split() == ["image", "to", "text", "31.2", "51.2", "61.2", "4.5", "0.457"]
+    assert image_line.split() == ["image", "to", "text", "31.2", "51.2", "61.2", "22.2", "4.5", "20.2", "0.457"]
     assert next(line for line in text.splitlines() if "text to image" in line).split()[3:] == [
-        "33.0", "53.0", "63.0", "4.5", "0.457",
+        "33.0", "53.0", "63.0", "24.0", "4.5", "20.2", "0.457",
     ]  # fmt: skip
     flat = " ".join(text.split())
     for part in (

@@ -12,7 +12,8 @@ from pyarrow import parquet
 
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.retrieval.embeddings import project
-from alignvl_cli.retrieval.evaluate import compare, evaluate, save_evaluation
+from alignvl_cli.retrieval.evaluate import compare, evaluate
+from alignvl_cli.retrieval.saving import save_evaluation
 from alignvl_cli.runs.folder import load_run
 from alignvl_cli.store.reader import open_store
 

@@ -1,0 +1,134 @@
+"""The modesty report: a table of confidence against accuracy, and reliability diagrams as PNG and SVG."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from alignvl_cli.errors import UsageError
+from alignvl_cli.provenance import committed
+from alignvl_cli.report.retrieval import DIRECTIONS, short_names
+from alignvl_cli.report.text import safe
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from alignvl_cli.retrieval.calibration import AtTemperature, Calibration, Modesty
+    from alignvl_cli.retrieval.evaluation import Evaluation
+
+COLUMNS = (
+    "tau", "accuracy", "confidence", "over-\nconfidence", "ECE", "ECE equal\nmass", "NLL", "Brier", "AUROC", "AURC",
+)  # fmt: skip
+STATES = {"raw": "as trained", "fitted": "tau fitted"}
+FIGURE_INCHES = (8.0, 7.4)
+
+
+def modesty_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
+    """Each run and direction as trained, and after the temperature fitted on validation; notes beneath."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    several = len(evaluations) > 1
+    for name in ("run", "direction", "temperature")[not several :]:
+        table.add_column(name, overflow="fold", no_wrap=name != "run")
+    for column in COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    for run, direction, state, figures in _rows(evaluations):
+        table.add_row(*([safe(run)] if several else []), direction, state, *figures)
+    return Group(table, *(Text(note) for note in _notes(evaluations)))
+
+
+def save_reliability(modesty: "Modesty", title: str, stem: Path) -> list[Path]:
+    """Draw both directions, as trained and fitted, to `stem`.png and `stem`.svg; UsageError without matplotlib.
+
+    Bars are accuracies of 15 equal bins of confidence, the line is perfect calibration; below, how many queries each
+    bin has. Equal reports give equal files.
+    """
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as problem:
+        raise UsageError('reliability diagrams need matplotlib: pip install "alignvl[report]"') from problem
+
+    states = [state for state in STATES if getattr(modesty, state) is not None]
+    figure = Figure(figsize=(FIGURE_INCHES[0] / 2 * len(states), FIGURE_INCHES[1]), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(4, len(states), squeeze=False, height_ratios=[3, 1, 3, 1], sharex=True)
+    for column, state in enumerate(states):
+        at: AtTemperature = getattr(modesty, state)
+        for number, (direction, words) in enumerate(DIRECTIONS.items()):
+            found: Calibration = getattr(at, direction)
+            _draw_bars(axes[2 * number, column], found, f"{words}, {STATES[state]} (tau {at.temperature:.3f})")
+            _draw_counts(axes[2 * number + 1, column], found)
+    figure.suptitle(f"{title}\n{modesty.gallery_images:,} images in the gallery", fontsize=10)
+    paths = []
+    with matplotlib.rc_context({"svg.hashsalt": "alignvl"}):
+        for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
+            path = stem.with_name(stem.name + suffix)
+            with committed(path) as scratch:
+                figure.savefig(scratch, format=suffix[1:], dpi=120, metadata=metadata)
+            paths.append(path)
+    return paths
+
+
+def _rows(evaluations: Sequence["Evaluation"]) -> Iterator[tuple[str, str, str, list[str]]]:
+    names = short_names([evaluation.run for evaluation in evaluations])
+    for name, evaluation in zip(names, evaluations, strict=True):
+        for direction, words in DIRECTIONS.items():
+            for state, state_words in STATES.items():
+                at = getattr(evaluation.modesty, state)
+                if at is not None:
+                    yield name, words, state_words, _figures(at.temperature, getattr(at, direction))
+
+
+def _figures(temperature: float, found: "Calibration") -> list[str]:
+    shares = (found.accuracy, found.confidence)
+    return [
+        f"{temperature:.3f}",
+        *(f"{100 * share:.1f}" for share in shares),
+        f"{100 * found.overconfidence:+.1f}",
+        f"{100 * found.ece:.1f}",
+        f"{100 * found.ece_equal_mass:.1f}",
+        f"{found.nll:.3f}",
+        f"{found.brier:.3f}",
+        "-" if found.auroc is None else f"{found.auroc:.3f}",
+        f"{found.aurc:.3f}",
+    ]
+
+
+def _notes(evaluations: Sequence["Evaluation"]) -> list[str]:
+    reports = [evaluation.modesty for evaluation in evaluations if evaluation.modesty]
+    fitted = {(report.fitted_on, report.fitted_gallery_images) for report in reports if report.fitted}
+    notes = [
+        f"confidence: softmax(cosine / tau) over the gallery's {reports[0].gallery_images:,} images, captions of one "
+        "image summed; accuracy, confidence, overconfidence and ECE in %, NLL in nats; compare on one gallery alone"
+    ]
+    if fitted:
+        split, images = min(fitted, key=str)
+        notes.append(
+            f"tau fitted: the one temperature, for both directions, of least NLL on split {split} ({images:,} images)"
+        )
+    return notes
+
+
+def _draw_bars(axes: "Axes", found: "Calibration", title: str) -> None:
+    shown = [part for part in found.diagram if part.accuracy is not None]
+    lows, widths = [part.low for part in shown], [part.high - part.low for part in shown]
+    accuracies = [part.accuracy or 0.0 for part in shown]
+    axes.bar(lows, accuracies, widths, align="edge", color="#4878a8", edgecolor="white", linewidth=0.5)
+    axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle="--")
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    axes.set_title(title, fontsize=9)
+    note = (
+        f"ECE {100 * found.ece:.1f} %\nconfidence {100 * found.confidence:.1f} %\naccuracy {100 * found.accuracy:.1f} %"
+    )
+    axes.text(0.03, 0.95, note, transform=axes.transAxes, va="top", fontsize=8)
+
+
+def _draw_counts(axes: "Axes", found: "Calibration") -> None:
+    lows, widths = [part.low for part in found.diagram], [part.high - part.low for part in found.diagram]
+    axes.bar(lows, [part.queries for part in found.diagram], widths, align="edge", color="#b0b0b0", edgecolor="white")
+    axes.set(xlabel="confidence", ylabel="queries")

@@ -1,0 +1,49 @@
+"""Writes an evaluation beside the run that it is of."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from alignvl_cli.provenance import committed, write_json
+from alignvl_cli.retrieval.evaluation import Evaluation
+from alignvl_cli.retrieval.metrics import QueryRanks
+from alignvl_cli.runs.folder import Run
+
+
+def save_evaluation(run: Run, evaluation: Evaluation) -> Path:
+    """Write `RUN/eval/STORE-SPLIT.json` and the ranks beside it, each whole or not at all; returns the JSON's path.
+
+    The Parquet has a row a query: direction, query_row (in the store's `/image` or `/text`), query_id (the image's, or
+    the caption's image's) and rank, 0 being a hit at 1. Another protocol than the default is part of the name. An
+    earlier evaluation of this name is replaced.
+    """
+    folder = run.path / "eval"
+    folder.mkdir(exist_ok=True)
+    protocol = evaluation.protocol
+    name = f"{Path(evaluation.store).stem}-{evaluation.split}"
+    name += f"-{protocol.folds}-folds" if protocol.folds > 1 else ""
+    name += "-identical-hits" if protocol.identical_hits else ""
+    name = re.sub(r"[^\w.+-]", "_", name)
+    with committed(folder / f"{name}.parquet") as scratch:
+        pyarrow.parquet.write_table(_ranks_table(evaluation), scratch)
+    path = folder / f"{name}.json"
+    write_json(path, evaluation.to_json())
+    return path
+
+
+def _ranks_table(evaluation: Evaluation) -> pyarrow.Table:
+    directions: dict[str, QueryRanks] = {
+        "image_to_text": evaluation.image_to_text,
+        "text_to_image": evaluation.text_to_image,
+    }
+    return pyarrow.table(
+        {
+            "direction": [name for name, ranks in directions.items() for _ in ranks.id_Q],
+            "query_row": np.concatenate([ranks.row_Q for ranks in directions.values()]).astype(np.int64),
+            "query_id": [query for ranks in directions.values() for query in ranks.id_Q],
+            "rank": np.concatenate([ranks.rank_Q for ranks in directions.values()]).astype(np.int64),
+        }
+    )

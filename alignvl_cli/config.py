@@ -142,7 +142,8 @@ class DatasetOptions:
 class ExtractConfig:
     """Settings of one extraction, besides the encoders."""
 
-    batch_size: int = 32
+    batch_size: int | None = None
+    """Pictures, and captions, in one forward; None: by the device (extraction/plan.py)."""
     workers: int | None = None
     """Processes that decode images; None: one for each core but one, none on small machines."""
     dtype: StoreDtype = StoreDtype.float32
@@ -151,7 +152,7 @@ class ExtractConfig:
     """Share of the images that may be unreadable; ten images always may."""
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 1, "batch-size", "at least 1", self.batch_size)
+        _require(self.batch_size is None or self.batch_size >= 1, "batch-size", "at least 1", self.batch_size)
         _require(self.workers is None or self.workers >= 0, "workers", "at least 0", self.workers)
         _require(self.max_pixels >= 1, "max-pixels", "at least 1", self.max_pixels)
         _require(0 <= self.max_rejected <= 1, "max-rejected", "a share from 0 to 1", self.max_rejected)

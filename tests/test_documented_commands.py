@@ -43,7 +43,9 @@ CALLS = [(path.name, call) for path in PAGES for call in alignvl_lines(shell_tex
 
 
 def test_the_reader_of_pages_finds_calls():
-    text = 'RUN=$(alignvl train "$STORE" --no-mix)\nalignvl eval "${RUNS[@]}" | cat  # why\nalignvl search "red heart" && echo'
+    text = """RUN=$(alignvl train "$STORE" --no-mix)
+        alignvl eval "${RUNS[@]}" | cat  # why
+        alignvl search "red heart" && echo"""
     assert alignvl_lines(text) == [["train", "word", "--no-mix"], ["eval", "word"], ["search", "red heart"]]
     assert len(CALLS) > 10
 

@@ -52,7 +52,10 @@ def extract(
     caption_column: CaptionColumnOption = None,
     max_pixels: MaxPixelsOption = MAX_PIXELS,
     max_rejected: MaxRejectedOption = 0.01,
-    batch_size: Annotated[int, typer.Option(rich_help_panel=WORK)] = 32,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Pictures or captions in one forward. Default: by the device.", rich_help_panel=WORK),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes that decode images. Default: by the machine.", rich_help_panel=WORK)
     ] = None,

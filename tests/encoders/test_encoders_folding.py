@@ -4,6 +4,8 @@ import pytest
 import torch
 from tiny_models import save_dinov2, save_resnet
 from torch import nn
+from transformers import EfficientNetConfig, EfficientNetModel
+from transformers.models.efficientnet.modeling_efficientnet import EfficientNetSqueezeExciteLayer
 
 from alignvl_cli.config import Precision
 from alignvl_cli.encoders.folding import folded
@@ -47,6 +49,20 @@ def test_a_norm_is_folded_into_the_convolution_before_it(pixels):
 def test_a_norm_that_runs_before_its_neighbour_is_left_alone(pixels):
     net = Net(swapped=True).eval()
     assert folded(net, pixels) is net
+
+
+def test_gates_go_only_where_they_are_open():
+    config = EfficientNetConfig(width_coefficient=0.1, depth_coefficient=0.1, hidden_dim=128, image_size=32)
+    model = EfficientNetModel(config).eval()
+    gates = [module for module in model.modules() if isinstance(module, EfficientNetSqueezeExciteLayer)]
+    for gate in gates[1:]:
+        nn.init.zeros_(gate.expand.weight)
+        nn.init.constant_(gate.expand.bias, 40.0)
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    fast = folded(model, pixels)
+    left = [module for module in fast.modules() if isinstance(module, EfficientNetSqueezeExciteLayer)]
+    assert (len(gates) > 1, len(left)) == (True, 1)
+    torch.testing.assert_close(fast(pixels).last_hidden_state, model(pixels).last_hidden_state, rtol=1e-4, atol=1e-5)
 
 
 def test_real_towers(tmp_path):

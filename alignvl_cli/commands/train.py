@@ -126,6 +126,9 @@ def train(
     adapter_depth: Annotated[
         int | None, typer.Option(help="Residual blocks. [default: by size]", rich_help_panel=MODEL)
     ] = None,
+    adapter_expansion: Annotated[
+        int | None, typer.Option(help="Inner width of a block over its own. [default: by size]", rich_help_panel=MODEL)
+    ] = None,
     embed_dim: Annotated[
         int | None, typer.Option(help="Width of the shared space. [default: by size]", rich_help_panel=MODEL)
     ] = None,

@@ -26,9 +26,6 @@ from alignvl_cli.training.optimiser import adamw
 from alignvl_cli.training.records import Started
 
 TRAIN, VAL = "train", "val"
-EXPANSION = 4
-"""Hidden width of a FuseMix block over its width, as released."""
-
 TRAIN_REMEDY = "train on a store that has one"
 VAL_REMEDY = "training selects its epoch there: name a store that has it with --val, or declare it and extract again"
 FAINT_NOISE = 0.05
@@ -99,7 +96,7 @@ def _shape(config: TrainConfig, image_width: int, text_width: int) -> AdapterSha
         image_width=image_width,
         text_width=text_width,
         depth=config.adapter_depth,
-        expansion=EXPANSION,
+        expansion=config.adapter_expansion,
         embed_dim=config.embed_dim,
         dropout=config.dropout,
         latent_norm=config.latent_norm,

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from alignvl_cli.commands import data, doctor, eval, extract, index, inspect_, search, train
+from alignvl_cli.commands import classify, data, doctor, eval, extract, index, inspect_, search, train
 from alignvl_cli.commands.session import Session
 from alignvl_cli.commands.workspace import Workspace
 from alignvl_cli.errors import AlignvlError, DataError
@@ -187,6 +187,7 @@ register(train.train, "train")
 register(eval.eval_, "eval")
 register(index.index, "index")
 register(search.search, "search")
+register(classify.classify, "classify")
 register(inspect_.inspect_, "inspect")
 register(doctor.doctor, "doctor")
 register(data.check, "check", data_app)

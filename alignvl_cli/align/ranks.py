@@ -129,9 +129,7 @@ def recalls(rank_Q: Tensor, ks: Sequence[int] = RECALL_AT) -> dict[str, float]:
     return {f"R@{k}": 100.0 * (rank_Q < k).cpu().double().mean().item() for k in ks}
 
 
-def _average_precision(
-    sim_BG: Tensor, own_row_C: Tensor, own_sim_C: Tensor, rank_B: Tensor, count_B: Tensor
-) -> Tensor:
+def _average_precision(sim_BG: Tensor, own_row_C: Tensor, own_sim_C: Tensor, rank_B: Tensor, count_B: Tensor) -> Tensor:
     """AP@R of each query (Musgrave et al., "A Metric Learning Reality Check", 2020), ties losing: (B,).
 
     With R matches, the j-th best of which has place p_j: 1/R times the sum of j / p_j over those with p_j <= R.

@@ -1,7 +1,7 @@
 """Which run, store or index a command means when the user names none; what was taken is said on stderr."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alignvl_cli.commands.session import Session
 from alignvl_cli.errors import AlignvlError, DataError, UsageError
@@ -46,15 +46,23 @@ def draw_reliability(session: Session, modesty: "Modesty", title: str, saved: Pa
 
 
 def make_index(
-    session: Session, run: "Run", output: Path | None, data: Path | None, split: str, device: str, overwrite: bool
+    session: Session, run: "Run", output: Path | None, data: Path | None, split: str, **options: Any
 ) -> Path:
-    """Build the index of `run` over a split of its store, at `output` or numbered in the workspace."""
+    """Build the index of `run` over a split of its store, at `output` or numbered in the workspace; `options` are
+    those of `build_index`."""
     from alignvl_cli.retrieval.index import build_index
 
     store = store_of(session, run, data)
     with session.workspace.place_for(output, "indexes", f"{run.path.resolve().name}-{split}") as place:
-        record = build_index(run, store, split, place, device=device, overwrite=overwrite)
+        record = build_index(run, store, split, place, **options)
     session.note(f"indexed {record.images:,} images and {record.captions:,} captions")
+    for gallery, found in record.recall_against_exact.items():
+        setting = "".join(f", {name} {value}" for name, value in record.search[gallery].items())
+        low, high = found.interval
+        session.note(
+            f"{gallery} index {record.factory[gallery]}{setting}: {found.share:.2%} of exact search's first {found.k} "
+            f"({low:.2%} to {high:.2%}, {found.queries:,} queries)"
+        )
     return place
 
 
@@ -74,5 +82,5 @@ def open_or_make_index(session: Session, path: Path | None, device: str) -> "Ind
             return index
         session.note("no index yet: building one for the newest run")
         run = load_run(session.newest_run(), device)
-        path = make_index(session, run, None, None, "all", device, overwrite=False)
+        path = make_index(session, run, None, None, "all", device=device)
     return open_index(path)

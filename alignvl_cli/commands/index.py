@@ -8,6 +8,9 @@ import typer
 from alignvl_cli.commands.options import DataOption, DeviceOption, OverwriteOption
 from alignvl_cli.commands.session import Session
 from alignvl_cli.config import Device
+from alignvl_cli.retrieval.protocol import HubCorrection
+
+GIB = 2**30
 
 
 def index(
@@ -18,12 +21,21 @@ def index(
     ] = None,
     data: DataOption = None,
     split: Annotated[str, typer.Option(help="Split of the store, or `all`.")] = "all",
+    factory: Annotated[
+        str, typer.Option(help="FAISS factory string; auto: exact up to a million vectors, if they fit.")
+    ] = "auto",
+    memory: Annotated[
+        float | None, typer.Option(help="GiB that the indexes may take. Default: half of what is free.")
+    ] = None,
+    hubness: Annotated[
+        HubCorrection | None, typer.Option(help="Correct hubs, told by the training split's queries.")
+    ] = None,
     device: DeviceOption = Device.auto,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Build FAISS indexes, of images and of captions.
 
-    `alignvl search` asks them. Prints their path.
+    `alignvl search` asks them. Prints their path; what they find of exact search's first 10 is measured and kept.
     """
     from alignvl_cli.commands.artefacts import make_index
     from alignvl_cli.devices import choose_device
@@ -31,4 +43,6 @@ def index(
 
     place = choose_device(device)
     trained = load_run(run or session.newest_run(), place)
-    session.result(make_index(session, trained, output, data, split, place, overwrite))
+    allowed = None if memory is None else int(memory * GIB)
+    options = {"factory": factory, "memory": allowed, "correction": hubness, "device": place, "overwrite": overwrite}
+    session.result(make_index(session, trained, output, data, split, **options))

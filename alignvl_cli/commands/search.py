@@ -9,7 +9,7 @@ import typer
 from alignvl_cli.commands.options import DeviceOption, JsonOption
 from alignvl_cli.commands.session import Session
 from alignvl_cli.config import Device
-from alignvl_cli.errors import UsageError
+from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.retrieval.hits import Gallery
 
 
@@ -19,6 +19,7 @@ def search(
     image: Annotated[
         list[Path] | None, typer.Option("--image", "-i", help="A picture to search with; may be repeated.")
     ] = None,
+    queries: Annotated[Path | None, typer.Option(help="File of texts to search with, one a line.")] = None,
     index: Annotated[
         Path | None, typer.Option(help="Index to ask. Default: the newest; none: one is built for the newest run.")
     ] = None,
@@ -26,6 +27,11 @@ def search(
         Gallery | None, typer.Option(help="What to search. Default: images by text, captions by picture.")
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Hits a query.")] = 10,
+    threshold: Annotated[float | None, typer.Option(help="Leave out hits that score less.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write the hits as a page, pictures inside it.")] = None,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Show that page in a browser. Default place: the workspace.")
+    ] = False,
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
@@ -33,7 +39,7 @@ def search(
 
     Duplicates (the same caption text, the same image content) are folded into one hit.
     """
-    if bool(text) == bool(image):
+    if bool(text or queries) == bool(image):
         raise UsageError('search wants either TEXT or --image FILE, e.g. `alignvl search "red heart"`')
 
     from alignvl_cli.commands.artefacts import open_or_make_index
@@ -42,17 +48,44 @@ def search(
     from alignvl_cli.retrieval.encoder import DualEncoder
     from alignvl_cli.retrieval.search import search as ask
 
+    asked = [*(text or []), *(_lines(queries) if queries else []), *map(str, image or [])]
     place = choose_device(device)
-    asked = open_or_make_index(session, index, place)
-    encoder = DualEncoder.load(asked.run_path, device=place)
-    queries = [*(text or []), *map(str, image or [])]
-    query_QE = encoder.encode_text(queries) if text else encoder.encode_image(queries)
-    gallery = of or (Gallery.image if text else Gallery.text)
-    found = dict(zip(queries, ask(asked, encoder, query_QE, k=k, of=gallery), strict=True))
+    opened = open_or_make_index(session, index, place)
+    encoder = DualEncoder.load(opened.run_path, device=place)
+    query_QE = encoder.encode_image(asked) if image else encoder.encode_text(asked)
+    gallery = of or (Gallery.text if image else Gallery.image)
+    found = ask(opened, encoder, query_QE, k=k, of=gallery, threshold=threshold)
+    if html or open_page:
+        from alignvl_cli.commands.gallery import query_picture, write_gallery
+        from alignvl_cli.report.gallery import Page
+
+        pictures = [query_picture(path) for path in image] if image else [None] * len(asked)
+        page = Page(
+            index=str(opened.path),
+            gallery=gallery,
+            items=len(opened.items[gallery].id),
+            measure=opened.record.metric,
+            threshold=threshold,
+            answers=list(zip(asked, pictures, found, strict=True)),
+        )
+        write_gallery(session, page, html, is_shown=open_page)
     if as_json:
-        results = [{"query": query, "hits": [hit.to_json() for hit in hits]} for query, hits in found.items()]
-        answer = {"schema": "alignvl.search/1", "index": str(asked.path), "of": gallery.value, "results": results}
+        results = [
+            {"query": query, "hits": [hit.to_json() for hit in hits]} for query, hits in zip(asked, found, strict=True)
+        ]
+        answer = {"schema": "alignvl.search/1", "index": str(opened.path), "of": gallery.value, "results": results}
         session.result(json.dumps(answer, indent=2, ensure_ascii=False))
         return
-    for query, hits in found.items():
-        session.show(hits_table(query, gallery, hits))
+    for query, hits in zip(asked, found, strict=True):
+        session.show(hits_table(query, gallery, hits, is_cosine=opened.record.hubness is None))
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file that are not blank."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as problem:
+        raise DataError(f"{path}: not a file of texts, one a line (not UTF-8: {problem.reason})") from problem
+    if not (found := [line.strip() for line in lines if line.strip()]):
+        raise DataError(f"{path}: no text in it; write one query a line")
+    return found

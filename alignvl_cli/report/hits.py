@@ -18,7 +18,7 @@ COLUMNS = {"image": ("id", "first caption"), "text": ("caption", "of image")}
 """Gallery -> its two columns: what is found comes first."""
 
 
-def hits_table(query: str, gallery: "Gallery", hits: Sequence["Hit"]) -> Group:
+def hits_table(query: str, gallery: "Gallery", hits: Sequence["Hit"], *, is_cosine: bool = True) -> Group:
     """Rank, cosine, image id and caption of each hit; of captions, the caption comes first.
 
     A column says how many duplicates a hit stands for, if any does. Ids wrap, so that they can be copied whole;
@@ -26,7 +26,7 @@ def hits_table(query: str, gallery: "Gallery", hits: Sequence["Hit"]) -> Group:
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("rank", justify="right", no_wrap=True)
-    table.add_column("cosine", justify="right", no_wrap=True)
+    table.add_column("cosine" if is_cosine else "cosine less hub penalty", justify="right", no_wrap=True)
     for column in COLUMNS[gallery]:
         table.add_column(column, overflow="fold")
     folded = any(hit.count > 1 for hit in hits)

@@ -45,6 +45,12 @@ def embed_split(run: Run, store: Store, split: str, device: str) -> Embeddings:
     )
 
 
+def project_images(run: Run, store: Store, row_I: np.ndarray, device: str) -> Tensor:
+    """Unit rows (I, E) of the images at `row_I` of the store; errors as `embed_split`."""
+    require_same_encoders(run, store)
+    return project(run.adapters.to(device).project_image, _blocks(store.image_block, row_I), device)
+
+
 def project(adapter: Callable[[Tensor], Tensor], blocks: Iterable[np.ndarray], device: str) -> Tensor:
     """Latents (N, D), block by block, to unit rows (N, E) in float32; DataError when one is not finite."""
     with torch.inference_mode():

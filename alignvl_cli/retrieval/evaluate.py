@@ -15,6 +15,7 @@ from alignvl_cli.retrieval.calibration import Modesty, modesty
 from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
 from alignvl_cli.retrieval.evaluation import Evaluation, EvaluationTable
 from alignvl_cli.retrieval.hubness import (
+    BANK_SPLIT,
     Correction,
     Hubness,
     choose_normalisation,
@@ -28,9 +29,6 @@ from alignvl_cli.retrieval.protocol import DEFAULT_PROTOCOL, HubnessReport, Prot
 from alignvl_cli.retrieval.relevance import Fold, cut_folds, relevance
 from alignvl_cli.runs.folder import Run
 from alignvl_cli.store.reader import SplitRows, Store
-
-BANK_SPLIT = "train"
-"""Whose queries tell NNN which gallery rows are hubs."""
 
 
 def evaluate(

@@ -19,7 +19,7 @@ class Hit:
     rank: int
     """From 1."""
     score: float
-    """Cosine."""
+    """Cosine; of an index with a hub correction, cosine less the penalty."""
     id: str
     """Of the image; of a caption, the id of its image."""
     uri: str

@@ -31,6 +31,8 @@ from alignvl_cli.align.ranks import (
 from alignvl_cli.retrieval.embeddings import Embeddings
 from alignvl_cli.retrieval.metrics import DIRECTIONS, RetrievalMetrics
 
+BANK_SPLIT = "train"
+"""Whose queries tell NNN which gallery rows are hubs."""
 OCCURRENCE_K = 10
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
 BANK_KS = (1, 4, 16, 64)

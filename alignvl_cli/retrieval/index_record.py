@@ -23,9 +23,15 @@ class IndexRecord:
     store: str
     store_content_hash: str
     split: str
-    factory: str
+    factory: dict[str, str]
+    """Gallery -> the FAISS factory string; `auto` may choose differently for each."""
+    search: dict[str, dict[str, int]]
+    """Gallery -> how wide an approximate index searches (nprobe or efSearch), kept in the FAISS file itself."""
     metric: str
+    hubness: dict[str, Any] | None
+    """The correction that the scores have, and its parameters by gallery; None: scores are cosines."""
     width: int
+    """Of the embeddings; a hub correction adds one dimension to the vectors."""
     images: int
     captions: int
     recall_against_exact: dict[str, Agreement]
@@ -37,6 +43,8 @@ class IndexRecord:
     def to_json(self) -> dict[str, Any]:
         fields = asdict(self)
         counts = {"images": fields.pop("images"), "captions": fields.pop("captions")}
+        for gallery, found in self.recall_against_exact.items():
+            fields["recall_against_exact"][gallery]["interval"] = list(found.interval)
         return {"schema": SCHEMA, "counts": counts, **fields}
 
     @classmethod
@@ -51,7 +59,10 @@ class IndexRecord:
             )
         try:
             fields = {key: value for key, value in stored.items() if key not in ("schema", "counts")}
-            measured = {gallery: Agreement(**found) for gallery, found in fields["recall_against_exact"].items()}
+            measured = {
+                gallery: Agreement(found["k"], found["queries"], found["share"])
+                for gallery, found in fields["recall_against_exact"].items()
+            }
             return cls(**{**fields, **stored["counts"], "recall_against_exact": measured})
         except (KeyError, TypeError, AttributeError) as problem:
             raise DataError(

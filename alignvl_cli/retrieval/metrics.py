@@ -17,6 +17,7 @@ from alignvl_cli.retrieval.protocol import RECALL_AT
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 RECALL_SUM = "recall_sum"
+NORMAL_95 = 1.959964
 
 
 @dataclass(frozen=True)
@@ -118,3 +119,11 @@ def direction_metrics(ranks: QueryRanks, recall_at: tuple[int, ...] = RECALL_AT)
         mrr=mean["mrr"],
         map_at_r=mean["mAP@R"],
     )
+
+
+def wilson(share: float, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % interval (1927) of a share of independent trials, from 0 to 1; never of width 0."""
+    square = NORMAL_95 * NORMAL_95 / trials
+    centre = (share + square / 2) / (1 + square)
+    half = np.sqrt(square * share * (1 - share) + square * square / 4) / (1 + square)
+    return float(max(0.0, min(share, centre - half))), float(min(1.0, max(share, centre + half)))

@@ -11,11 +11,20 @@ from alignvl_cli.retrieval.index import Index, Items
 from alignvl_cli.retrieval.nearest import nearest
 
 
-def search(index: Index, encoder: DualEncoder, query_QE: np.ndarray, *, k: int, of: Gallery) -> list[list[Hit]]:
-    """The first `k` distinct hits of each query, embedded by `encoder` (unit rows); fewer when the gallery has fewer.
+def search(
+    index: Index,
+    encoder: DualEncoder,
+    query_QE: np.ndarray,
+    *,
+    k: int,
+    of: Gallery,
+    threshold: float | None = None,
+) -> list[list[Hit]]:
+    """The first `k` distinct hits of each query, embedded by `encoder` (unit rows), that score `threshold` or more.
 
-    Images of the same content, and captions of the same text, are one hit with a count. Raises MismatchError when
-    the index was made with other adapters than the encoder's, ValueError for k < 1.
+    Fewer when the gallery has fewer, or an approximate index finds fewer. Images of the same content, and captions of
+    the same text, are one hit with a count. Raises MismatchError when the index was made with other adapters than the
+    encoder's, ValueError for k < 1.
     """
     if k < 1:
         raise ValueError(f"k should be at least 1, not {k}")
@@ -26,11 +35,12 @@ def search(index: Index, encoder: DualEncoder, query_QE: np.ndarray, *, k: int, 
     waiting, depth = list(range(len(query_QE))), k
     while waiting:
         depth = min(2 * depth, vectors.ntotal)  # duplicates take places: look further until k distinct hits are found
-        score_QK, row_QK = nearest(vectors, query_QE[waiting], depth)
+        score_QK, row_QK = nearest(vectors, index.queries(query_QE[waiting]), depth)
         for position, score_K, row_K in zip(waiting, score_QK, row_QK, strict=True):
             hits[position] = _fold(items, score_K, row_K, k)
-        waiting = [position for position in waiting if len(hits[position]) < wanted]
-    return [hits[position] for position in range(len(query_QE))]
+        waiting = [position for position in waiting if len(hits[position]) < wanted and depth < vectors.ntotal]
+    lowest = -np.inf if threshold is None else threshold
+    return [[hit for hit in hits[position] if hit.score >= lowest] for position in range(len(query_QE))]
 
 
 def require_same_adapters(index: Index, encoder: DualEncoder) -> None:
@@ -49,6 +59,8 @@ def _fold(items: Items, score_K: np.ndarray, row_K: np.ndarray, k: int) -> list[
     hits: dict[str, Hit] = {}
     for place in np.lexsort((row_K, -score_K)):
         row = int(row_K[place])
+        if row < 0:  # an approximate index found no more
+            continue
         content = items.content[row]
         if content not in hits:
             hits[content] = Hit(

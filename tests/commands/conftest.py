@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from coloured_squares import train_on_colours
 from fakes import make_store
 from tiny_models import save_dinov2, save_sentence_transformer
 from typer.testing import CliRunner, Result
@@ -69,3 +70,12 @@ def tiny_encoders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     save_dinov2(folder / "dinov2")
     save_sentence_transformer(folder / "sentences")
     return ["--vision", str(folder / "dinov2"), "--text", str(folder / "sentences"), "--device", "cpu"]
+
+
+@pytest.fixture(scope="session")
+def coloured(tmp_path_factory: pytest.TempPathFactory, tiny_encoders: list[str]) -> CommandLine:
+    """A workspace with a run of tiny real encoders on labelled pictures, and an index of it."""
+    folder = tmp_path_factory.mktemp("coloured")
+    alignvl = CommandLine(folder / "workspace")
+    train_on_colours(alignvl, folder, tiny_encoders)
+    return alignvl

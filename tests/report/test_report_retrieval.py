@@ -2,45 +2,18 @@
 
 import io
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from fake_evaluations import evaluation
 from rich.console import Console
 
+from alignvl_cli.report.hubness import hubness_table
 from alignvl_cli.report.retrieval import evaluation_markdown, evaluation_table, short_names
+from alignvl_cli.retrieval.bootstrap import Resampled
 from alignvl_cli.retrieval.evaluation import Evaluation
-from alignvl_cli.retrieval.metrics import DirectionMetrics, QueryRanks, RetrievalMetrics
-from alignvl_cli.retrieval.nearest import Agreement
-
-NO_RANKS = QueryRanks(np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64), [], np.empty(0, np.int64))
-
-
-def evaluation(run: str = "runs/0001-alignvl", shift: float = 0.0, **changes) -> Evaluation:
-    def direction(start: float) -> DirectionMetrics:
-        rates = {"R@1": start + shift, "R@5": start + 20 + shift, "R@10": start + 30 + shift}
-        return DirectionMetrics(
-            rates, sum(rates.values()), median_rank=4.5, mean_rank=20.25, mrr=0.4567, map_at_r=start - 9
-        )
-
-    made = Evaluation(
-        run=run,
-        store="stores/demo-emoji-1234.h5",
-        split="test",
-        selection_split="val",
-        images=400,
-        captions=1500,
-        repeated_captions=37,
-        captions_per_image=(2, 5),
-        metrics=RetrievalMetrics(direction(31.24), direction(33.0)),
-        agreement=Agreement(10, 1400, 1.0),
-        image_to_text=NO_RANKS,
-        text_to_image=NO_RANKS,
-        warnings=(),
-        evaluation_set="same",
-        provenance={},
-    )
-    return replace(made, **changes)
+from alignvl_cli.retrieval.hubness import Corrected, Hubness, Occurrence
+from alignvl_cli.retrieval.metrics import RECALL_SUM
 
 
 def drawn(*evaluations: Evaluation, width: int = 100, colours: bool = False) -> str:
@@ -135,3 +108,69 @@ def test_no_figure_is_lost_in_a_narrow_window(width):
     assert "301.7" in drawn(
         evaluation("runs/0001-a-rather-long-name-of-a-run"), evaluation("b", shift=1.5), width=width
     )
+
+
+def resampled(shift: float = 0.0) -> Resampled:
+    """R@1 from 30 to 32 (its resamples evenly between), and the rest alike."""
+    value_S = np.linspace(30.0, 32.0, 41) + shift
+    names = ("R@1", "R@5", "R@10", RECALL_SUM, "mean_rank", "mrr", "mAP@R")
+    return Resampled({direction: dict.fromkeys(names, value_S) for direction in ("image_to_text", "text_to_image")})
+
+
+def test_intervals_stand_under_the_figures_and_sums():
+    text = drawn(evaluation(resampled=resampled()), width=140)
+    lines = text.splitlines()
+    row = next(number for number, line in enumerate(lines) if "image to text" in line)
+    assert "30.1 to 31.9" in lines[row + 1]
+    assert "RSUM 292.7 (60.1 to 63.9)" in text
+    assert "41 resamples of images" in text
+
+
+def test_the_interval_of_another_run_is_that_of_its_difference():
+    text = drawn(
+        evaluation("a", resampled=resampled()), evaluation("b", shift=1.5, resampled=resampled(1.5)), width=140
+    )
+    assert "+1.5 to +1.5" in text
+    assert "of the difference" in text
+    both = evaluation("a", resampled=resampled()), evaluation("b", resampled=resampled(1.5))
+    assert "**31.2** (30.1 to 31.9)" in evaluation_markdown(both)
+
+
+def corrected(*, transductive: bool) -> Hubness:
+    places = {direction: Occurrence(10, 2.5, 0.25, 70) for direction in ("image_to_text", "text_to_image")}
+    metrics = evaluation(shift=4.0).metrics
+    parameters = {direction: {"alpha": 0.5} for direction in places}
+    return Hubness(places, Corrected("made-up", transductive, parameters, metrics, places))
+
+
+def test_a_correction_is_a_labelled_row_of_its_own():
+    text = drawn(evaluation(hubness=corrected(transductive=True)), width=140)
+    line = next(line for line in text.splitlines() if "made-up" in line)
+    assert line.split()[:6] == ["image", "to", "text,", "made-up", "(transductive)", "35.2"]
+    assert "RSUM 292.7" in text, "the sum stays that of the run as it is"
+
+
+def test_the_hubness_table_tells_both_states_and_what_a_correction_uses():
+    console = Console(file=io.StringIO(), width=140)
+    console.print(hubness_table([evaluation(hubness=corrected(transductive=True))]))
+    text = console.file.getvalue()
+    lines = [line.split() for line in text.splitlines()]
+    assert ["image", "to", "text", "none", "2.50", "25.0", "%", "70", "31.2", "51.2", "61.2"] in lines
+    assert [
+        "image",
+        "to",
+        "text",
+        "made-up",
+        "(alpha",
+        "0.5)",
+        "2.50",
+        "25.0",
+        "%",
+        "70",
+        "35.2",
+        "55.2",
+        "65.2",
+    ] in lines
+    assert "TRANSDUCTIVE" in text
+    console.print(hubness_table([evaluation("a", hubness=corrected(transductive=False)), evaluation("b")]))
+    assert "parameters chosen on validation" in console.file.getvalue()

@@ -11,8 +11,11 @@ from pyarrow import parquet
 from alignvl_cli.errors import DataError, MismatchError, UsageError
 from alignvl_cli.provenance import file_sha256
 from alignvl_cli.retrieval import index as index_module
+from alignvl_cli.retrieval.encoder import DualEncoder
 from alignvl_cli.retrieval.hits import Gallery
 from alignvl_cli.retrieval.index import build_index, open_index
+from alignvl_cli.retrieval.protocol import HubCorrection
+from alignvl_cli.retrieval.search import search
 from alignvl_cli.runs.folder import load_run
 from alignvl_cli.store.reader import open_store
 
@@ -43,7 +46,9 @@ def test_an_index_says_what_every_row_is(tmp_path, parts):
     assert items["caption"][20:] == store.text_caption
     stored = json.loads((output / "index.json").read_text())
     assert stored == json.loads(json.dumps(record.to_json()))
-    assert (stored["schema"], stored["factory"], stored["metric"]) == ("alignvl.index/1", "Flat", "cosine")
+    assert (stored["schema"], stored["metric"]) == ("alignvl.index/1", "cosine")
+    assert stored["factory"] == {"image": "Flat", "text": "Flat"}
+    assert (stored["search"], stored["hubness"]) == ({"image": {}, "text": {}}, None)
     assert stored["counts"] == {"images": 20, "captions": len(store.text_caption)}
     assert stored["encoder_hash"] == store.encoder_hash
     assert stored["recall_against_exact"]["image"]["share"] == 1.0
@@ -159,3 +164,44 @@ def test_a_record_that_does_not_fit_is_refused(tmp_path, parts, change, message)
 def test_a_folder_without_a_record_is_no_index(tmp_path):
     with pytest.raises(DataError, match="no complete index"):
         open_index(tmp_path)
+
+
+def test_a_corrected_index_scores_cosine_less_penalty(tmp_path):
+    store = open_store(make_store(tmp_path / "s.h5", images=150, captions_per_image=(2,), noise=2.5))
+    run = load_run(make_run(tmp_path / "run", store))
+    record = build_index(run, store, "test", tmp_path / "plain")
+    corrected = build_index(run, store, "test", tmp_path / "nnn", correction=HubCorrection.nnn)
+    assert (record.hubness, corrected.metric) == (None, "cosine less a hub penalty")
+    assert corrected.hubness["bank"] == "train"
+    plain, index = open_index(tmp_path / "plain"), open_index(tmp_path / "nnn")
+    for gallery in Gallery:
+        vectors = index.vectors[gallery].reconstruct_n(0, index.vectors[gallery].ntotal)
+        cosines = plain.vectors[gallery].reconstruct_n(0, len(vectors))
+        np.testing.assert_array_equal(vectors[:, :-1], cosines)
+        alpha = corrected.hubness["parameters"][gallery.value]["alpha"]
+        assert (vectors[:, -1] != 0).any() == (alpha > 0)
+    found = search(index, DualEncoder(run, "cpu"), cosines[:3], k=4, of=Gallery.image)
+    penalised = index.vectors[Gallery.image].reconstruct_n(0, len(store.rows("test").image))
+    for query, hits in zip(cosines[:3], found, strict=True):
+        expected = np.sort(penalised[:, :-1] @ query + penalised[:, -1])[::-1]
+        np.testing.assert_allclose([hit.score for hit in hits], expected[:4], atol=1e-6)
+
+
+def test_each_gallery_has_a_factory_and_a_measure_of_its_own(tmp_path):
+    store = open_store(make_store(tmp_path / "s.h5", images=400, captions_per_image=(3,)))
+    run = load_run(make_run(tmp_path / "run", store))
+    record = build_index(run, store, "all", tmp_path / "index", factory="IVF8,Flat")
+    assert record.factory == {"image": "IVF8,Flat", "text": "IVF8,Flat"}
+    assert all(setting["nprobe"] >= 1 for setting in record.search.values())
+    index = open_index(tmp_path / "index")
+    assert index.record == record
+    found = search(index, DualEncoder(run, "cpu"), np.eye(32, dtype=np.float32), k=400, of=Gallery.image)
+    assert all(hit.id in store.image_id for hits in found for hit in hits), "row -1 is never a hit"
+    stored = json.loads((tmp_path / "index" / "index.json").read_text())["recall_against_exact"]["text"]
+    assert stored["interval"][0] <= stored["share"] <= stored["interval"][1]
+
+
+def test_what_does_not_fit_the_memory_is_refused_before_anything_is_written(tmp_path, parts):
+    with pytest.raises(UsageError, match="--memory"):
+        build_index(*parts, "all", tmp_path / "index", memory=100)
+    assert not (tmp_path / "index").exists()

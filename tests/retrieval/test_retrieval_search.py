@@ -105,3 +105,14 @@ def test_hits_are_json():
 
     hit = Hit(rank=1, score=0.5, id="a", uri="a.png", caption="one", count=2)
     assert hit.to_json() == {"rank": 1, "score": 0.5, "id": "a", "uri": "a.png", "caption": "one", "count": 2}
+
+
+def test_hits_below_the_threshold_are_left_out(tmp_path):
+    index, encoder, store = opened(tmp_path, images=30)
+    query = encoder.project_image(store.image_latent[:3])
+    every = search(index, encoder, query, k=30, of=Gallery.image)
+    bound = every[0][4].score
+    found = search(index, encoder, query, k=30, of=Gallery.image, threshold=bound)
+    assert found == [[hit for hit in hits if hit.score >= bound] for hits in every]
+    assert len(found[0]) == 5
+    assert search(index, encoder, query, k=30, of=Gallery.image, threshold=1.5) == [[], [], []]

@@ -1,0 +1,70 @@
+"""What a search found, as one self-contained page: pictures inside it, no scripts, nothing loaded from anywhere."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from alignvl_cli.errors import UsageError
+from alignvl_cli.report.text import visible
+
+if TYPE_CHECKING:
+    from alignvl_cli.retrieval.hits import Gallery, Hit
+
+TEMPLATE = "gallery.html"
+FOUND = {"image": "images", "text": "captions"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """One search, ready to be shown."""
+
+    index: str
+    gallery: "Gallery"
+    items: int
+    """Rows of the gallery that was asked."""
+    measure: str
+    """What a score is: `cosine`, or `cosine less a hub penalty`."""
+    threshold: float | None
+    answers: Sequence[tuple[str, str | None, Sequence["Hit"]]]
+    """(query, picture of the query as a data URI if it was one, hits)."""
+
+
+def gallery_page(page: Page, picture: Callable[["Hit"], str | None]) -> str:
+    """The page as HTML; `picture` gives a hit's thumbnail as a data URI. UsageError without jinja2.
+
+    Every text is escaped, and control characters are shown instead of acting. A score's bar is its share of the range
+    from 0 to the query's best.
+    """
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError as problem:
+        raise UsageError('a page of hits needs jinja2: pip install "alignvl[report]"') from problem
+
+    template = (resources.files("alignvl_cli.report") / TEMPLATE).read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    return environment.from_string(template).render(
+        title=visible(page.answers[0][0]) if len(page.answers) == 1 else f"{len(page.answers)} searches",
+        found=FOUND[page.gallery],
+        measure=page.measure,
+        items=f"{page.items:,}",
+        index=visible(page.index),
+        threshold=page.threshold,
+        answers=[
+            {"query": visible(query), "picture": asked, "hits": [_shown(hit, hits[0].score, picture) for hit in hits]}
+            for query, asked, hits in page.answers
+        ],
+    )
+
+
+def _shown(hit: "Hit", best: float, picture: Callable[["Hit"], str | None]) -> dict[str, Any]:
+    share = hit.score / best if best > 0 else 0.0
+    return {
+        "rank": hit.rank,
+        "score": f"{hit.score:.3f}",
+        "width": round(100 * min(1.0, max(0.0, share))),
+        "id": visible(hit.id),
+        "caption": visible(hit.caption),
+        "count": hit.count,
+        "picture": picture(hit),
+    }

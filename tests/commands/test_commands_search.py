@@ -1,0 +1,114 @@
+"""`alignvl search` with real, tiny encoders: files of queries, thresholds and pages; and where pictures come from."""
+
+import json
+import tarfile
+import webbrowser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from alignvl_cli.commands.gallery import picture_bytes
+from alignvl_cli.config import DatasetOptions
+from alignvl_cli.pairs.dataset import open_dataset
+
+
+def test_queries_come_from_arguments_and_from_a_file(coloured, tmp_path):
+    (tmp_path / "queries.txt").write_text("\ufeffred square\n\n  blue square \n")
+    answer = json.loads(coloured.succeeds("search", "green", "--queries", tmp_path / "queries.txt", "-k", 2, "--json"))
+    assert [result["query"] for result in answer["results"]] == ["green", "red square", "blue square"]
+    assert [len(result["hits"]) for result in answer["results"]] == [2, 2, 2]
+
+
+def test_the_same_query_twice_is_answered_twice(coloured):
+    answer = json.loads(coloured.succeeds("search", "green", "green", "-k", 1, "--json"))
+    assert len(answer["results"]) == 2
+    assert answer["results"][0] == answer["results"][1]
+
+
+def test_hits_below_a_threshold_are_left_out(coloured):
+    every = json.loads(coloured.succeeds("search", "green", "-k", 9, "--json"))["results"][0]["hits"]
+    bound = every[3]["score"]
+    answer = json.loads(coloured.succeeds("search", "green", "-k", 9, "--threshold", bound, "--json"))
+    kept = answer["results"][0]["hits"]
+    assert kept == [hit for hit in every if hit["score"] >= bound]
+    assert 0 < len(kept) < 9
+
+
+def test_a_page_holds_the_pictures_themselves(coloured, tmp_path):
+    page = tmp_path / "page.html"
+    result = coloured("search", "<b>green</b>", "-k", 4, "--html", page)
+    assert result.exit_code == 0
+    assert f"wrote {page}" in result.stderr
+    html = page.read_text()
+    assert html.count('src="data:image/jpeg;base64,') == 4
+    assert "&lt;b&gt;green&lt;/b&gt;" in html
+    assert "<script" not in html
+
+
+def test_a_picture_asks_captions_and_stands_on_its_page(coloured, tmp_path):
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "query.png")
+    coloured.succeeds("search", "--image", tmp_path / "query.png", "-k", 3, "--html", tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    assert html.count('src="data:image/jpeg;base64,') == 4
+    assert "captions found by cosine" in html
+
+
+def test_open_shows_the_page_and_says_when_there_is_no_browser(coloured, monkeypatch):
+    shown = []
+    monkeypatch.setattr(webbrowser, "open", lambda uri: bool(shown.append(uri)))
+    result = coloured("search", "green", "--open")
+    assert shown == [(coloured.workspace / "search.html").resolve().as_uri()]
+    assert "no browser" in result.stderr
+    assert result.exit_code == 0
+
+
+def test_a_corrected_index_says_what_its_scores_are(coloured, tmp_path):
+    index = coloured.succeeds("index", "--hubness", "nnn", "-o", tmp_path / "nnn").strip()
+    assert "hub penalty" in " ".join(coloured.succeeds("search", "green", "--index", index).split())
+
+
+def test_the_measured_recall_of_an_index_is_said(coloured, tmp_path):
+    result = coloured("index", "--factory", "HNSW8", "-o", tmp_path / "hnsw")
+    assert result.stdout == f"{tmp_path / 'hnsw'}\n"
+    assert "image index HNSW8, efSearch 16: 100.00% of exact search's first 10" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--factory", "Fiat"], "Fiat"), (["--memory", "0.0000001"], "--memory"), (["--hubness", "csls"], "csls")],
+)
+def test_an_index_that_cannot_be_is_a_usage_error(coloured, tmp_path, words, message):
+    assert message in coloured.fails(2, "index", "-o", tmp_path / "none", *words)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(("data", "message"), [(b"\n \n", "no text"), (b"\xff\xfe\x00x", "UTF-8")])
+def test_a_file_that_holds_no_queries(coloured, tmp_path, data, message):
+    (tmp_path / "queries.txt").write_bytes(data)
+    assert message in coloured.fails(3, "search", "--queries", tmp_path / "queries.txt")
+
+
+def test_words_and_pictures_are_not_asked_at_once(coloured, tmp_path):
+    assert "either TEXT or --image" in coloured.fails(2, "search", "green", "--image", tmp_path / "x.png")
+    assert "either TEXT or --image" in coloured.fails(2, "search")
+
+
+def test_pictures_are_found_in_files_tars_and_the_demo(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"one")
+    with tarfile.open(tmp_path / "b.tar", "w") as archive:
+        archive.add(tmp_path / "a.png", "folder/a.png")
+    assert picture_bytes(str(tmp_path / "a.png")) == b"one"
+    assert picture_bytes(str(tmp_path / "b.tar" / "folder" / "a.png")) == b"one"
+    item = open_dataset("demo:emoji", DatasetOptions()).items[5]
+    assert picture_bytes(item.uri) == item.source.read()
+
+
+@pytest.mark.parametrize("uri", ["gone.png", "demo:emoji/none", "demo:none/x", "", "/", "train.arrow#3"])
+def test_a_picture_that_is_gone_has_no_bytes(uri):
+    assert picture_bytes(uri) is None
+
+
+def test_a_member_that_is_gone_has_no_bytes(tmp_path):
+    Path(tmp_path / "b.tar").write_bytes(b"no tar")
+    assert picture_bytes(str(tmp_path / "b.tar" / "a.png")) is None

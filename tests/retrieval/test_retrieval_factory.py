@@ -1,0 +1,109 @@
+"""Index factories: memory, the ladder of `auto`, and recall that is what a fresh measurement finds."""
+
+import numpy as np
+import pytest
+import torch
+
+from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.retrieval.factory import (
+    FLAT_UP_TO,
+    available_memory,
+    build_vectors,
+    choose_factory,
+    memory_bytes,
+)
+from alignvl_cli.retrieval.nearest import agreement, faiss, nearest
+
+GIB = 2**30
+
+
+def clustered(rows: int, width: int, seed: int, clusters: int = 50) -> np.ndarray:
+    """Unit rows around common centres."""
+    centre = np.random.default_rng(99).standard_normal((clusters, width))
+    draw = np.random.default_rng(seed)
+    found = centre[draw.integers(0, clusters, rows)] + 0.7 * draw.standard_normal((rows, width))
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF16,Flat", "IVF16,SQ8", "RR32,IVF16,PQ8", "HNSW16", "PQ8", "SQ8"])
+def test_the_estimate_is_what_the_index_takes(factory):
+    rows = clustered(20_000, 32, 0)
+    index, _ = build_vectors(factory, rows, rows[:50])
+    taken = faiss().serialize_index(index).size
+    assert memory_bytes(factory, 20_000, 32) == pytest.approx(taken, rel=0.1)
+
+
+@pytest.mark.parametrize("factory", ["IVF32,Flat", "HNSW16", "RR32,IVF32,PQ16", "IVF32,SQ8"])
+def test_an_approximate_index_is_set_to_find_enough_and_its_measure_holds_for_other_queries(factory):
+    rows = clustered(8000, 32, 0)
+    index, setting = build_vectors(factory, rows, clustered(200, 32, 1))
+    assert list(setting) == (["efSearch"] if "HNSW" in factory else ["nprobe"])
+    stored = agreement(index, clustered(600, 32, 2), rows)
+    fresh = agreement(index, clustered(1000, 32, 3), rows)
+    low, high = stored.interval
+    assert low <= fresh.share <= high
+    if "PQ" not in factory:
+        assert stored.share > 0.9
+    again = faiss().deserialize_index(faiss().serialize_index(index))
+    assert agreement(again, clustered(600, 32, 2), rows) == stored, "the setting is kept in the file"
+
+
+def test_a_flat_index_needs_no_setting():
+    rows = clustered(100, 16, 0)
+    index, setting = build_vectors("Flat", rows, rows)
+    assert setting == {}
+    assert agreement(index, rows, rows).share == 1.0
+
+
+def test_rows_that_an_approximate_index_does_not_find_count_as_missed():
+    rows = np.eye(16, dtype=np.float32)
+    index, _ = build_vectors("IVF16,Flat", rows, rows)
+    faiss().ParameterSpace().set_index_parameter(index, "nprobe", 1)
+    _, row_QK = nearest(index, rows, 10)
+    assert (row_QK[:, 1:] == -1).all()
+    assert agreement(index, rows, rows).share == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("bad", ["Nonsense", "", "IVF", "PQ7"])
+def test_a_factory_that_faiss_does_not_know_is_a_usage_error(bad):
+    with pytest.raises(UsageError, match="--factory") as caught:
+        choose_factory(bad, 1000, 32, GIB)
+    assert ".cpp" not in str(caught.value)
+
+
+def test_too_few_vectors_to_train_on_are_said():
+    rows = clustered(20, 16, 0)
+    with pytest.raises(UsageError, match="20 vectors do not do"):
+        build_vectors("IVF64,Flat", rows, rows)
+
+
+def test_a_row_that_is_not_finite_is_refused():
+    rows = clustered(20, 16, 0)
+    rows[7, 3] = np.nan
+    with pytest.raises(DataError, match="gallery embedding 7"):
+        build_vectors("Flat", rows, rows)
+
+
+def test_auto_is_exact_while_it_fits_and_smaller_where_it_must():
+    assert choose_factory("auto", 10, 256, GIB) == "Flat"
+    assert choose_factory("auto", FLAT_UP_TO, 256, 2 * GIB) == "Flat"
+    assert choose_factory("auto", FLAT_UP_TO + 1, 256, 2 * GIB) == "IVF4096,Flat"
+    assert choose_factory("auto", FLAT_UP_TO, 256, GIB // 2) == "IVF4096,SQ8"
+    assert choose_factory("auto", FLAT_UP_TO, 257, GIB // 8) == "RR256,IVF4096,PQ64"
+    sizes = [memory_bytes(factory, 10**6, 256) for factory in ("IVF4096,Flat", "IVF4096,SQ8", "RR256,IVF4096,PQ64")]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_what_does_not_fit_is_refused_with_both_sizes():
+    with pytest.raises(UsageError, match=r"needs about 9\.54 GiB, and the index may take 1\.00 GiB.*--factory auto"):
+        choose_factory("Flat", 10_000_000, 256, GIB)
+    with pytest.raises(UsageError, match="the smallest, Flat"):
+        choose_factory("auto", 1000, 256, 1000)
+
+
+def test_the_machine_has_memory():
+    assert 2**26 < available_memory() < 2**50
+
+
+def test_faiss_takes_as_many_threads_as_torch():
+    assert faiss().omp_get_max_threads() <= torch.get_num_threads()

@@ -69,6 +69,14 @@ class SectionedHelp(TyperCommand):
                 formatter.write_dl(records)
 
 
+AGAIN = "run the same command again"
+AFTER_INTERRUPTION = {
+    "extract": "run the same command again to go on where it stopped",
+    "train": "its run stays incomplete; run the same command again to train from the start",
+}
+"""Command -> what the user does next; for the others the same command again is all there is to do."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM: unwinds like Ctrl-C, so that what is resumable stays so, and leaves with 143."""
 
@@ -83,7 +91,8 @@ def register(function: Callable[..., None], name: str, group: typer.Typer = app)
     @functools.wraps(function)
     def command(*, workspace: Path, quiet: bool, verbose: bool, **arguments: Any) -> None:
         with _sigterm_unwinds():
-            code = leave_with(lambda: function(Session(Workspace(workspace), quiet, verbose), **arguments), verbose)
+            session = Session(Workspace(workspace), quiet, verbose)
+            code = leave_with(lambda: function(session, **arguments), verbose, AFTER_INTERRUPTION.get(name, AGAIN))
         raise typer.Exit(code)
 
     own = list(inspect.signature(function).parameters.values())[1:]
@@ -98,7 +107,7 @@ def register(function: Callable[..., None], name: str, group: typer.Typer = app)
     group.command(name, cls=SectionedHelp)(command)
 
 
-def leave_with(work: Callable[[], None], verbose: bool) -> int:
+def leave_with(work: Callable[[], None], verbose: bool, next_step: str = AGAIN) -> int:
     """Run `work`, turn whatever leaves it into one message on stderr, and return the exit code."""
     try:
         work()
@@ -106,9 +115,9 @@ def leave_with(work: Callable[[], None], verbose: bool) -> int:
     except AlignvlError as problem:
         return _failed(str(problem), problem.exit_code, verbose)
     except Terminated:
-        return _failed("terminated; run the same command again to go on", 143, verbose)
+        return _failed(f"terminated; {next_step}", 143, verbose)
     except KeyboardInterrupt:
-        return _failed("interrupted; run the same command again to go on", 130, verbose)
+        return _failed(f"interrupted; {next_step}", 130, verbose)
     except BrokenPipeError:  # the reader of our stdout has gone (`| head`): nothing to say, nobody to hear it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

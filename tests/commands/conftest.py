@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from alignvl_cli.app import app
 
-QUICK = ["--epochs", "12", "--batch-size", "32", "--embed-dim", "16", "--device", "cpu"]
+QUICK = ["--epochs", "40", "--lr", "3e-3", "--batch-size", "32", "--embed-dim", "16", "--device", "cpu"]
 
 
 @dataclass(frozen=True)

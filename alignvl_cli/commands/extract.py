@@ -93,6 +93,7 @@ def extract(
     from alignvl_cli.extraction.events import Finished
     from alignvl_cli.extraction.plan import existing_store_matches, make_plan
     from alignvl_cli.extraction.run import run_extraction
+    from alignvl_cli.extraction.work_folder import remove_leftover
     from alignvl_cli.report.progress import ExtractionProgress
 
     images = load_vision(vision, pooling=image_pooling, device=place, precision=precision)
@@ -100,6 +101,7 @@ def extract(
     plan = make_plan(pairs, images, captions, config)
     store = output or session.workspace.store_path(pairs.name, plan.encoder_hash)
     if not (overwrite or restart) and existing_store_matches(store, plan):
+        remove_leftover(store)
         session.note(f"{store} is complete and made of the same data by the same encoders: nothing to do")
         session.result(store)
         return

@@ -15,7 +15,7 @@ from alignvl_cli.extraction.images import EncodedImages, encode_images
 from alignvl_cli.extraction.plan import make_plan
 from alignvl_cli.extraction.stopwatch import Stopwatch
 from alignvl_cli.extraction.texts import encode_texts, gather_captions
-from alignvl_cli.extraction.work_folder import sync_into_place, work_folder
+from alignvl_cli.extraction.work_folder import remove_leftover, work_folder
 from alignvl_cli.extraction.workers import choose_workers, started_workers
 from alignvl_cli.pairs.items import Dataset
 from alignvl_cli.pairs.splits import split_rows
@@ -51,6 +51,7 @@ def run_extraction(
     when nothing can be read, an encoder returns NaN, or another process works on the same store, and
     MismatchError when the interrupted run had other settings.
     """
+    remove_leftover(output)
     _check_output(output, overwrite)
     watch = Stopwatch()
     plan = make_plan(dataset, vision, text, config)
@@ -76,8 +77,7 @@ def run_extraction(
         with watch.measure("write"):
             made = made_by("extract", settings, counter=counter, plan=plan.to_json())
             written = assemble(folder, dataset, vision, text, Encoded(images, captions, splits), plan, made)
-            sync_into_place(folder.assembled, output)
-            folder.discard()
+            folder.finish(output, written.content_hash)
     rejected = len(images.reasons)
     yield Finished(
         ExtractSummary(

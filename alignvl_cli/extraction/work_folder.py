@@ -2,9 +2,11 @@
 
 A shard is two files, `images-000004.npy` (latents, float32) and then `images-000004.json`, which
 completes it: what was found in its rows and the digest of the latents. Each is whole or absent, so
-a process may be killed at any moment.
+a process may be killed at any moment: `finished.json` tells a folder whose store is in place already
+from one of work to go on with, and a folder without a plan holds nothing.
 """
 
+import glob
 import json
 import os
 import shutil
@@ -22,6 +24,7 @@ from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.extraction.events import Stage
 from alignvl_cli.extraction.plan import Plan, differences
 from alignvl_cli.provenance import committed, read_json, write_json
+from alignvl_cli.store.reader import open_store
 
 try:
     import fcntl
@@ -31,6 +34,8 @@ except ImportError:  # not on Windows; the lock is a courtesy there is no substi
 PLAN = "plan.json"
 LOCK = "lock"
 ASSEMBLED = "store.h5"
+FINISHED = "finished.json"
+"""The content hash of the store that the folder is about to become."""
 OPEN_MAPS = 64
 SHOWN_DIFFERENCES = 4
 
@@ -82,7 +87,27 @@ class WorkFolder:
             if block is not None:
                 yield block
 
+    def finish(self, output: Path, content_hash: str) -> None:
+        """Give the assembled store its final name: atomically, and on disk before the name is. Removes the folder."""
+        write_json(self.path / FINISHED, {"content_hash": content_hash})
+        with committed(output) as scratch:
+            os.replace(self.assembled, scratch)
+        self.discard()
+
+    def became(self, output: Path) -> bool:
+        """Whether `output` is the store that was made here, or nothing is left that could become another."""
+        try:
+            content_hash = open_store(output).content_hash
+            return (
+                not (self.path / PLAN).exists()
+                or read_json(self.path / FINISHED, "extraction's last record").get("content_hash") == content_hash
+            )
+        except DataError:
+            return False
+
     def discard(self) -> None:
+        (self.path / PLAN).unlink(missing_ok=True)  # first, so that half a folder is not taken up
+        _empty(self.path)
         shutil.rmtree(self.path)
 
     def _latents(self, stage: Stage, number: int) -> np.ndarray:
@@ -104,15 +129,39 @@ def work_folder(output: Path, plan: Plan, *, restart: bool) -> Iterator[WorkFold
     Raises DataError while another process works on the same store, and MismatchError, naming what
     differs, when the folder was begun with another plan and `restart` does not discard it.
     """
-    folder = WorkFolder(output.with_name(output.name + ".partial"))
+    folder = _folder_of(output)
     folder.path.mkdir(parents=True, exist_ok=True)
     with _locked(folder.path / LOCK, output):
         if restart:
             _empty(folder.path)
         _settle_plan(folder, output, plan)
-        for scratch in folder.path.glob(".*.tmp"):  # what a killed process was writing
-            scratch.unlink()
+        _remove_scratch(folder, output)
         yield folder
+
+
+def remove_leftover(output: Path) -> None:
+    """Remove the folder that the finished store `output` was made in, if a process was killed between the two.
+
+    A folder of other work stays, such as an interrupted extraction that is to replace this store; so does one
+    that another process is at work in.
+    """
+    folder = _folder_of(output)
+    if not (folder.path / LOCK).exists():
+        return
+    with suppress(DataError, FileNotFoundError), _locked(folder.path / LOCK, output):
+        if folder.became(output):
+            _remove_scratch(folder, output)
+            folder.discard()
+
+
+def _folder_of(output: Path) -> WorkFolder:
+    return WorkFolder(output.with_name(output.name + ".partial"))
+
+
+def _remove_scratch(folder: WorkFolder, output: Path) -> None:
+    """Remove what a killed process was writing, here and under the store's name; nobody else is, under the lock."""
+    for scratch in (*folder.path.glob(".*.tmp"), *output.parent.glob(f".{glob.escape(output.name)}.*.tmp")):
+        scratch.unlink()
 
 
 def _settle_plan(folder: WorkFolder, output: Path, plan: Plan) -> None:
@@ -160,9 +209,3 @@ def _empty(folder: Path) -> None:
 
 def _digest(latents: np.ndarray) -> str:
     return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(latents).reshape(-1).view(np.uint8).data)
-
-
-def sync_into_place(built: Path, output: Path) -> None:
-    """Give a finished file its final name: atomically, and on disk before the name is."""
-    with committed(output) as scratch:
-        os.replace(built, scratch)

@@ -1,15 +1,12 @@
-"""The page that `alignvl search --html` writes, and where the pictures on it come from."""
+"""The page that `alignvl search --html` writes."""
 
-import tarfile
 import webbrowser
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignvl_cli.commands.session import Session
-from alignvl_cli.errors import AlignvlError
-from alignvl_cli.pairs.dataset import DEMO, DEMOS
 from alignvl_cli.pairs.items import ImageSource
+from alignvl_cli.pairs.places import picture_bytes
 
 if TYPE_CHECKING:
     from alignvl_cli.report.gallery import Page
@@ -30,20 +27,6 @@ def write_gallery(session: Session, page: "Page", output: Path | None, *, is_sho
         session.warn(f"no browser to show it with; open {path} yourself")
 
 
-def picture_bytes(uri: str) -> bytes | None:
-    """The image file that a store's `uri` names: a file, a member of a tar, or one of a demo; None when it is gone."""
-    try:
-        if uri.startswith(DEMO):
-            return _demo_pictures(uri.partition("/")[0])[uri].read()
-        path = Path(uri)
-        if path.is_file():
-            return ImageSource(path).read()
-        tar = next((parent for parent in path.parents if parent.is_file()), None)
-        return None if tar is None else _tar_pictures(tar)[str(path.relative_to(tar))].read()
-    except (OSError, KeyError, tarfile.TarError, AlignvlError):
-        return None
-
-
 def query_picture(path: Path) -> str | None:
     """The thumbnail of a picture that was searched with."""
     from alignvl_cli.retrieval.thumbnails import thumbnail
@@ -56,18 +39,3 @@ def _picture(hit: "Hit") -> str | None:
 
     data = picture_bytes(hit.uri)
     return None if data is None else thumbnail(data)
-
-
-@cache
-def _demo_pictures(demo: str) -> dict[str, ImageSource]:
-    return {item.uri: item.source for item in DEMOS[demo]().items}
-
-
-@cache
-def _tar_pictures(tar: Path) -> dict[str, ImageSource]:
-    with tarfile.open(tar, "r:") as archive:
-        return {
-            member.name.removeprefix("./"): ImageSource(tar, member.offset_data, member.size)
-            for member in archive
-            if member.isreg()
-        }

@@ -1,16 +1,10 @@
-"""`alignvl search` with real, tiny encoders: files of queries, thresholds and pages; and where pictures come from."""
+"""`alignvl search` with real, tiny encoders: files of queries, thresholds and pages."""
 
 import json
-import tarfile
 import webbrowser
-from pathlib import Path
 
 import pytest
 from PIL import Image
-
-from alignvl_cli.commands.gallery import picture_bytes
-from alignvl_cli.config import DatasetOptions
-from alignvl_cli.pairs.dataset import open_dataset
 
 
 def test_queries_come_from_arguments_and_from_a_file(coloured, tmp_path):
@@ -92,23 +86,3 @@ def test_a_file_that_holds_no_queries(coloured, tmp_path, data, message):
 def test_words_and_pictures_are_not_asked_at_once(coloured, tmp_path):
     assert "either TEXT or --image" in coloured.fails(2, "search", "green", "--image", tmp_path / "x.png")
     assert "either TEXT or --image" in coloured.fails(2, "search")
-
-
-def test_pictures_are_found_in_files_tars_and_the_demo(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"one")
-    with tarfile.open(tmp_path / "b.tar", "w") as archive:
-        archive.add(tmp_path / "a.png", "folder/a.png")
-    assert picture_bytes(str(tmp_path / "a.png")) == b"one"
-    assert picture_bytes(str(tmp_path / "b.tar" / "folder" / "a.png")) == b"one"
-    item = open_dataset("demo:emoji", DatasetOptions()).items[5]
-    assert picture_bytes(item.uri) == item.source.read()
-
-
-@pytest.mark.parametrize("uri", ["gone.png", "demo:emoji/none", "demo:none/x", "", "/", "train.arrow#3"])
-def test_a_picture_that_is_gone_has_no_bytes(uri):
-    assert picture_bytes(uri) is None
-
-
-def test_a_member_that_is_gone_has_no_bytes(tmp_path):
-    Path(tmp_path / "b.tar").write_bytes(b"no tar")
-    assert picture_bytes(str(tmp_path / "b.tar" / "a.png")) is None

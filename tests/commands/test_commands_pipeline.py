@@ -78,7 +78,11 @@ def test_the_same_extraction_again_does_nothing(empty, tmp_path, pictures, tiny_
     manifest = write_jsonl(tmp_path / "own.jsonl", pictures)
     first = empty("extract", manifest, *tiny_encoders)
     written = Path(first.stdout.strip()).stat().st_mtime_ns
+    left_by_a_crash = Path(f"{first.stdout.strip()}.partial")
+    left_by_a_crash.mkdir()
+    (left_by_a_crash / "lock").touch()
     again = empty("extract", manifest, *tiny_encoders)
+    assert not left_by_a_crash.exists()
     assert again.stdout == first.stdout
     assert "nothing to do" in again.stderr
     assert Path(first.stdout.strip()).stat().st_mtime_ns == written

@@ -1,11 +1,11 @@
 """Each format's sample in docs/data.md gives the same store datasets as its JSONL twin."""
 
 import datasets
-import h5py
 import numpy as np
 import pytest
 from data_samples import SAMPLES, write_sample, write_twin
 from fakes import FakeText, FakeVision
+from stored import stored_datasets
 
 from alignvl_cli.config import DatasetFormat, DatasetOptions, ExtractConfig
 from alignvl_cli.extraction.run import run_extraction
@@ -20,11 +20,7 @@ def caches(tmp_path, monkeypatch):
 def store_datasets(dataset, output):
     """Every dataset of the store that an extraction with the fakes writes, by name."""
     list(run_extraction(dataset, FakeVision(), FakeText(), output, ExtractConfig(workers=0), settings={}))
-    found = {}
-    with h5py.File(output) as store:
-        store.visititems(lambda name, node: found.update({name: node[()]}) if isinstance(node, h5py.Dataset) else None)
-        found["splits"] = store["image/split"].attrs["names"]
-    return found
+    return stored_datasets(output)
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.format.value)

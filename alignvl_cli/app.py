@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from alignvl_cli.commands import classify, data, doctor, eval, extract, index, inspect_, search, train
+from alignvl_cli.commands import classify, data, doctor, eval, exchange, extract, index, inspect_, search, train
 from alignvl_cli.commands.session import Session
 from alignvl_cli.commands.workspace import Workspace
 from alignvl_cli.errors import AlignvlError, DataError
@@ -33,6 +33,8 @@ _LOOK: dict[str, Any] = {
 app = typer.Typer(**_LOOK)
 data_app = typer.Typer(**_LOOK)
 app.add_typer(data_app, name="data")
+store_app = typer.Typer(**_LOOK)
+app.add_typer(store_app, name="store")
 
 SHARED = {
     "workspace": Annotated[
@@ -191,6 +193,11 @@ def data_(show_help: HelpOption = False) -> None:
     """Look at a dataset before anything is made of it."""
 
 
+@store_app.callback()
+def store_(show_help: HelpOption = False) -> None:
+    """Exchange latents with other programs."""
+
+
 register(extract.extract, "extract")
 register(train.train, "train")
 register(eval.eval_, "eval")
@@ -200,3 +207,5 @@ register(classify.classify, "classify")
 register(inspect_.inspect_, "inspect")
 register(doctor.doctor, "doctor")
 register(data.check, "check", data_app)
+register(exchange.export, "export", store_app)
+register(exchange.import_, "import", store_app)

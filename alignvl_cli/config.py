@@ -46,6 +46,13 @@ class StoreDtype(StrEnum):
     float16 = "float16"
 
 
+class LatentFormat(StrEnum):
+    """Files that a store is exported to."""
+
+    npy = "npy"
+    safetensors = "safetensors"
+
+
 class DatasetFormat(StrEnum):
     """How a dataset is laid out (`--format`)."""
 

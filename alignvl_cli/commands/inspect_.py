@@ -72,9 +72,14 @@ def _verify(path: Path, sample: int) -> "Verification":
 
     store = open_store(path)
     device = choose_device(Device.auto)
-    vision = reload_vision(**store.vision, device=device, precision=Precision(store.vision["about"]["precision"]))
-    text = reload_text(**store.text, device=device, precision=Precision(store.text["about"]["precision"]))
+    vision = reload_vision(**store.vision, device=device, precision=_precision(store.vision))
+    text = reload_text(**store.text, device=device, precision=_precision(store.text))
     return verify_store(store, vision, text, sample)
+
+
+def _precision(side: dict[str, Any]) -> Precision:
+    """As the store was made, so that the gap shows no more than what has changed since."""
+    return Precision(side["about"]["precision"] or Precision.auto)
 
 
 def _judge(session: Session, path: Path, found: "Verification") -> None:

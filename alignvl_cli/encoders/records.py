@@ -66,6 +66,15 @@ def encoder_hash(vision_record: Mapping[str, Any], text_record: Mapping[str, Any
     return fingerprint({"vision": vision_record, "text": text_record})
 
 
+def require_known(record: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """MismatchError for the record of imported latents, which names an encoder and not how it was used."""
+    if record.get("imported"):
+        raise MismatchError(
+            f"these latents were imported, said to be of {about['id']}: nothing tells how that model was used, so"
+            " nothing new can be encoded to fit them; make the store with `alignvl extract` to search it"
+        )
+
+
 def require_same(spec: str, stored: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
     """MismatchError that names each setting in which a reloaded encoder differs from its stored record."""
     keys = [key for key in sorted({*stored, *fresh}) if stored.get(key) != fresh.get(key)]

@@ -14,7 +14,7 @@ from alignvl_cli.encoders.captions import CaptionReader, load_reader
 from alignvl_cli.encoders.folders import Side, find_model, spec_of
 from alignvl_cli.encoders.modules import read_modules
 from alignvl_cli.encoders.pooling import TEXT_VECTORS, choose_pooling
-from alignvl_cli.encoders.records import about, require_same
+from alignvl_cli.encoders.records import about, require_known, require_same
 from alignvl_cli.encoders.towers import DTYPES, PROJECTED, Tower, load_tower, probed, require_steady
 
 PROBE_TEXTS = ["a", "a"]
@@ -90,7 +90,9 @@ def load_text(model_id: str, *, pooling: Pooling | None, device: str, precision:
 
 
 def reload_text(record: Mapping[str, Any], about: Mapping[str, Any], device: str, precision: Precision) -> TextEncoder:
-    """The encoder that a store's `record` and `about` describe; MismatchError if it has changed since."""
+    """The encoder that a store's `record` and `about` describe; MismatchError if it has changed since, or if
+    the latents were imported."""
+    require_known(record, about)
     spec = spec_of(about["id"], about["commit"])
     encoder = load_text(spec, pooling=Pooling(record["pooling"]), device=device, precision=precision)
     require_same(spec, record, encoder.record)

@@ -16,7 +16,7 @@ from alignvl_cli.encoders.folding import folded
 from alignvl_cli.encoders.pixels import Preprocess
 from alignvl_cli.encoders.pooling import IMAGE_VECTORS, choose_pooling
 from alignvl_cli.encoders.processors import PROBES, load_processor, preprocess_of, processor_record
-from alignvl_cli.encoders.records import about, require_same
+from alignvl_cli.encoders.records import about, require_known, require_same
 from alignvl_cli.encoders.towers import DTYPES, PROJECTED, Tower, load_tower, probed, require_steady
 
 
@@ -96,7 +96,9 @@ def load_vision(model_id: str, *, pooling: Pooling | None, device: str, precisio
 def reload_vision(
     record: Mapping[str, Any], about: Mapping[str, Any], device: str, precision: Precision
 ) -> VisionEncoder:
-    """The encoder that a store's `record` and `about` describe; MismatchError if it has changed since."""
+    """The encoder that a store's `record` and `about` describe; MismatchError if it has changed since, or if
+    the latents were imported."""
+    require_known(record, about)
     spec = spec_of(about["id"], about["commit"])
     encoder = load_vision(spec, pooling=Pooling(record["pooling"]), device=device, precision=precision)
     require_same(spec, record, encoder.record)

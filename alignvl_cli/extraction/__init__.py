@@ -2,5 +2,5 @@
 
 Reading order follows the data: `run` (the stages), `plan` (what is extracted, and whether it is the
 same again), `work_folder` (STORE.partial), `workers` and `pictures` (decoding), `images`, `texts`,
-`assembly` (the store). `check` looks a dataset over, `verify` a store.
+`assembly` (the store). `check` looks a dataset over, `verify` a store; `exchange` takes latents out and in.
 """

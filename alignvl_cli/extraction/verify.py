@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from alignvl_cli.encoders.vision import VisionEncoder
 
 BATCH = 32
-TOLERANCE = {Precision.fp32: 1e-5, Precision.bf16: 5e-3}
+TOLERANCE = {Precision.fp32: 1e-5, Precision.bf16: 2e-2}
 """The gap that rounding explains, by the precision of the forward pass: relative errors e make a gap of about e^2 / 2,
-so 0.4 % in float32 (other batches, devices and library versions) and 10 % in bf16."""
+so 0.4 % in float32 (other batches, devices and library versions) and 20 % in bf16
+(on the demo, bf16 against float32 leaves gaps up to 3e-3)."""
 FLOAT16_TOLERANCE = 1e-5
 """Added for latents that are kept in float16."""
 WIDEST = 2.0

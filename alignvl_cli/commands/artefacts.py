@@ -50,6 +50,7 @@ def make_index(
 ) -> Path:
     """Build the index of `run` over a split of its store, at `output` or numbered in the workspace; `options` are
     those of `build_index`."""
+    from alignvl_cli.retrieval.factory import TARGET
     from alignvl_cli.retrieval.index import build_index
 
     store = store_of(session, run, data)
@@ -63,6 +64,8 @@ def make_index(
             f"{gallery} index {record.factory[gallery]}{setting}: {found.share:.2%} of exact search's first {found.k} "
             f"({low:.2%} to {high:.2%}, {found.queries:,} queries)"
         )
+        if found.share < TARGET:
+            session.warn(f"the {gallery} index finds less than {TARGET:.0%}: --factory Flat finds everything")
     return place
 
 

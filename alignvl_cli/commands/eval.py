@@ -45,6 +45,10 @@ def eval_(
         HubnessReport | None,
         typer.Option(help="How bad hubs are, and recall after a correction.", rich_help_panel=REPORTS),
     ] = None,
+    eccv: Annotated[
+        Path | None,
+        typer.Option(help="COCO 5K: also ECCV Caption and CxC; give dataset_coco.json.", rich_help_panel=REPORTS),
+    ] = None,
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
@@ -57,7 +61,7 @@ def eval_(
     from alignvl_cli.devices import choose_device
     from alignvl_cli.report.hubness import hubness_table
     from alignvl_cli.report.reliability import modesty_table
-    from alignvl_cli.report.retrieval import evaluation_table
+    from alignvl_cli.report.retrieval import beyond_table, evaluation_table
     from alignvl_cli.retrieval.evaluate import compare, evaluate
     from alignvl_cli.retrieval.saving import save_evaluation
     from alignvl_cli.runs.folder import load_run
@@ -76,6 +80,7 @@ def eval_(
             bootstrap=bootstrap,
             calibration=calibration,
             hubs=hubness,
+            eccv=eccv,
             device=place,
         )
         for warning in evaluation.warnings:
@@ -94,3 +99,5 @@ def eval_(
         session.show(modesty_table(evaluations))
     if hubness:
         session.show(hubness_table(evaluations))
+    if eccv:
+        session.show(beyond_table(evaluations))

@@ -61,6 +61,20 @@ def evaluation_markdown(evaluations: Sequence["Evaluation"]) -> str:
     return table + "\n\n" + "  \n".join([*_notes(evaluations), *warnings]) + "\n"
 
 
+def beyond_table(evaluations: Sequence["Evaluation"]) -> Table:
+    """COCO under verdicts wider than its pairs: a row a run, verdicts and direction."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table.add_column("run", overflow="fold")
+    for column in ("verdicts", "direction", "queries", "mAP@R", "R@1", "R@5", "R@10"):
+        table.add_column(column, justify="left" if column in ("verdicts", "direction") else "right")
+    for name, evaluation in zip(short_names([found.run for found in evaluations]), evaluations, strict=True):
+        for verdicts, directions in (evaluation.beyond.verdicts if evaluation.beyond else {}).items():
+            for direction, found in directions.items():
+                figures = (f"{figure:.1f}" for figure in (found.map_at_r, *found.hit_rate.values()))
+                table.add_row(safe(name), verdicts, DIRECTIONS[direction], f"{found.queries:,}", *figures)
+    return table
+
+
 def short_names(paths: Sequence[str]) -> list[str]:
     """The shortest endings of the paths, in whole parts, that tell them apart; equal paths stay equal."""
     distinct = {PurePath(path).parts for path in paths}

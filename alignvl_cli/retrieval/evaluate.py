@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from alignvl_cli.errors import MismatchError, UsageError
 from alignvl_cli.provenance import made_by
 from alignvl_cli.retrieval.bootstrap import resample
 from alignvl_cli.retrieval.calibration import Modesty, modesty
+from alignvl_cli.retrieval.eccv import beyond_pairs
 from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
 from alignvl_cli.retrieval.evaluation import Evaluation, EvaluationTable
 from alignvl_cli.retrieval.hubness import (
@@ -40,17 +42,21 @@ def evaluate(
     bootstrap: bool = False,
     calibration: bool = False,
     hubs: HubnessReport | None = None,
+    eccv: Path | None = None,
     device: str = "cpu",
 ) -> Evaluation:
     """Rank every query of `split` exactly, in both directions, and hold a FAISS index of each gallery to it.
 
-    `bootstrap` adds intervals, `calibration` the modesty report, `hubs` the hubness report. With fewer wrong
+    `bootstrap` adds intervals, `calibration` the modesty report, `hubs` the hubness report, `eccv` (Karpathy's
+    `dataset_coco.json`) figures of COCO under wider verdicts. With fewer wrong
     candidates than K, R@K is 100 whatever the model; a warning says so. Raises MismatchError for a store of other
     encoders, DataError for an absent split, one without captions, or anything that is not finite, UsageError for
     folds together with a report on the whole gallery.
     """
-    if protocol.folds > 1 and (calibration or hubs):
-        raise UsageError("--folds cuts the gallery; --calibration and --hubness are about all of it: leave --folds out")
+    if protocol.folds > 1 and (calibration or hubs or eccv):
+        raise UsageError(
+            "--folds cuts the gallery; --calibration, --hubness and --eccv are about all of it: leave --folds out"
+        )
     embeddings = embed_split(run, store, split, device)
     rows = embeddings.rows
     texts = [store.text_caption[row] for row in rows.text]
@@ -97,6 +103,7 @@ def evaluate(
         resampled=resample(by_image, by_text, protocol.recall_at) if bootstrap else None,
         modesty=judged,
         hubness=hub_report,
+        beyond=None if eccv is None else beyond_pairs(embeddings, store, eccv),
     )
 
 

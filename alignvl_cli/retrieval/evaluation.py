@@ -5,6 +5,7 @@ from typing import Any
 
 from alignvl_cli.retrieval.bootstrap import Resampled
 from alignvl_cli.retrieval.calibration import Modesty
+from alignvl_cli.retrieval.eccv import BeyondPairs
 from alignvl_cli.retrieval.hubness import Hubness
 from alignvl_cli.retrieval.metrics import QueryRanks, RetrievalMetrics
 from alignvl_cli.retrieval.nearest import FLAT, Agreement
@@ -43,6 +44,8 @@ class Evaluation:
     """None without `--calibration`."""
     hubness: Hubness | None = None
     """None without `--hubness`."""
+    beyond: BeyondPairs | None = None
+    """None without `--eccv`."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -66,6 +69,7 @@ class Evaluation:
             "ci95": self.resampled and self.resampled.ci95(),
             "calibration": self.modesty and self.modesty.to_json(),
             "hubness": self.hubness and self.hubness.to_json(),
+            "eccv": self.beyond and self.beyond.to_json(),
             "index": {"factory": FLAT, "agreement_at_10": self.agreement.share, "queries": self.agreement.queries},
             "warnings": list(self.warnings),
             "evaluation_set": self.evaluation_set,

@@ -68,9 +68,9 @@ class Agreement:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of `share` for other queries of this kind: Wilson's, as if each query were one trial, which
-        is the widest that k results a query can make it."""
-        return wilson(self.share, self.queries)
+        """Where 95 % of new measurements on as many other queries fall: Wilson's interval, with half the queries since
+        both measurements vary, and as if each query were found whole or not at all, which is the widest it can be."""
+        return wilson(self.share, max(1, self.queries // 2))
 
 
 def agreement(index: Any, query_QE: np.ndarray, gallery_GE: np.ndarray) -> Agreement:

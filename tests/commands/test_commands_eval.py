@@ -82,5 +82,11 @@ def test_what_cannot_be_counted_is_a_usage_error(alignvl, words, message):
     assert message in alignvl.fails(2, "eval", *words)
 
 
+def test_wider_verdicts_need_the_coco_split(alignvl, tmp_path):
+    (tmp_path / "dataset_coco.json").write_text('{"images": []}')
+    message = alignvl.fails(3, "eval", "--eccv", tmp_path / "dataset_coco.json")
+    assert "COCO" in message
+
+
 def test_more_folds_than_images_is_an_error_of_the_data(alignvl):
     assert "24 images" in alignvl.fails(3, "eval", "--folds", "100")

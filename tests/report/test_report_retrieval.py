@@ -9,8 +9,9 @@ from fake_evaluations import evaluation
 from rich.console import Console
 
 from alignvl_cli.report.hubness import hubness_table
-from alignvl_cli.report.retrieval import evaluation_markdown, evaluation_table, short_names
+from alignvl_cli.report.retrieval import beyond_table, evaluation_markdown, evaluation_table, short_names
 from alignvl_cli.retrieval.bootstrap import Resampled
+from alignvl_cli.retrieval.eccv import BeyondPairs, Judgement
 from alignvl_cli.retrieval.evaluation import Evaluation
 from alignvl_cli.retrieval.hubness import Corrected, Hubness, Occurrence
 from alignvl_cli.retrieval.metrics import RECALL_SUM
@@ -174,3 +175,12 @@ def test_the_hubness_table_tells_both_states_and_what_a_correction_uses():
     assert "TRANSDUCTIVE" in text
     console.print(hubness_table([evaluation("a", hubness=corrected(transductive=False)), evaluation("b")]))
     assert "parameters chosen on validation" in console.file.getvalue()
+
+
+def test_wider_verdicts_have_a_table_of_their_own():
+    found = Judgement(1261, {"R@1": 71.25, "R@5": 90.0, "R@10": 95.0}, 23.98)
+    made = evaluation("runs/a", beyond=BeyondPairs({"eccv": {"image_to_text": found}}))
+    console = Console(file=io.StringIO(), width=100)
+    console.print(beyond_table([made]))
+    row = next(line.split() for line in console.file.getvalue().splitlines() if "eccv" in line)
+    assert row == ["a", "eccv", "image", "to", "text", "1,261", "24.0", "71.2", "90.0", "95.0"]

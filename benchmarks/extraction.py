@@ -1,0 +1,134 @@
+"""How much of the encoders' own speed an extraction keeps: python benchmarks/extraction.py [ROUNDS]
+
+On demo pictures and captions, with the bundled encoders, on the CPU, in one process and one run:
+pictures a second of a whole extraction but its text stage (reading, decoding, scaling, shards, store)
+over those of the bare forward on ready tensors; captions a second of the text stage over those of
+`sentence-transformers` `encode`, of the same model and precision, on distinct captions and on a list
+in which two of three repeat. Prints the ratio of the medians of each.
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `alignvl` itself sets it
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+
+from alignvl_cli.config import DatasetOptions, ExtractConfig, Precision
+from alignvl_cli.encoders.folders import Side, find_model
+from alignvl_cli.encoders.images import decode_image
+from alignvl_cli.encoders.names import DEFAULT_TEXT, DEFAULT_VISION
+from alignvl_cli.encoders.quiet import quiet
+from alignvl_cli.encoders.text import TextEncoder, load_text
+from alignvl_cli.encoders.towers import DTYPES
+from alignvl_cli.encoders.vision import VisionEncoder, load_vision
+from alignvl_cli.extraction.plan import TEXTS, make_plan
+from alignvl_cli.extraction.run import run_extraction
+from alignvl_cli.extraction.stopwatch import Stopwatch
+from alignvl_cli.extraction.texts import encode_texts, gather_captions
+from alignvl_cli.extraction.work_folder import work_folder
+from alignvl_cli.pairs.dataset import open_dataset
+from alignvl_cli.pairs.items import Dataset
+
+IMAGES, CAPTIONS = 192, 384
+CONFIG = ExtractConfig()
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def extracting(dataset: Dataset, vision: VisionEncoder, text: TextEncoder) -> float:
+    """Seconds of an extraction but for its text stage."""
+    with tempfile.TemporaryDirectory() as folder:
+        *_, last = run_extraction(dataset, vision, text, Path(folder, "s.h5"), CONFIG, settings={})
+    return last.summary.seconds.total - last.summary.seconds.encode_texts
+
+
+def ready_batches(dataset: Dataset, vision: VisionEncoder, size: int) -> list[torch.Tensor]:
+    pixels = [vision.prepare(decode_image(item.source.read(), CONFIG.max_pixels)) for item in dataset.items]
+    stacks = (torch.from_numpy(np.stack(pixels[first : first + size])) for first in range(0, len(pixels), size))
+    return [stack.to(DTYPES[vision.precision]) for stack in stacks]
+
+
+@torch.inference_mode()
+def forward(vision: VisionEncoder, batches: Sequence[torch.Tensor]) -> None:
+    for pixels in batches:
+        vision.model(pixel_values=pixels)
+
+
+def text_stage(dataset: Dataset, vision: VisionEncoder, text: TextEncoder) -> None:
+    """The captions of a dataset, gathered and encoded into shards."""
+    plan = make_plan(dataset, vision, text, CONFIG)
+    with tempfile.TemporaryDirectory() as name:
+        with work_folder(Path(name, "s.h5"), plan, restart=False) as folder:
+            captions = gather_captions(dataset.items, np.arange(len(dataset.items)))
+            for _ in encode_texts(captions.distinct, text, plan, folder, Stopwatch()):
+                pass
+
+
+def with_captions(dataset: Dataset, captions: Sequence[str]) -> Dataset:
+    """A dataset of these captions, one an item; its pictures are of no account."""
+    items = [replace(dataset.items[0], id=f"{n}", captions=(caption,)) for n, caption in enumerate(captions)]
+    return replace(dataset, items=items)
+
+
+def ratio(name: str, ours: Callable[[], float], theirs: Callable[[], float], count: int, rounds: int) -> None:
+    ours(), theirs()  # caches, memory
+    times = [(ours(), theirs()) for _ in range(rounds)]  # in turn, so that a busy moment of the machine hits both
+    mine, other = (statistics.median(column) for column in zip(*times, strict=True))
+    spread = sorted(b / a for a, b in times)
+    print(
+        f"{name:<52} {other / mine:.2f} ({count / mine:.0f} over {count / other:.0f} a second; "
+        f"{spread[0]:.2f} to {spread[-1]:.2f} in {rounds} rounds)",
+        flush=True,
+    )
+
+
+def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    demo = open_dataset("demo:emoji", DatasetOptions())
+    some = replace(demo, items=demo.items[:IMAGES])
+    vision = load_vision(DEFAULT_VISION, pooling=None, device="cpu", precision=Precision.auto)
+    text = load_text(DEFAULT_TEXT, pooling=None, device="cpu", precision=Precision.auto)
+    batches = ready_batches(some, vision, make_plan(some, vision, text, CONFIG).image_batch)
+    ratio(
+        f"extraction over bare forward ({vision.precision.value})",
+        lambda: extracting(some, vision, text),
+        lambda: seconds_of(lambda: forward(vision, batches)),
+        IMAGES,
+        rounds,
+    )
+
+    dtype = DTYPES[text.precision]
+    with quiet():
+        folder = find_model(DEFAULT_TEXT, Side.text).root
+        peer = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": dtype})
+    distinct = list(dict.fromkeys(caption for item in demo.items for caption in item.captions))[:CAPTIONS]
+    repeating = [distinct[n % (CAPTIONS // 3)] for n in range(CAPTIONS)]
+    for what, captions in (("distinct", distinct), ("two of three repeat", repeating)):
+        dataset = with_captions(demo, captions)
+        ratio(
+            f"text stage over encode, {what} ({text.precision.value})",
+            lambda dataset=dataset: seconds_of(lambda: text_stage(dataset, vision, text)),
+            lambda captions=captions: seconds_of(
+                lambda: peer.encode(captions, batch_size=TEXTS, show_progress_bar=False)
+            ),
+            CAPTIONS,
+            rounds,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -78,12 +78,11 @@ def test_the_figures_are_the_packages_own(coco, truth):
     store, run, annotations, images, sentences = coco
     embeddings = embed_split(run, store, "test", "cpu")
     found = beyond_pairs(embeddings, store, annotations).to_json()
-    sim = (embeddings.img_IE @ embeddings.txt_TE.T).numpy()
-    captions = np.array([number for _, number in sentences])
-    by_image = {image: captions[np.argsort(-sim[row])[:60]].tolist() for row, image in enumerate(images)}
-    by_text = {
-        number: np.array(images)[np.argsort(-sim[:, row])[:60]].tolist() for row, number in enumerate(captions.tolist())
-    }
+    sim = embeddings.img_IE @ embeddings.txt_TE.T
+    captions = [number for _, number in sentences]
+    found_by_image, found_by_text = sim.topk(60, dim=1).indices.tolist(), sim.T.topk(60, dim=1).indices.tolist()
+    by_image = {image: [captions[t] for t in found_by_image[row]] for row, image in enumerate(images)}
+    by_text = {number: [images[i] for i in found_by_text[row]] for row, number in enumerate(captions)}
     retrieved = {"i2t": by_image, "t2i": by_text}
     expected = truth.eccv_metrics(retrieved, "all")
     for direction, side in (("image_to_text", "i2t"), ("text_to_image", "t2i")):

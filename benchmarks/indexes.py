@@ -45,7 +45,7 @@ def main() -> None:
         share, taken = float(np.mean(others)), faiss().serialize_index(index).size
         print(
             f"{factory:<20} {memory_bytes(factory, vectors, width) / MIB:6.1f} MiB estimated, "
-            f"{taken / MIB:6.1f} came out; built in {built:5.1f} s, {setting or 'exact'}; "
+            f"{taken / MIB:6.1f} came out; built in {built:5.1f} s, {setting or 'no setting'}; "
             f"recall stored {stored.share:.4f} ({low:.4f} to {high:.4f}), fresh {share:.4f} "
             f"{'inside' if low <= share <= high else 'OUTSIDE'}; {1000 * took:.2f} ms a query",
             flush=True,

@@ -202,6 +202,10 @@ class TrainConfig:
     """Rows in the loss, in every arm: mixing draws its partners besides."""
     lr: float
 
+    ema: float
+    """Decay of the weights' moving average, which is validated and kept in their place; 0: no averaging."""
+    patience: int
+    """Validations without a better one after which training stops; 0: it never does."""
     seed: int
     device: Device
     precision: Precision
@@ -295,6 +299,8 @@ DETAIL_DEFAULTS: dict[str, Any] = {
     "loss": Loss.infonce,
     "adapter": AdapterKind.fusemix,
     "temperature": "learned",
+    "ema": 0.0,
+    "patience": 0,
     "seed": 0,
     "device": Device.auto,
     "precision": Precision.auto,
@@ -320,6 +326,8 @@ RANGES: dict[str, tuple[str, Any]] = {
     "epochs": ("at least 1", lambda value: value >= 1),
     "batch-size": ("at least 2", lambda value: value >= 2),
     "lr": ("above 0", lambda value: value > 0),
+    "ema": ("at least 0 (off) and below 1", lambda value: 0 <= value < 1),
+    "patience": ("at least 0 (off)", lambda value: value >= 0),
     "seed": ("from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63),
 }
 

@@ -149,6 +149,20 @@ def train(
     lr: Annotated[
         float | None, typer.Option(help="Peak learning rate. [default: by size]", rich_help_panel=SCHEDULE)
     ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            help="Decay of a moving average of the weights, validated and kept in their place. [default: 0, off]",
+            rich_help_panel=SCHEDULE,
+        ),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            help="Stop after this many validations without a better one. [default: 0, never]",
+            rich_help_panel=SCHEDULE,
+        ),
+    ] = None,
     device: Annotated[
         Device | None, typer.Option(help="auto takes CUDA, else MPS, else the CPU.", rich_help_panel=SCHEDULE)
     ] = None,

@@ -69,7 +69,7 @@ class _Display:
             self._bar.stop()
 
     def _show(self, record: object) -> None:
-        if not self._quiet:
+        if not self._quiet or isinstance(record, records.Warned):
             self._handlers[type(record)](record)
 
     def _say(self, line: str, style: str = "") -> None:
@@ -85,6 +85,7 @@ class TrainingProgress(_Display):
             records.Started: self._started,
             records.Step: self._stepped,
             records.Validated: self._validated,
+            records.Warned: self._warned,
             records.Finished: self._finished,
         }
         self._start: records.Started | None = None
@@ -114,6 +115,9 @@ class TrainingProgress(_Display):
     def _stepped(self, step: records.Step) -> None:
         self._step = step
         self._draw()
+
+    def _warned(self, warned: records.Warned) -> None:
+        self._say(f"warning: step {warned.step:,}: {warned.text}", "yellow")
 
     def _validated(self, validated: records.Validated) -> None:
         self._last = validated

@@ -3,10 +3,7 @@
 Nothing in it prints, writes or reads the clock for a decision; between two records nothing waits for the device.
 """
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -14,90 +11,55 @@ from torch import Tensor
 from alignvl_cli.align.adapters import AdapterPair
 from alignvl_cli.align.losses import LOSSES, LossParts
 from alignvl_cli.align.smoothing import SCHEDULES
-from alignvl_cli.align.streams import Stream, Streams
-from alignvl_cli.config import Precision, TrainConfig
-from alignvl_cli.errors import DataError, DivergedError
+from alignvl_cli.align.streams import Stream
+from alignvl_cli.config import Precision
+from alignvl_cli.errors import DataError
 from alignvl_cli.training.batches import Slices, epoch_slices
-from alignvl_cli.training.data import SplitLatents
-from alignvl_cli.training.ingredients import Batch, Gather, Transform
-from alignvl_cli.training.optimiser import learning_rate, set_lr
-from alignvl_cli.training.records import Step, Validated
-from alignvl_cli.training.validation import is_validation_epoch, validate
-
-LOGGED_STEPS = 200
-"""A run logs about this often, and at each validation."""
-
-
-@dataclass
-class Best:
-    """The weights that the run will keep, copied when they were validated."""
-
-    weights: dict[str, Tensor]
-    step: int
-    epoch: int
-    metrics: dict[str, Any]
+from alignvl_cli.training.health import collapse_warnings
+from alignvl_cli.training.ingredients import Batch
+from alignvl_cli.training.meter import Meter, diverged, warnings_once
+from alignvl_cli.training.optimiser import gradients, learning_rate, step_unless
+from alignvl_cli.training.records import Step, Validated, Warned
+from alignvl_cli.training.state import Best, Plan, TrainState
+from alignvl_cli.training.validation import validate
 
 
-@dataclass
-class TrainState:
-    """All that changes while training goes on: what a checkpoint would hold."""
+def fit(plan: Plan, state: TrainState) -> Iterator[Step | Validated | Warned]:
+    """Train `state` in place, from where it stands to the end of `plan`, or until `--patience` is exhausted.
 
-    adapters: AdapterPair
-    optimiser: torch.optim.AdamW
-    streams: Streams
-    step: int = 0
-    best: Best | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that stays: data, settings and the ingredients, collected once."""
-
-    config: TrainConfig
-    gather: Gather
-    inputs: Sequence[Transform]
-    outputs: Sequence[Transform]
-    val: SplitLatents
-    steps_per_epoch: int
-    precision: Precision
-
-    @property
-    def total_steps(self) -> int:
-        return self.config.epochs * self.steps_per_epoch
-
-    @property
-    def log_every(self) -> int:
-        return max(1, self.total_steps // LOGGED_STEPS)
-
-
-def fit(plan: Plan, state: TrainState) -> Iterator[Step | Validated]:
-    """Train `state` in place to the end of `plan`. Raises DivergedError, leaving `state.best` as it was."""
+    Raises DivergedError, leaving `state.best` as it was.
+    """
     config, data = plan.config, plan.gather.data
     meter = Meter(config.batch_size)
     for epoch in range(1, config.epochs + 1):
+        if config.patience and state.validations_since_best >= config.patience:
+            return
         for slices in epoch_slices(
             data.pairs, config.batch_size, state.streams[Stream.permutation], data.text_TC.device
         ):
-            meter.add(take_step(plan, state, slices))
+            meter.add(*take_step(plan, state, slices))
             if state.step % plan.log_every == 0:
-                yield meter.read(plan, state, epoch)
-        if is_validation_epoch(epoch, config.epochs):
+                yield from meter.read(plan, state, epoch)
+        if plan.validates_after(state.step):
             if meter.steps:
-                yield meter.read(plan, state, epoch)
-            yield _validated(plan, state, epoch)
+                yield from meter.read(plan, state, epoch)
+            yield from _validated(plan, state, epoch)
             meter.restart_clock()
 
 
-def take_step(plan: Plan, state: TrainState, slices: Slices) -> LossParts:
-    """One optimiser step; the losses stay on the device."""
+def take_step(plan: Plan, state: TrainState, slices: Slices) -> tuple[LossParts, Tensor]:
+    """One optimiser step: its losses, and 1.0 if it was skipped because they or the gradients are not finite, else
+    0.0. All of it stays on the device."""
     loss = batch_loss(plan, state.adapters, slices, progress=state.step / plan.total_steps)
     state.optimiser.zero_grad(set_to_none=True)
     loss.loss.backward()
-    set_lr(state.optimiser, learning_rate(state.step, plan.total_steps, plan.config.lr))
-    state.optimiser.step()
+    skipped = state.skips.judge(loss, gradients(state.optimiser))
+    step_unless(state.optimiser, skipped, learning_rate(state.step, plan.total_steps, plan.config.lr))
     state.adapters.clamp_tau()
     state.step += 1
-    return LossParts(loss.loss.detach(), loss.hard_loss)
+    if state.average is not None:
+        state.average.update(state.step)
+    return LossParts(loss.loss.detach(), loss.hard_loss), skipped
 
 
 def batch_loss(plan: Plan, adapters: AdapterPair, slices: Slices, progress: float) -> LossParts:
@@ -114,60 +76,16 @@ def batch_loss(plan: Plan, adapters: AdapterPair, slices: Slices, progress: floa
     return LOSSES[config.loss](batch.image, batch.text, adapters.tau, alpha, config.es_target, batch.keys_KN)
 
 
-def _validated(plan: Plan, state: TrainState, epoch: int) -> Validated:
+def _validated(plan: Plan, state: TrainState, epoch: int) -> Iterator[Warned | Validated]:
     try:
-        metrics = validate(state.adapters, plan.val)
+        metrics = validate(state.judged, plan.val)
     except DataError as problem:  # the loss was finite, but the last update was not
-        raise _diverged("the validation embeddings are not finite", plan, state) from problem
+        raise diverged("the validation embeddings are not finite", plan, state) from problem
     is_best = state.best is None or metrics["mean_recall"] > state.best.metrics["mean_recall"]
+    state.validations_since_best += 1
     if is_best:
-        weights = {name: tensor.detach().clone() for name, tensor in state.adapters.state_dict().items()}
+        weights = {name: tensor.detach().clone() for name, tensor in state.judged.state_dict().items()}
         state.best = Best(weights, state.step, epoch, metrics)
-    return Validated(step=state.step, epoch=epoch, metrics=metrics, best=is_best)
-
-
-class Meter:
-    """Sums losses on the device until they are read, and counts rows against the clock."""
-
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size = batch_size
-        self._losses: list[Tensor] = []
-        self.restart_clock()
-
-    @property
-    def steps(self) -> int:
-        return len(self._losses)
-
-    def restart_clock(self) -> None:
-        """Leave out what took place since the last reading."""
-        self._since = time.perf_counter()
-
-    def add(self, loss: LossParts) -> None:
-        self._losses.append(torch.stack(loss))
-
-    def read(self, plan: Plan, state: TrainState, epoch: int) -> Step:
-        """Means since the last reading; waits for the device. DivergedError if they are not finite."""
-        loss, hard_loss, tau = torch.cat(
-            [torch.stack(self._losses).mean(dim=0), state.adapters.tau.detach().reshape(1)]
-        ).tolist()
-        rate = self.steps * self._batch_size / (time.perf_counter() - self._since)
-        first = state.step - self.steps + 1
-        self._losses.clear()
-        self.restart_clock()
-        if not all(abs(value) < float("inf") for value in (loss, hard_loss, tau)):
-            raise _diverged(f"the loss is not finite between steps {first} and {state.step}", plan, state)
-        return Step(
-            step=state.step,
-            epoch=epoch,
-            loss=loss,
-            hard_loss=hard_loss,
-            tau=tau,
-            lr=learning_rate(state.step - 1, plan.total_steps, plan.config.lr),
-            pairs_per_s=rate,
-        )
-
-
-def _diverged(what: str, plan: Plan, state: TrainState) -> DivergedError:
-    kept = f"the best state, of step {state.best.step}, is kept" if state.best else "no good state was reached"
-    advice = f"try a smaller --lr than {plan.config.lr:g}, --temperature fixed:0.07, or --precision fp32"
-    return DivergedError(f"training diverged: {what} ({kept}); {advice}")
+        state.validations_since_best = 0
+    yield from warnings_once(state, list(collapse_warnings(metrics["mean_squared_cosine"])))
+    yield Validated(step=state.step, epoch=epoch, metrics=metrics, best=is_best)

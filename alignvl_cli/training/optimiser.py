@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import Tensor
 
 from alignvl_cli.align.adapters import AdapterPair
 
@@ -17,13 +18,13 @@ WARMUP_SHARE = 0.1
 
 
 def adamw(adapters: AdapterPair) -> torch.optim.AdamW:
-    """The optimiser; its learning rate is set before each step (`set_lr`). Fused where torch has it."""
+    """The optimiser, fused; its learning rate is set with each step (`step_unless`)."""
     trained = [parameter for parameter in adapters.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": WEIGHT_DECAY},
         {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=FLOOR_LR, betas=BETAS, fused=trained[0].device.type in ("cpu", "cuda"))
+    return torch.optim.AdamW(groups, lr=FLOOR_LR, betas=BETAS, fused=True)
 
 
 def learning_rate(step: int, total_steps: int, peak: float) -> float:
@@ -36,7 +37,18 @@ def learning_rate(step: int, total_steps: int, peak: float) -> float:
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def set_lr(optimiser: torch.optim.AdamW, rate: float) -> None:
-    """Set the learning rate of every parameter."""
+def gradients(optimiser: torch.optim.AdamW) -> list[Tensor]:
+    """The gradients of every parameter that has one."""
+    parameters = (parameter for group in optimiser.param_groups for parameter in group["params"])
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def step_unless(optimiser: torch.optim.AdamW, skipped: Tensor, rate: float) -> None:
+    """One step at learning rate `rate`; with `skipped` 1.0 nothing changes, not even the count of steps.
+
+    `skipped` lies on the parameters' device, where the fused kernel reads it: the host does not wait for it.
+    """
     for group in optimiser.param_groups:
         group["lr"] = rate
+    optimiser.found_inf = skipped  # type: ignore[attr-defined]  # as torch's GradScaler tells a fused optimiser
+    optimiser.step()

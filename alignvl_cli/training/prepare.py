@@ -9,6 +9,7 @@ from alignvl_cli.align.streams import Streams
 from alignvl_cli.config import NoiseKind, NoisePosition, TrainConfig
 from alignvl_cli.devices import choose_precision
 from alignvl_cli.store.reader import Store
+from alignvl_cli.training.averaging import Average
 from alignvl_cli.training.batches import steps_per_epoch
 from alignvl_cli.training.data import (
     blocks,
@@ -20,10 +21,11 @@ from alignvl_cli.training.data import (
     root_mean_square,
     shared_images,
 )
+from alignvl_cli.training.health import Skips
 from alignvl_cli.training.ingredients import Gather, input_transforms, noise_std, output_transforms
-from alignvl_cli.training.loop import Plan, TrainState
 from alignvl_cli.training.optimiser import adamw
 from alignvl_cli.training.records import Started
+from alignvl_cli.training.state import Plan, TrainState
 
 TRAIN, VAL = "train", "val"
 TRAIN_REMEDY = "train on a store that has one"
@@ -87,7 +89,14 @@ def prepare(
         noise_share=noise_share,
         notes=tuple(_notes(stores, val_store, config, noise_share)),
     )
-    return plan, TrainState(adapters, adamw(adapters), streams), started
+    state = TrainState(
+        adapters=adapters,
+        optimiser=adamw(adapters),
+        streams=streams,
+        average=Average(adapters, config.ema) if config.ema else None,
+        skips=Skips(device),
+    )
+    return plan, state, started
 
 
 def _shape(config: TrainConfig, image_width: int, text_width: int) -> AdapterShape:

@@ -43,6 +43,9 @@ class Step:
     """Nats, against the hard target: comparable between arms."""
     tau: float
     lr: float
+    skipped: int
+    """Steps since the beginning whose loss or gradient was not finite: they changed nothing, and have no part in the
+    means."""
     pairs_per_s: float
     """Rows in the loss a second."""
 
@@ -55,9 +58,18 @@ class Validated:
     epoch: int
     """Epochs done."""
     metrics: dict[str, Any]
-    """`image_to_text` and `text_to_image` ({"R@1", "R@5", "R@10"}), `rsum`, `mean_recall`."""
+    """`image_to_text` and `text_to_image` ({"R@1", "R@5", "R@10"}), `rsum`, `mean_recall`; and by modality
+    `mean_squared_cosine`, that of two embeddings (near 1: collapsed)."""
     best: bool
     """Whether this is the best so far, which is kept; a tie keeps the earlier."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Warned:
+    """Something that may spoil the run; each cause is said once."""
+
+    step: int
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,9 +80,9 @@ class Finished:
     """What `result.json` holds."""
 
 
-Record = Started | Step | Validated | Finished
+Record = Started | Step | Validated | Warned | Finished
 
 
-def log_line(record: Step | Validated) -> dict[str, Any]:
+def log_line(record: Step | Validated | Warned) -> dict[str, Any]:
     """The line of `metrics.jsonl` for a record."""
     return {"kind": type(record).__name__.lower(), **asdict(record)}

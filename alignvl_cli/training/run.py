@@ -12,10 +12,11 @@ from alignvl_cli.provenance import made_by
 from alignvl_cli.runs.writer import RunWriter, claim_run
 from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.data import require_split
-from alignvl_cli.training.loop import TrainState, fit
+from alignvl_cli.training.loop import fit
 from alignvl_cli.training.machine import device_name, peak_memory_bytes
 from alignvl_cli.training.prepare import TRAIN, TRAIN_REMEDY, VAL, prepare
 from alignvl_cli.training.records import Finished, Record, Started, Step, log_line
+from alignvl_cli.training.state import TrainState
 
 
 def count_pairs(stores: Sequence[Path]) -> int:
@@ -94,7 +95,9 @@ def _result(state: TrainState, started: Started, rates: Sequence[float], wall_s:
         "best": {"step": best.step, "epoch": best.epoch, **best.metrics},
         "tau": best.weights["tau"].item(),
         "steps": state.step,
+        "skipped_steps": int(state.skips.counts[0]),
         "epochs": started.epochs,
+        "stopped_early": state.step < started.total_steps,
         "pairs": started.pairs,
         "parameters": started.parameters,
         "pairs_per_s": statistics.median(rates),

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from alignvl_cli.align.adapters import Adapter, AdapterPair
 from alignvl_cli.align.ranks import image_to_text_ranks, recalls, text_to_image_ranks
 from alignvl_cli.training.data import SplitLatents, blocks
+from alignvl_cli.training.health import mean_squared_cosine
 
 VALIDATIONS = 20
 """A run validates at most this often, and at least half as often if it has the epochs."""
@@ -20,7 +21,8 @@ def is_validation_epoch(epoch: int, epochs: int) -> bool:
 
 @torch.inference_mode()
 def validate(adapters: AdapterPair, latents: SplitLatents) -> dict[str, Any]:
-    """R@1, R@5, R@10 both ways, their sum (`rsum`) and mean (`mean_recall`), in percent, ties losing.
+    """R@1, R@5, R@10 both ways, their sum (`rsum`) and mean (`mean_recall`), in percent, ties losing; and by modality
+    the `mean_squared_cosine` of two embeddings.
 
     `latents` are normalised already (`--latent-norm`). Puts the adapters into training mode again.
     """
@@ -33,7 +35,13 @@ def validate(adapters: AdapterPair, latents: SplitLatents) -> dict[str, Any]:
         "text_to_image": recalls(text_to_image_ranks(img_IE, txt_TE, latents.text_image_T).rank_Q),
     }
     every = [recall for recalls_at in by_direction.values() for recall in recalls_at.values()]
-    return {**by_direction, "rsum": sum(every), "mean_recall": sum(every) / len(every)}
+    spread = {"image": mean_squared_cosine(img_IE), "text": mean_squared_cosine(txt_TE)}
+    return {
+        **by_direction,
+        "rsum": sum(every),
+        "mean_recall": sum(every) / len(every),
+        "mean_squared_cosine": spread,
+    }
 
 
 def _unit_rows(adapter: Adapter, latent_ND: torch.Tensor) -> torch.Tensor:

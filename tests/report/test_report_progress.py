@@ -18,7 +18,7 @@ STARTED = records.Started(
 
 
 def step(number: int, **changes) -> records.Step:
-    values = {"loss": 2.5, "hard_loss": 1.25, "tau": 0.0654, "lr": 1e-3, "pairs_per_s": 1280.0, **changes}
+    values = {"loss": 2.5, "hard_loss": 1.25, "tau": 0.0654, "lr": 1e-3, "skipped": 0, "pairs_per_s": 1280.0, **changes}
     return records.Step(step=number, epoch=1 + number // 11, **values)
 
 
@@ -73,6 +73,11 @@ def test_training_in_a_terminal_draws_a_bar_and_leaves_the_last_lines():
 def test_quiet_shows_nothing(terminal):
     assert shown(TrainingProgress, TRAINING, terminal=terminal, quiet=True) == ""
     assert shown(ExtractionProgress, EXTRACTION, terminal=terminal, quiet=True) == ""
+
+
+def test_quiet_shows_warnings():
+    stream = [STARTED, records.Warned(step=1200, text="tau has reached its bound"), step(5)]
+    assert shown(TrainingProgress, stream, quiet=True) == "warning: step 1,200: tau has reached its bound\n"
 
 
 def test_the_cursor_comes_back_after_an_error():

@@ -15,6 +15,8 @@ from alignvl_cli.errors import DataError, UsageError
 
 MAX_PIXELS = 89_478_485
 """Pillow's own warning limit: a quarter of a gigabyte of RGB."""
+ALWAYS_FORGIVEN = 10
+"""Images that may be unreadable however small the dataset is."""
 
 
 class Device(StrEnum):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 PACKAGE = Path(__file__).parents[1] / "alignvl_cli"
 EVERYWHERE = {"config", "errors", "provenance", "devices"}
@@ -79,6 +80,20 @@ def test_importing_loads_no_heavy_library(module):
     code = f"import sys, {module}; print(*[name for name in {HEAVY!r} if name in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.split() == []
+
+
+def test_a_data_check_loads_no_torch(tmp_path):
+    for name in ("a", "b"):
+        Image.new("RGB", (9, 9), "red").save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text("a red square")
+    code = (
+        "import sys; from alignvl_cli.app import app\n"
+        f"app(['data', 'check', {str(tmp_path)!r}], standalone_mode=False)\n"
+        "print('loaded', [name for name in ('torch', 'transformers', 'faiss') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded []"
+    assert "2" in done.stdout
 
 
 def test_public_names_arrive_on_first_use():

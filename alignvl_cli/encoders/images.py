@@ -18,9 +18,6 @@ RASTER_FORMATS = [name for name in WANTED if name in Image.OPEN]
 """Formats whose size stands in the header; none that runs another program (EPS) or nests other files (ICO). Some are
 missing from some builds of Pillow."""
 
-LONGEST_RATIO = 200
-"""Image processors scale the shorter side to a few hundred pixels: a 1 x 80,000,000 strip would need gigabytes."""
-
 BROKEN_FILE = (
     OSError,
     SyntaxError,
@@ -66,8 +63,6 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise UnreadableImage(f"{width} x {height} pixels, above --max-pixels {max_pixels}")
-    if max(width, height) > LONGEST_RATIO * min(width, height):
-        raise UnreadableImage(f"{width} x {height} pixels: more than {LONGEST_RATIO} times as long as wide")
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     return as_rgb(image)

@@ -3,15 +3,27 @@
 Objects here are sent to worker processes, so `ResizeCrop` needs Pillow and numpy alone.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
+from alignvl_cli.encoders.images import UnreadableImage
+
+MOST_RESIZED = 1 << 24
+"""Pixels (48 MiB) of a resized picture; beyond, only what the centre crop keeps of it is made. A 1 x 3,000 strip would
+become one of 224 x 672,000."""
+WIDEST_FILTER = 3
+"""Pixels that a resampling filter (Lanczos) reaches to each side, of the source or of the result, the coarser."""
+LONGEST_RATIO = 200
+"""Image processors of other makes resize as they like: a strip of 1 x 80,000,000 could take gigabytes there."""
+
 
 class Preprocess(Protocol):
-    """Picklable; RGB picture in, (3, H, W) float32 out, H and W the same for every picture."""
+    """Picklable; RGB picture in, (3, H, W) float32 out, H and W the same for every picture. UnreadableImage
+    for one that the model's own steps cannot take."""
 
     def __call__(self, image: Image.Image) -> np.ndarray: ...
 
@@ -20,7 +32,8 @@ class Preprocess(Protocol):
 class ResizeCrop:
     """Resize, centre crop, then one table look-up for each channel: a uint8 pixel has only 256 values.
 
-    Equal to the image processor bit for bit (the table is what the processor itself makes of a ramp).
+    Equal to the image processor bit for bit (the table is what the processor itself makes of a ramp); for a picture so
+    long that the resized one would not fit in `MOST_RESIZED`, up to the rounding of the filter's positions.
     """
 
     size: int | tuple[int, int]
@@ -33,10 +46,13 @@ class ResizeCrop:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         height, width = self._resized(image)
-        pixel_HWC = np.asarray(image.resize((width, height), self.resample))
-        if self.crop is not None:
+        if self.crop is None:
+            pixel_HWC = np.asarray(image.resize((width, height), self.resample))
+        else:
             top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
-            pixel_HWC = pixel_HWC[top : top + self.crop[0], left : left + self.crop[1]]
+            window = (left, top, left + self.crop[1], top + self.crop[0])
+            resized = resized_window if height * width > MOST_RESIZED else _resized_whole
+            pixel_HWC = np.asarray(resized(image, (width, height), self.resample, window))
         value_CHW = np.empty((3, *pixel_HWC.shape[:2]), np.float32)
         for channel, value_256 in enumerate(self.value_C256):
             np.take(value_256, pixel_HWC[:, :, channel], out=value_CHW[channel], mode="clip")
@@ -52,6 +68,33 @@ class ResizeCrop:
         return self.size, int(self.size * width / height)
 
 
+def _resized_whole(
+    image: Image.Image, size: tuple[int, int], resample: Image.Resampling, window: tuple[int, int, int, int]
+) -> Image.Image:
+    return image.resize(size, resample).crop(window)
+
+
+def resized_window(
+    image: Image.Image, size: tuple[int, int], resample: Image.Resampling, window: tuple[int, int, int, int]
+) -> Image.Image:
+    """What `window` (left, upper, right, lower) shows of `image` resized to `size` (width, height), without the rest.
+
+    Cut out first is the stretch of the source that the window's pixels are made of, the filter's reach included, so
+    every pixel is the same sum; memory follows the window, however long the picture is.
+    """
+    cut, box = [], []  # first and last source pixel, and where the window lies in them; by axis
+    for axis in (0, 1):
+        scale = image.size[axis] / size[axis]
+        reach = WIDEST_FILTER * math.ceil(max(scale, 1))
+        first = max(0, math.floor(window[axis] * scale) - reach)
+        last = min(image.size[axis], math.ceil(window[axis + 2] * scale) + reach)
+        cut.append((first, last))
+        box.append((window[axis] * scale - first, min(window[axis + 2] * scale - first, last - first)))
+    part = image.crop((cut[0][0], cut[1][0], cut[0][1], cut[1][1]))
+    shown = window[2] - window[0], window[3] - window[1]
+    return part.resize(shown, resample, box=(box[0][0], box[1][0], box[0][1], box[1][1]))
+
+
 @dataclass(frozen=True, eq=False)
 class ProcessorCall:
     """An image processor with steps of its own, called as it is."""
@@ -59,5 +102,10 @@ class ProcessorCall:
     processor: Any
 
     def __call__(self, image: Image.Image) -> np.ndarray:
+        if max(image.size) > LONGEST_RATIO * min(image.size):
+            raise UnreadableImage(
+                f"{image.width} x {image.height} pixels: more than {LONGEST_RATIO} times as long as wide, which is not"
+                " given to this model's image processor"
+            )
         pixels = self.processor(images=image, return_tensors="np")["pixel_values"][0]
         return np.ascontiguousarray(pixels, dtype=np.float32)

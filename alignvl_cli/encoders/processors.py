@@ -1,11 +1,12 @@
 """The model's own image processor: its settings for the record, and the same arithmetic as a light picklable object."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import AutoImageProcessor, EfficientNetImageProcessorPil
+from transformers import AutoImageProcessor, ConvNextImageProcessorPil, EfficientNetImageProcessorPil
 from transformers.image_processing_backends import PilBackend
 
 from alignvl_cli.encoders.folders import ModelFolder
@@ -37,7 +38,8 @@ SWITCHED = {
 }
 """Settings that mean nothing while their switch is off."""
 
-GEOMETRY = ("preprocess", "process_image", "resize", "center_crop", "_prepare_image_like_inputs")
+UNTOUCHED = ("preprocess", "process_image", "center_crop", "_prepare_image_like_inputs")
+"""Steps that are transformers' plain ones in every processor which is known to be a resize and a crop."""
 PROBES = (Image.new("RGB", (96, 64), "white"), Image.new("RGB", (64, 96), "white"))
 """A wide and a tall picture: what they are turned into must not differ in shape."""
 
@@ -84,17 +86,9 @@ def preprocess_of(processor: Any, spec: str) -> Preprocess:
 
 def _resize_crop(processor: Any) -> ResizeCrop | None:
     """The processor as a ResizeCrop, or None when it does anything besides."""
-    kind = type(processor)
-    if not issubclass(kind, PilBackend) or any(
-        getattr(kind, step) is not getattr(PilBackend, step) for step in GEOMETRY
-    ):
-        return None
-    if kind._preprocess not in (PilBackend._preprocess, EfficientNetImageProcessorPil._preprocess):
-        return None
     if not processor.do_resize or getattr(processor, "do_pad", None):
         return None
-    size = _fixed_size(processor.size)
-    crop = _fixed_size(processor.crop_size) if processor.do_center_crop else None
+    size, crop = _geometry(processor)
     if size is None or isinstance(crop, int):
         return None
     shorter = (size, size) if isinstance(size, int) else size
@@ -104,6 +98,25 @@ def _resize_crop(processor: Any) -> ResizeCrop | None:
     ramp = Image.fromarray(np.stack([ramp_16x16] * 3, axis=-1))
     table = processor(images=ramp, do_resize=False, do_center_crop=False, return_tensors="np")["pixel_values"][0]
     return ResizeCrop(size, crop, Image.Resampling(processor.resample), table.reshape(3, 256).astype(np.float32))
+
+
+def _geometry(processor: Any) -> tuple[int | tuple[int, int] | None, int | tuple[int, int] | None]:
+    """Size and crop as ResizeCrop has them; the size is None for a processor with steps of its own."""
+    kind = type(processor)
+
+    def has(steps: Sequence[str], makers: Sequence[type]) -> bool:
+        return any(all(getattr(kind, step) is getattr(maker, step) for step in steps) for maker in makers)
+
+    if not issubclass(kind, PilBackend) or not has(UNTOUCHED, [PilBackend]):
+        return None, None
+    size = _fixed_size(processor.size)
+    crop = _fixed_size(processor.crop_size) if processor.do_center_crop else None
+    if has(["resize"], [PilBackend]) and has(["_preprocess"], [PilBackend, EfficientNetImageProcessorPil]):
+        return size, crop
+    if has(["resize", "_preprocess"], [ConvNextImageProcessorPil]) and isinstance(size, int) and crop is None:
+        # Of the crop's side; from 384 on the picture is squeezed into the square.
+        return (int(size / processor.crop_pct), (size, size)) if size < 384 else ((size, size), None)
+    return None, None
 
 
 def _fixed_size(size: Any) -> int | tuple[int, int] | None:

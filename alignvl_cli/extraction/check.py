@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Protocol
 
+from alignvl_cli.config import ALWAYS_FORGIVEN
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.events import Progress, Stage
 from alignvl_cli.extraction.looks import Look, Unseen, look_at
 from alignvl_cli.extraction.near_duplicates import near_groups
-from alignvl_cli.extraction.run import ALWAYS_FORGIVEN
 from alignvl_cli.extraction.workers import choose_workers, started_workers
 from alignvl_cli.pairs.items import Dataset, Item
 from alignvl_cli.pairs.splits import split_rows

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 
-from alignvl_cli.config import ExtractConfig
+from alignvl_cli.config import ALWAYS_FORGIVEN, ExtractConfig
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.extraction.assembly import Encoded, assemble
 from alignvl_cli.extraction.events import Event, ExtractSummary, Finished, Note, Seconds
@@ -24,9 +24,6 @@ from alignvl_cli.provenance import made_by
 if TYPE_CHECKING:
     from alignvl_cli.encoders.text import TextEncoder
     from alignvl_cli.encoders.vision import VisionEncoder
-
-ALWAYS_FORGIVEN = 10
-"""Images that may be unreadable however small the dataset is."""
 
 
 def run_extraction(

@@ -58,7 +58,7 @@ def open_huggingface(path: Path, options: DatasetOptions) -> Dataset:
         reading.grouping.cleaner,
         kind=DatasetFormat.huggingface,
         sha256=listing_sha256(items),
-        name=str(path).removeprefix(HUB) if str(path).startswith(HUB) else path.resolve().stem,
+        name=str(path).removeprefix(HUB) if str(path).startswith(HUB) else path.resolve().name,
         options={
             "image_root": options.image_root and str(options.image_root),
             "image_column": options.image_column,

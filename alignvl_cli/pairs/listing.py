@@ -25,7 +25,8 @@ def make_dataset(
     options: Mapping[str, Any] | None = None,
     notes: Iterable[str] = (),
 ) -> Dataset:
-    """The dataset of `items`, named after `path`; `options` are those that changed the reading.
+    """The dataset of `items`, named after `path` with its suffix, so that `photos.tar` and the folder `photos` are told
+    apart; `options` are those that changed the reading.
 
     DataError when there is no image, no caption, or an id that stands twice.
     """
@@ -40,7 +41,7 @@ def make_dataset(
                 f"{path}: duplicate id {item.id!r} ({known[item.id].uri} and {item.uri}); ids must be unique"
             )
     return Dataset(
-        name=slug(path.stem if name is None else name),
+        name=slug(path.name if name is None else name),
         record={"format": kind, "sha256": sha256, **(options or {})},
         items=items,
         cleaned_captions=cleaner.cleaned,

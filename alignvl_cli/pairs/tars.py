@@ -76,7 +76,7 @@ def open_tars(path: Path, options: DatasetOptions) -> Dataset:
         reader.cleaner,
         kind=DatasetFormat.webdataset,
         sha256=listing_sha256(items),
-        name=paths[0].stem if len(paths) == 1 else path.name.replace("{", "").replace("}", "").removesuffix(".tar"),
+        name=path.name.replace("{", "").replace("}", ""),
         options={"caption_column": options.caption_column},
         notes=notes,
     )

@@ -70,7 +70,7 @@ class DualEncoder:
         """Embed picture files or PIL pictures: (N, E) unit rows; DataError names one that cannot be read."""
         latent_ND = np.empty((len(images), self._vision.width), dtype=np.float32)
         for start in range(0, len(images), IMAGE_BATCH):
-            batch = [self._vision.prepare(open_picture(image)) for image in images[start : start + IMAGE_BATCH]]
+            batch = [self._pixels(image) for image in images[start : start + IMAGE_BATCH]]
             latent_ND[start : start + len(batch)] = self._vision.encode(np.stack(batch))
         return self.project_image(latent_ND)
 
@@ -81,6 +81,13 @@ class DualEncoder:
     def project_image(self, latent_ND: np.ndarray) -> np.ndarray:
         """Carry stored image latents into the shared space: (N, E) unit rows."""
         return self._project(self._adapters.project_image, latent_ND, self._adapters.shape.image_width)
+
+    def _pixels(self, image: Picture) -> np.ndarray:
+        picture = open_picture(image)
+        try:
+            return self._vision.prepare(picture)
+        except UnreadableImage as problem:
+            raise DataError(f"{image}: this image cannot be encoded: {problem}") from problem
 
     @cached_property
     def _vision(self) -> VisionEncoder:

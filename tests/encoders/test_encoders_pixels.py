@@ -1,6 +1,7 @@
 """Preprocessing equals transformers' own image processor bit for bit, and travels to worker processes."""
 
 import pickle
+import resource
 import subprocess
 import sys
 
@@ -11,7 +12,8 @@ import transformers
 from PIL import Image
 
 from alignvl_cli.encoders.folders import Side, find_model
-from alignvl_cli.encoders.pixels import ProcessorCall, ResizeCrop
+from alignvl_cli.encoders.images import UnreadableImage
+from alignvl_cli.encoders.pixels import MOST_RESIZED, ProcessorCall, ResizeCrop, resized_window
 from alignvl_cli.encoders.processors import load_processor, preprocess_of, processor_record
 from alignvl_cli.errors import DataError, UsageError
 
@@ -29,9 +31,11 @@ FAST = {
     "no normalisation": transformers.ViTImageProcessorPil(do_normalize=False),
     "no rescaling": transformers.ViTImageProcessorPil(do_rescale=False, do_normalize=False),
     "efficientnet": transformers.EfficientNetImageProcessorPil(size={"height": 64, "width": 64}, rescale_offset=True),
+    "convnext crops by percentage": transformers.ConvNextImageProcessorPil(size={"shortest_edge": 64}),
+    "convnext of old": transformers.ConvNextImageProcessorPil(size={"shortest_edge": 65}, crop_pct=0.9),
+    "convnext squeezes large sizes": transformers.ConvNextImageProcessorPil(size={"shortest_edge": 384}),
 }
 OWN_STEPS = {
-    "convnext crops by percentage": transformers.ConvNextImageProcessorPil(size={"shortest_edge": 64}),
     "crop larger than the picture": transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}),
 }
 
@@ -58,7 +62,7 @@ def test_plain_processors_take_the_short_way_and_others_their_own():
     assert {type(preprocess_of(processor, name)) for name, processor in OWN_STEPS.items()} == {ProcessorCall}
 
 
-@pytest.mark.parametrize("name", ["clip", "convnext crops by percentage"])
+@pytest.mark.parametrize("name", ["clip", "crop larger than the picture"])
 def test_pickled_it_does_the_same(name):
     preprocess = preprocess_of((FAST | OWN_STEPS)[name], name)
     again = pickle.loads(pickle.dumps(preprocess))
@@ -77,6 +81,64 @@ def test_workers_need_neither_torch_nor_transformers(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["(3, 224, 224)", "[]"]
+
+
+SUMS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.HAMMING)
+"""NEAREST and BOX may take either neighbour of a place halfway between two."""
+
+
+def smooth(width, height):
+    """Waves along both axes: neighbours differ, and places that are a little off show."""
+    x_W, y_H = np.arange(width), np.arange(height)
+    waves = [np.sin(x_W / (7 + c))[None, :] + np.cos(y_H / (5 + c))[:, None] for c in range(3)]
+    return Image.fromarray((128 + 60 * np.stack(waves, axis=-1)).astype(np.uint8))
+
+
+@pytest.mark.parametrize("resample", SUMS, ids=lambda value: value.name)
+@pytest.mark.parametrize(
+    "size", [(64, 64), (65, 64), (33, 900), (1000, 37), (3, 3000), (3000, 3), (1, 5000), (41, 40_000)], ids=str
+)
+def test_the_window_of_a_resized_picture_is_the_cut_of_the_whole(size, resample):
+    """The way of long pictures against resizing all of them, where that still fits."""
+    width, height = size
+    shorter = 72
+    resized = (int(shorter * width / height), shorter) if width > height else (shorter, int(shorter * height / width))
+    left, top = (resized[0] - 64) // 2, (resized[1] - 60) // 2
+    window = (left, top, left + 64, top + 60)
+    whole = np.asarray(smooth(*size).resize(resized, resample).crop(window)).astype(int)
+    part = np.asarray(resized_window(smooth(*size), resized, resample, window)).astype(int)
+    assert part.shape == (60, 64, 3)
+    assert np.abs(part - whole).max() <= 2, "each of two passes rounds to whole values"
+    assert np.abs(part - whole).mean() <= 0.15, "sums halfway between two values may fall to either"
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_long_strips_become_what_their_middle_shows(upright):
+    """A strip whose whole resize is refused for memory: its centre is made alone, in the colours that stand there."""
+    strip = Image.new("RGB", (3, 120_000), "red")
+    strip.paste((0, 128, 255), (0, 59_998, 3, 60_002))
+    assert preprocess_of(FAST["no rescaling"], "vit")(strip).shape == (3, 224, 224)  # squeezed whole
+    clip = preprocess_of(transformers.CLIPImageProcessorPil(do_rescale=False, do_normalize=False), "clip")
+    assert MOST_RESIZED < 224 * 224 * 40_000
+    pixels = clip(strip if upright else strip.transpose(Image.Transpose.ROTATE_90))
+    assert pixels.shape == (3, 224, 224)
+    assert pixels[:, 112, 112].tolist() == [0, 128, 255]
+
+
+def test_memory_follows_the_crop_and_not_the_length():
+    clip = preprocess_of(FAST["clip"], "clip")
+    clip(Image.new("RGB", (3, 3000)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    long = Image.new("RGB", (1, 2_000_000), "white")  # resized whole: 224 x 448,000,000 pixels
+    assert clip(long).std() > 0  # three channels of their own values
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10, "KiB"
+
+
+def test_processors_with_steps_of_their_own_are_not_given_endless_strips():
+    own = preprocess_of(OWN_STEPS["crop larger than the picture"], "m")
+    assert own(picture(600, 3)).shape == (3, 224, 224)
+    with pytest.raises(UnreadableImage, match="3000 x 3 pixels: more than 200 times as long as wide"):
+        own(picture(3000, 3))
 
 
 def test_shapes_that_follow_the_picture_are_refused():

@@ -38,7 +38,7 @@ def test_karpathy_joins_folder_and_name_and_reads_restval_as_train(tmp_path):
         ("train2014/b.jpg", (), "val"),
     ]
     assert dataset.items[0].uri == str(dataset.items[0].source.path) == f"{tmp_path}/images/val2014/a.jpg"
-    assert dataset.name == "dataset_coco"
+    assert dataset.name == "dataset_coco.json"
     assert dataset.record["format"] == "karpathy"
 
 

@@ -100,7 +100,7 @@ def test_the_image_file_is_read_through_its_source_and_need_not_exist(tmp_path):
 def test_the_record_identifies_data_and_options(tmp_path):
     spec = write_jsonl(tmp_path / "Vögel 2.jsonl", WHOLE)
     dataset = open_dataset(spec, DEFAULT)
-    assert dataset.name == "vogel-2"
+    assert dataset.name == "vogel-2.jsonl"
     assert dataset.record == {
         "format": "jsonl",
         "sha256": file_sha256(tmp_path / "Vögel 2.jsonl"),

@@ -55,7 +55,7 @@ def test_members_pair_by_key_wherever_they_stand(tmp_path, form):
         "a.JPG": (("ca",), b"AA"),
     }
     dataset = open_dataset(spec, DEFAULT)
-    assert (dataset.notes, dataset.record["format"], dataset.name) == ((), "webdataset", "t")
+    assert (dataset.notes, dataset.record["format"], dataset.name) == ((), "webdataset", "t.tar")
     assert dataset.items[2].uri == f"{spec}/a.JPG"
 
 
@@ -97,7 +97,7 @@ def test_several_tars_by_pattern_list_or_folder(tmp_path):
     for spec in ("s-{00..02}.tar", "s-0{0,1}.tar::" + str(tmp_path / "s-02.tar")):
         assert found(tmp_path / spec) == everything
     assert found(tmp_path) == everything
-    assert open_dataset(str(tmp_path / "s-{00..02}.tar"), DEFAULT).name == "s-00..02"
+    assert open_dataset(str(tmp_path / "s-{00..02}.tar"), DEFAULT).name == "s-00..02.tar"
     with pytest.raises(DataError, match=r"s-03\.tar: cannot read this tar: No such file"):
         found(tmp_path / "s-{00..03}.tar")
 

@@ -20,6 +20,12 @@ from alignvl_cli.store.reader import open_store
 TEXTS = ["a red heart", "dog", "a red heart", "a longer line of words about a cat", ""]
 
 
+@pytest.fixture(autouse=True)
+def float32_everywhere(monkeypatch):
+    """Vectors are compared closely here, so a processor with bf16 must not choose it."""
+    monkeypatch.setattr("alignvl_cli.devices.bf16_pays", lambda device: False)
+
+
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")

@@ -19,8 +19,20 @@ ALLOWED = {
     "extraction": {"pairs", "encoders", "store"},
     "training": {"align", "store", "runs"},
     "retrieval": {"align", "store", "runs", "encoders"},
-    "report": {"align", "store", "runs", "extraction", "training", "retrieval"},
-    "commands": {"pairs", "encoders", "store", "extraction", "align", "runs", "training", "retrieval", "report"},
+    "ablation": {"align", "store", "runs", "training", "retrieval"},
+    "report": {"align", "store", "runs", "extraction", "training", "retrieval", "ablation"},
+    "commands": {
+        "pairs",
+        "encoders",
+        "store",
+        "extraction",
+        "align",
+        "runs",
+        "training",
+        "retrieval",
+        "ablation",
+        "report",
+    },
 }
 """Room -> the rooms it may import, besides the modules of EVERYWHERE."""
 HEAVY = ("torch", "transformers", "faiss", "pandas", "scipy", "h5py", "numpy")

@@ -1,0 +1,167 @@
+"""What lies in a study's folder, for the views of it and for anybody's own analysis.
+
+```
+STUDY/study.json          the study, resolved: what was asked, on what, how
+STUDY/arms/ARM/seed-N/    a run each (runs/folder.py), with eval/STORE-SPLIT.json and its ranks beside it;
+                          failed.json instead of result.json when its training diverged
+STUDY/results.parquet     one row an arm, seed, split and metric
+STUDY/ranks.parquet       one row a query of each finished run
+STUDY/verdicts.json       statistics and verdicts; written last: a study is complete when it exists
+```
+`study.json`: `schema` "alignvl.study/1", `name`, `question`, `reference` (an arm), `seeds`, `margin` (points of mean
+recall), `base` (settings as flags), `factors` ({factor: [its levels]}, in order; empty when the arms are listed),
+`arms` ({arm: {"layers": [settings as flags, ...], "levels": [a level of each factor] or [], "settings": every resolved
+setting of train, without the seed}}), `store` ({"path", "content_hash", "encoder_hash"}), `split`, `selection_split`,
+`device`, `threads` (of each run), `made_by`.
+
+`results.parquet`: `arm` (text), `seed` (int64), `split` (text), `metric` (text), `value` (float64), `reason` (text).
+Metrics of the test split: `mean_recall`, `rsum`, and `DIRECTION.METRIC` with DIRECTION `image_to_text` or
+`text_to_image` and METRIC `R@1`, `R@5`, `R@10`, `median_rank`, `mean_rank`, `mrr`, `mAP@R`; from the modesty report
+`ece`, `nll`, `brier`, `auroc`, `aurc`, `confidence`, `overconfidence` (shares and nats, raw) and the same with
+`_fitted` (after one temperature fitted on the selection split). Of the selection split: `mean_recall` and `rsum` of
+the epoch kept. A metric that is not defined for a run is null. A failed run has one row: split, metric and value
+null, `reason` says why; `reason` is null in all other rows.
+
+`ranks.parquet`: `arm`, `seed`, `direction`, `query_row` (in the store's `/image` or `/text`), `query_id` (the image's
+id, or that of the caption's image), `rank` (0: a hit at 1). Rows of one run stand together, in the order of the arms
+and seeds.
+
+`verdicts.json`: see `ablation.verdicts.StudyVerdicts`, whose fields are its keys, with `schema`
+"alignvl.verdicts/1" besides.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from alignvl_cli.errors import DataError
+from alignvl_cli.provenance import committed, read_json
+
+STUDY, RESULTS, RANKS, VERDICTS = "study.json", "results.parquet", "ranks.parquet", "verdicts.json"
+ARMS = "arms"
+FAILED = "failed.json"
+"""In a run's folder: {"reason": ..., "settings": ..., "content_hash": ...} of a training that diverged."""
+STUDY_SCHEMA, VERDICTS_SCHEMA = "alignvl.study/1", "alignvl.verdicts/1"
+PRIMARY = "mean_recall"
+"""The metric that verdicts are about; every other one is descriptive."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One direction of one run, query by query; columns as in `ranks.parquet`."""
+
+    query_row_Q: np.ndarray
+    query_id_Q: list[str]
+    rank_Q: np.ndarray
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one arm with one seed."""
+
+    arm: str
+    seed: int
+    metrics: Mapping[str, Mapping[str, float | None]]
+    """Split -> metric -> value; empty for a failed run."""
+    ranks: Mapping[str, Ranks]
+    """By direction; empty for a failed run."""
+    failure: str | None = None
+    """Why it has no metrics, in a sentence; None when it has."""
+
+
+def run_folder(study: Path, arm: str, seed: int) -> Path:
+    return study / ARMS / arm / f"seed-{seed}"
+
+
+def is_complete_study(path: Path) -> bool:
+    return (path / VERDICTS).is_file()
+
+
+def read_study(path: Path) -> dict[str, Any]:
+    """`study.json` of a complete study; DataError for what is none."""
+    _require_study(path)
+    return read_json(path / STUDY, "study")
+
+
+def read_verdicts(path: Path) -> dict[str, Any]:
+    """`verdicts.json` of a complete study; DataError for what is none, or is of another version."""
+    _require_study(path)
+    verdicts = read_json(path / VERDICTS, "study's verdicts")
+    if verdicts.get("schema") != VERDICTS_SCHEMA:
+        raise DataError(
+            f"{path / VERDICTS}: schema {verdicts.get('schema')!r}, and this version reads {VERDICTS_SCHEMA}"
+        )
+    return verdicts
+
+
+def _require_study(path: Path) -> None:
+    if not (path / STUDY).is_file():
+        raise DataError(f"{path}: not a study, it holds no {STUDY}; `alignvl ablate STUDY.toml` makes one")
+    if not is_complete_study(path):
+        raise DataError(
+            f"{path}: this study is not finished; `alignvl ablate` with its file and -o {path} goes on where it stopped"
+        )
+
+
+def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """Write both Parquet files, each whole or not at all."""
+    rows = [row for outcome in outcomes for row in _result_rows(outcome)]
+    results = pyarrow.Table.from_pylist(rows, schema=RESULTS_SCHEMA)
+    with committed(path / RESULTS) as scratch:
+        pyarrow.parquet.write_table(results, scratch)
+    with committed(path / RANKS) as scratch:
+        with pyarrow.parquet.ParquetWriter(scratch, RANKS_SCHEMA) as writer:
+            for outcome in outcomes:
+                for direction, ranks in outcome.ranks.items():
+                    writer.write_table(_ranks_table(outcome, direction, ranks))
+
+
+RESULTS_SCHEMA = pyarrow.schema(
+    [
+        ("arm", pyarrow.string()),
+        ("seed", pyarrow.int64()),
+        ("split", pyarrow.string()),
+        ("metric", pyarrow.string()),
+        ("value", pyarrow.float64()),
+        ("reason", pyarrow.string()),
+    ]
+)
+RANKS_SCHEMA = pyarrow.schema(
+    [
+        ("arm", pyarrow.string()),
+        ("seed", pyarrow.int64()),
+        ("direction", pyarrow.string()),
+        ("query_row", pyarrow.int64()),
+        ("query_id", pyarrow.string()),
+        ("rank", pyarrow.int64()),
+    ]
+)
+
+
+def _result_rows(outcome: Outcome) -> Iterator[dict[str, Any]]:
+    who = {"arm": outcome.arm, "seed": outcome.seed}
+    if outcome.failure is not None:
+        yield {**who, "split": None, "metric": None, "value": None, "reason": outcome.failure}
+    for split, metrics in outcome.metrics.items():
+        for metric, value in metrics.items():
+            yield {**who, "split": split, "metric": metric, "value": value, "reason": None}
+
+
+def _ranks_table(outcome: Outcome, direction: str, ranks: Ranks) -> pyarrow.Table:
+    count = len(ranks.rank_Q)
+    return pyarrow.table(
+        {
+            "arm": [outcome.arm] * count,
+            "seed": np.full(count, outcome.seed),
+            "direction": [direction] * count,
+            "query_row": ranks.query_row_Q,
+            "query_id": ranks.query_id_Q,
+            "rank": ranks.rank_Q,
+        },
+        schema=RANKS_SCHEMA,
+    )

@@ -1,0 +1,131 @@
+"""Study files: what a good one says, and what is refused with which message."""
+
+import tomllib
+
+import pytest
+
+from alignvl_cli.ablation.study import load_study, parse_seeds, parse_study
+from alignvl_cli.config import NoiseKind
+from alignvl_cli.errors import DataError, UsageError
+
+PLAIN = """
+name = "noise"
+question = "Does the shape matter?"
+reference = "gaussian"
+seeds = [0, 1, 2]
+[base]
+recipe = "alignvl"
+noise_std = 0.3
+[arms.gaussian]
+[arms.uniform]
+noise = "uniform"
+[arms.none]
+rp = false
+noise-units = "absolute"
+"""
+PLAIN = PLAIN.replace('noise-units = "absolute"\n', "")
+CROSSED = """
+name = "square"
+reference = "no-rp+no-es"
+seeds = [3, 1]
+margin = 2
+[factors.noise]
+no-rp = { rp = false }
+rp = { noise-std = 0.3, noise-units = "rms" }
+[factors.smoothing]
+no-es = { es = false }
+es = { smoothing = 0.05 }
+"""
+
+
+def parse(text):
+    return parse_study(tomllib.loads(text))
+
+
+def test_a_listed_study():
+    study = parse(PLAIN)
+    assert [arm.name for arm in study.arms] == ["gaussian", "uniform", "none"]
+    assert (study.reference, study.seeds, study.margin, study.factors) == ("gaussian", (0, 1, 2), 1.0, {})
+    configs = [study.config(arm, seed=7, pairs=4000) for arm in study.arms]
+    assert [config.noise for config in configs] == [NoiseKind.gaussian, NoiseKind.uniform, NoiseKind.none]
+    assert {config.seed for config in configs} == {7}
+    assert configs[1].noise_std == 0.3
+    assert study.with_seeds((5, 6)).seeds == (5, 6)
+
+
+def test_a_crossed_study_has_every_combination():
+    study = parse(CROSSED)
+    assert [arm.name for arm in study.arms] == ["no-rp+no-es", "no-rp+es", "rp+no-es", "rp+es"]
+    assert study.factors == {"noise": ("no-rp", "rp"), "smoothing": ("no-es", "es")}
+    by_name = {arm.name: study.config(arm) for arm in study.arms}
+    assert by_name["rp+no-es"].noise_std == 0.3
+    assert by_name["rp+no-es"].smoothing == 0
+    assert by_name["no-rp+es"].noise is NoiseKind.none
+    assert by_name["no-rp+es"].smoothing == 0.05
+    assert study.margin == 2
+
+
+BAD = {
+    "unknown key 'refrence'. Did you mean 'reference'?": PLAIN.replace("reference =", "refrence ="),
+    "the key 'seeds' is missing": PLAIN.replace("seeds = [0, 1, 2]", ""),
+    "no arm is called 'gausian'. Did you mean 'gaussian'?": PLAIN.replace('"gaussian"', '"gausian"', 1),
+    "arm 'uniform': unknown setting 'noize'. Did you mean 'noise'?": PLAIN.replace('noise = "uniform"', "noize = 1"),
+    "arm 'uniform': --noise: 'unform' is not one of": PLAIN.replace('"uniform"', '"unform"'),
+    "arms 'gaussian' and 'uniform' are the same settings": PLAIN.replace('noise = "uniform"', ""),
+    "'seed' is the whole study's": PLAIN.replace('noise = "uniform"', "seed = 4"),
+    "'device' is the whole study's": PLAIN.replace('recipe = "alignvl"', 'device = "cpu"'),
+    "one stands there twice": PLAIN.replace("[0, 1, 2]", "[0, 1, 1]"),
+    "seeds: wanted whole numbers": PLAIN.replace("[0, 1, 2]", "[0, true]"),
+    "seeds: wanted a list, got 3": PLAIN.replace("[0, 1, 2]", "3"),
+    "margin: wanted points": PLAIN.replace("seeds =", "margin = 0\nseeds ="),
+    "one of the two": PLAIN + "[factors.x]\na = {}\nb = {rp = false}\n",
+    "compares two arms or more": PLAIN.split("[arms.uniform]")[0],
+    "two levels share a name": CROSSED.replace("no-es =", "no-rp ="),
+    "two levels or more": CROSSED.replace("no-es = { es = false }", ""),
+    "'none' and 'None' would be one folder": PLAIN + "[arms.None]\nes = false\n",
+    "[arms.uniform]: wanted a table": PLAIN.replace("[arms.uniform]", "[arms]\nuniform = 3\n[arms.other]"),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_a_wrong_study_is_refused_with_its_reason(message):
+    with pytest.raises(UsageError) as refused:
+        parse(BAD[message])
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../up", "a/b", "a\\\\b", "/root", " x", "x ", "tab\\t", "x" * 101, "\\u202e"]
+)
+def test_a_name_that_would_leave_the_folder_is_refused(name):
+    with pytest.raises(UsageError, match="folder gets this name"):
+        parse(PLAIN.replace("[arms.uniform]", f'[arms."{name}"]'))
+    with pytest.raises(UsageError, match="folder gets this name"):
+        parse(PLAIN.replace('name = "noise"', f'name = "{name}"'))
+
+
+def test_odd_names_that_harm_nobody_are_kept():
+    assert parse(PLAIN.replace("[arms.uniform]", "[arms.'a\"b<c']")).arms[1].name == 'a"b<c'
+
+
+def test_files_that_are_no_study(tmp_path):
+    with pytest.raises(DataError, match="cannot read this study"):
+        load_study(tmp_path / "none.toml")
+    (tmp_path / "broken.toml").write_text("name = ")
+    with pytest.raises(DataError, match="not valid TOML"):
+        load_study(tmp_path / "broken.toml")
+    (tmp_path / "wrong.toml").write_text('name = "x"\nreference = "y"\nseeds = [0]\n')
+    with pytest.raises(UsageError, match=r"wrong\.toml: a study has either"):
+        load_study(tmp_path / "wrong.toml")
+
+
+def test_seeds_as_they_are_typed():
+    assert parse_seeds("0-9") == tuple(range(10))
+    assert parse_seeds("0,1,5") == (0, 1, 5)
+    assert parse_seeds("0-2, 7") == (0, 1, 2, 7)
+    assert parse_seeds("3-3") == (3,)
+    for wrong in ("", "a", "1-", "-1", "1,,2", "5-3", "0-99999999", "1,1"):
+        with pytest.raises(UsageError):
+            parse_seeds(wrong)
+    with pytest.raises(UsageError, match="say 0-9 for 10 seeds"):
+        parse_seeds("10")

@@ -74,6 +74,8 @@ class DatasetFormat(StrEnum):
 class NoiseKind(StrEnum):
     gaussian = "gaussian"
     uniform = "uniform"
+    laplace = "laplace"
+    dropout = "dropout"
     none = "none"
 
 
@@ -100,11 +102,17 @@ class MixCoefficient(StrEnum):
 
 
 class EsTarget(StrEnum):
+    """Where the smoothed mass goes."""
+
     uniform = "uniform"
+    off_diagonal = "off-diagonal"
+    similarity = "similarity"
 
 
 class EsSchedule(StrEnum):
     constant = "constant"
+    linear = "linear"
+    confidence = "confidence"
 
 
 class LatentNorm(StrEnum):
@@ -115,17 +123,21 @@ class LatentNorm(StrEnum):
 
 class Loss(StrEnum):
     infonce = "infonce"
+    sigmoid = "sigmoid"
 
 
 class AdapterKind(StrEnum):
     fusemix = "fusemix"
     linear = "linear"
+    mlp = "mlp"
+    glu = "glu"
 
 
 class Recipe(StrEnum):
     alignvl = "alignvl"
     fusemix = "fusemix"
     clip = "clip"
+    sail = "sail"
 
 
 class Size(StrEnum):
@@ -192,7 +204,7 @@ class TrainConfig:
     loss: Loss
     adapter: AdapterKind
     temperature: float | None
-    """Fixed tau, or None: learned from 0.07."""
+    """Fixed tau, or None: learned from 0.07; of the sigmoid loss 1 / t, learned from 0.1."""
 
     # Shapes and schedule: a size sets them.
     adapter_depth: int
@@ -228,8 +240,14 @@ class TrainConfig:
             parts.append(f"std{self.noise_std:g}" + ("rms" if self.noise_units is NoiseUnits.rms else ""))
         if self.smoothing != plain.smoothing:
             parts.append(f"es{self.smoothing:g}" if self.smoothing else "no-es")
+        if self.smoothing and self.es_target != plain.es_target:
+            parts.append(self.es_target.value)
+        if self.smoothing and self.es_schedule != plain.es_schedule:
+            parts.append(self.es_schedule.value)
         if self.adapter != plain.adapter:
             parts.append(self.adapter.value)
+        if self.loss != plain.loss:
+            parts.append(self.loss.value)
         return "-".join([*parts, f"s{self.seed}"])
 
 
@@ -277,7 +295,12 @@ INGREDIENTS: dict[Recipe, dict[str, Any]] = {
     Recipe.alignvl: {"mix": True, "rp": True, "es": True},
     Recipe.fusemix: {"mix": True, "rp": False, "es": False},
     Recipe.clip: {"mix": False, "rp": False, "es": False},
+    Recipe.sail: {"mix": False, "rp": False, "es": False},
 }
+RECIPE_DETAILS: dict[Recipe, dict[str, Any]] = {
+    Recipe.sail: {"adapter": AdapterKind.glu, "loss": Loss.sigmoid},
+}
+"""What a recipe has besides, where that is not the default."""
 SWITCHED_BY = {
     "mix": ("mix-alpha", "mix-coefficient"),
     "rp": ("noise", "noise-std", "noise-units", "noise-match", "noise-position"),
@@ -334,6 +357,12 @@ RANGES: dict[str, tuple[str, Any]] = {
 }
 
 
+NOT_IN_ADAPTER = {
+    AdapterKind.linear: ("adapter-depth", "adapter-expansion", "dropout"),
+    AdapterKind.glu: ("adapter-depth",),
+}
+
+
 def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> TrainConfig:
     """The settings that `layers` ask for, the last layer strongest (file, then flags; base, then arm).
 
@@ -347,7 +376,7 @@ def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> Train
     on = dict(INGREDIENTS[recipe])
     for layer in checked:
         on |= _switches(layer)
-    values = DETAIL_DEFAULTS | asked
+    values = DETAIL_DEFAULTS | RECIPE_DETAILS.get(recipe, {}) | asked
     if on["rp"] and values["noise"] is NoiseKind.none:  # switched on again above a layer that had it off
         values["noise"] = DETAIL_DEFAULTS["noise"]
     _refuse_idle(asked, values, on)
@@ -431,10 +460,12 @@ def _refuse_idle(asked: Mapping[str, Any], values: Mapping[str, Any], on: Mappin
     """Refuse settings that the others leave without effect: nobody must believe that they acted."""
     if "noise-match" in asked and on["rp"] and values["noise"] is not NoiseKind.uniform:
         raise UsageError(f"--noise-match acts on --noise uniform alone, and the noise is {values['noise']}")
-    if values["adapter"] is AdapterKind.linear:
-        for key in ("adapter-depth", "adapter-expansion", "dropout"):
-            if key in asked:
-                raise UsageError(f"--adapter linear has no {key}; leave --{key} out")
+    at_output = values["noise-position"] is NoisePosition.output
+    if on["rp"] and at_output and values["noise"] is NoiseKind.dropout:
+        raise UsageError("--noise dropout is sized by the RMS of the latents; it cannot act at --noise-position output")
+    for key in NOT_IN_ADAPTER.get(values["adapter"], ()):
+        if key in asked:
+            raise UsageError(f"--adapter {values['adapter']} has no {key}; leave --{key} out")
 
 
 def _temperature(text: str) -> float | None:

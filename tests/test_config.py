@@ -30,6 +30,7 @@ def ingredients(config: TrainConfig) -> tuple[bool, str, float]:
         ([], (True, "gaussian", 0.1)),
         ([{"recipe": "fusemix"}], (True, "none", 0.0)),
         ([{"recipe": "clip"}], (False, "none", 0.0)),
+        ([{"recipe": "sail"}], (False, "none", 0.0)),
         ([{"mix": False, "noise": "uniform"}], (False, "uniform", 0.1)),
         ([{"recipe": "fusemix", "noise": "uniform"}], (True, "uniform", 0.0)),
         ([{"recipe": "clip", "mix-alpha": 0.4}], (True, "none", 0.0)),
@@ -67,6 +68,10 @@ def test_the_stronger_layer_wins(lower, upper, expected):
         ({"noise": "none", "noise-std": 0.1}, "--noise none"),
         ({"noise-match": "range"}, "--noise uniform"),
         ({"adapter": "linear", "adapter-depth": 2}, "adapter-depth"),
+        ({"recipe": "sail", "adapter-depth": 2}, "adapter-depth"),
+        ({"adapter": "glu", "adapter-depth": 2}, "adapter-depth"),
+        ({"noise": "dropout", "noise-position": "output"}, "RMS of the latents"),
+        ({"noise": "laplace", "noise-match": "range"}, "--noise uniform"),
         ({"lr": math.nan}, "--lr"),
         ({"lr": math.inf}, "--lr"),
         ({"lr": -1.0}, "--lr"),
@@ -99,6 +104,14 @@ def test_a_setting_is_a_field_and_a_field_a_setting():
     assert {field.name.replace("_", "-") for field in fields(TrainConfig)} == KINDS.keys() - switches
 
 
+def test_recipe_sail_is_glu_and_sigmoid_and_flags_beat_it():
+    sail = resolve_train({"recipe": "sail"})
+    assert (sail.adapter, sail.loss) == ("glu", "sigmoid")
+    changed = resolve_train({"recipe": "sail", "adapter": "mlp", "loss": "infonce"})
+    assert (changed.adapter, changed.loss) == ("mlp", "infonce")
+    assert changed.name == "sail-mlp-infonce-s0"
+
+
 def test_temperature():
     assert resolve_train({"temperature": "fixed:0.05"}).temperature == 0.05
     assert resolve_train({"temperature": "learned"}).temperature is None
@@ -126,6 +139,8 @@ def test_automatic_size_fits_the_data(pairs):
         ({"recipe": "fusemix", "noise-std": 0.3, "noise-units": "rms", "seed": 7}, "fusemix-gaussian-std0.3rms-s7"),
         ({"rp": False, "es": False}, "alignvl-no-rp-no-es-s0"),
         ({"adapter": "linear", "smoothing": 0.2}, "alignvl-es0.2-linear-s0"),
+        ({"es-target": "similarity", "es-schedule": "confidence"}, "alignvl-similarity-confidence-s0"),
+        ({"es": False, "loss": "sigmoid"}, "alignvl-no-es-sigmoid-s0"),
     ],
 )
 def test_the_name_tells_what_departs_from_the_recipe(asked, name):

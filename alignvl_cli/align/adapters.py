@@ -4,7 +4,7 @@ Letters: N rows, D width of a latent, H hidden width, E shared width.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from alignvl_cli.align.dropout import StreamDropout
 from alignvl_cli.align.latent_norm import LATENT_NORM, Standardize
 from alignvl_cli.align.streams import Stream, Streams
-from alignvl_cli.config import AdapterKind, LatentNorm
+from alignvl_cli.config import AdapterKind, LatentNorm, Loss
 
 TAU_INIT = 0.07
 TAU_RANGE = (0.001, 0.5)
+SIGMOID_TAU_INIT = 0.1
+"""1 / t of the sigmoid loss: log t starts at ln 10 (SigLIP)."""
+BIAS_INIT = -10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,12 +33,14 @@ class AdapterShape:
     text_width: int
     depth: int
     expansion: int
-    """Hidden width of a FuseMix block over its width; 4 as released."""
+    """Hidden width over the latent's; 4 in FuseMix as released."""
     embed_dim: int
     dropout: float
     latent_norm: LatentNorm
     temperature: float | None
     """Fixed tau, or None: learned."""
+    loss: Loss = Loss.infonce
+    """It decides how the temperature is held: tau itself, or SigLIP's log t and b."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -44,7 +49,7 @@ class AdapterShape:
     def from_json(cls, record: dict[str, Any]) -> "AdapterShape":
         """The shape that `to_json` wrote; ValueError, TypeError or KeyError when it is not one."""
         kind, norm = AdapterKind(record["kind"]), LatentNorm(record["latent_norm"])
-        return cls(**{**record, "kind": kind, "latent_norm": norm})
+        return cls(**{**record, "kind": kind, "latent_norm": norm, "loss": Loss(record.get("loss", Loss.infonce))})
 
 
 class InvertedBottleneck(nn.Module):
@@ -73,9 +78,36 @@ def linear(width: int, shape: AdapterShape) -> nn.Module:
     return nn.Sequential(nn.Linear(width, shape.embed_dim))
 
 
+def mlp(width: int, shape: AdapterShape) -> nn.Module:
+    """LN, then `depth` times a wide Linear with GELU and dropout, then a linear map to the shared width."""
+    hidden = shape.expansion * width
+    layers: list[nn.Module] = [nn.LayerNorm(width)]
+    for layer in range(shape.depth):
+        layers += [nn.Linear(hidden if layer else width, hidden), nn.GELU(), StreamDropout(shape.dropout)]
+    return nn.Sequential(*layers, nn.Linear(hidden, shape.embed_dim))
+
+
+class GatedUnit(nn.Module):
+    """SAIL's `W3(act(W1 LN(x)) * (W2 LN(x)))`, act = ReLU6 as released (arXiv 2412.04616); its dropout is ours."""
+
+    def __init__(self, width: int, shape: AdapterShape) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.gate = nn.Linear(width, shape.expansion * width)
+        self.value = nn.Linear(width, shape.expansion * width)
+        self.dropout = StreamDropout(shape.dropout)
+        self.out = nn.Linear(shape.expansion * width, shape.embed_dim)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        x_ND = self.norm(x_ND)
+        return self.out(self.dropout(F.relu6(self.gate(x_ND)) * self.value(x_ND)))
+
+
 ADAPTERS: dict[AdapterKind, Callable[[int, AdapterShape], nn.Module]] = {
     AdapterKind.fusemix: fusemix,
     AdapterKind.linear: linear,
+    AdapterKind.mlp: mlp,
+    AdapterKind.glu: GatedUnit,
 }
 assert ADAPTERS.keys() == set(AdapterKind)
 
@@ -93,7 +125,14 @@ class Adapter(nn.Module):
 
 
 class AdapterPair(nn.Module):
-    """Both adapters and the temperature. Weights are undefined until initialised or loaded: see `new_pair`."""
+    """Both adapters and the temperature. Weights are undefined until initialised or loaded: see `new_pair`.
+
+    The temperature is `tau` (InfoNCE), or `log_t` beside a learned `bias` (sigmoid, where tau stands for 1 / t).
+    """
+
+    tau: Tensor
+    log_t: Tensor
+    bias: Tensor
 
     def __init__(self, shape: AdapterShape) -> None:
         super().__init__()
@@ -101,16 +140,38 @@ class AdapterPair(nn.Module):
         with torch.device("meta"):  # torch's constructors would draw from the global generator
             self.image = Adapter(shape.image_width, shape)
             self.text = Adapter(shape.text_width, shape)
-        tau = torch.tensor(TAU_INIT if shape.temperature is None else shape.temperature)
-        if shape.temperature is None:
-            self.tau: Tensor = nn.Parameter(tau)
+        if shape.loss is Loss.infonce:
+            self._hold("tau", TAU_INIT if shape.temperature is None else shape.temperature)
         else:
-            self.register_buffer("tau", tau)
+            self._hold("log_t", -math.log(SIGMOID_TAU_INIT if shape.temperature is None else shape.temperature))
+            self.bias = nn.Parameter(torch.tensor(BIAS_INIT))
+
+    def _hold(self, name: str, value: float) -> None:
+        """A scalar that is learned, or, with a fixed temperature, kept."""
+        if self.shape.temperature is None:
+            self.register_parameter(name, nn.Parameter(torch.tensor(value)))
+        else:
+            self.register_buffer(name, torch.tensor(value))
+
+    @property
+    def temperature(self) -> Tensor:
+        """tau: the logits are cosine / tau, and a bias that no ranking and no softmax sees."""
+        return self.tau if self.shape.loss is Loss.infonce else self.log_t.neg().exp()
+
+    def scale_and_bias(self) -> tuple[Tensor, Tensor | None]:
+        """What makes logits of cosines."""
+        if self.shape.loss is Loss.infonce:
+            return self.tau.reciprocal(), None
+        return self.log_t.exp(), self.bias
 
     def clamp_tau(self) -> None:
         """Bring a learned tau back into its range, in place, as the FuseMix release does before each use."""
+        low, high = TAU_RANGE
         with torch.no_grad():
-            self.tau.clamp_(*TAU_RANGE)
+            if self.shape.loss is Loss.infonce:
+                self.tau.clamp_(low, high)
+            else:
+                self.log_t.clamp_(-math.log(high), -math.log(low))
 
     @torch.inference_mode()
     def project_image(self, latent_ND: Tensor) -> Tensor:
@@ -121,6 +182,11 @@ class AdapterPair(nn.Module):
     def project_text(self, latent_ND: Tensor) -> Tensor:
         """Unit rows (N, E) of raw text latents. Call in eval mode."""
         return F.normalize(self.text(latent_ND), dim=1)
+
+
+def temperature_of(weights: Mapping[str, Tensor]) -> float:
+    """tau of an `AdapterPair`'s state dict."""
+    return weights["tau"].item() if "tau" in weights else math.exp(-weights["log_t"].item())
 
 
 def new_pair(shape: AdapterShape, streams: Streams) -> AdapterPair:

@@ -1,17 +1,22 @@
-"""The contrastive losses, in nats and float32.
+"""The contrastive losses, in nats and at least float32, computed and differentiated tile by tile.
 
-Letters: N rows of the batch, E shared width; K keys a row.
+Both compare every row of the batch with every other, and neither ever holds more of that than one tile: the forward
+pass sums over tiles (log-sum-exp online, both directions in the same sweep), the backward pass computes them again.
+A batch within one tile keeps it instead.
+
+Letters: N rows of the batch, E shared width, K keys a row; R and C rows and columns of a tile; D the two directions.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignvl_cli.align.smoothing import SMOOTHING, SoftTarget, kept_entries
-from alignvl_cli.config import EsTarget, Loss
+from alignvl_cli.align.smoothing import HARD, Frozen, Smoothing
+from alignvl_cli.align.tiles import Comparison, SpreadSums, Target, Tile
+from alignvl_cli.config import Loss
 
 
 class LossParts(NamedTuple):
@@ -24,39 +29,35 @@ class LossParts(NamedTuple):
     hard_loss: Tensor
 
 
-def info_nce(
+def contrastive(
+    loss: Loss,
     img_NE: Tensor,
     txt_NE: Tensor,
-    tau: Tensor,
-    alpha: float = 0.0,
-    es_target: EsTarget = EsTarget.uniform,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    smoothing: Smoothing = HARD,
+    *,
     keys_KN: Tensor | None = None,
+    frozen: Frozen | None = None,
+    tile: int | None = None,
 ) -> LossParts:
-    """Symmetric InfoNCE: mean over both directions and all rows of CE(target, softmax(C / tau)).
+    """The loss of N pairs, row i of one side belonging to row i of the other; embeddings need not have unit length.
 
-    `C` is the cosine of the embeddings, which need not have unit length; row i of one side belongs to row i
-    of the other. `alpha` of the target's mass is spread as `es_target` says. With `keys_KN`, off-diagonal
-    entries whose rows share a key leave softmax and target.
+    The logits are `scale * C + bias`, C the cosine. With y the mean of both directions' targets (see `smoothing`):
+
+    - `infonce`: mean over both directions and all rows of CE(target, softmax(logits)); the bias cancels. The scale is
+      1 / tau.
+    - `sigmoid` (SigLIP, Zhai et al., arXiv 2303.15343): sum over all entries of `softplus(l) - y l`, over N.
+
+    With `keys_KN`, off-diagonal entries whose rows share a key leave the comparison and the target. `frozen` is what
+    the `similarity` target looks at. `tile` is the side of the largest square held at once; None: all of it.
     """
     with torch.autocast(img_NE.device.type, enabled=False):
-        logit_NN = F.normalize(_exact(img_NE), dim=1) @ F.normalize(_exact(txt_NE), dim=1).T / tau
-    kept_NN = None if keys_KN is None else kept_entries(keys_KN)
-    if kept_NN is None:
-        kept_N = logit_NN.new_full((len(logit_NN),), len(logit_NN))
-        softmax_NN = spread_NN = logit_NN
-    else:
-        kept_N = kept_NN.sum(dim=1).to(logit_NN.dtype)
-        softmax_NN = logit_NN.masked_fill(~kept_NN, -torch.inf)
-        spread_NN = logit_NN.masked_fill(~kept_NN, 0.0)
-    own_N = logit_NN.diagonal()
-    normaliser_DN = torch.stack([softmax_NN.logsumexp(dim=1), softmax_NN.logsumexp(dim=0)])  # image, text queries
-    hard_loss = (normaliser_DN - own_N).detach().mean()
-    if alpha == 0:
-        return LossParts((normaliser_DN - own_N).mean(), hard_loss)
-    target: SoftTarget = SMOOTHING[es_target](alpha, kept_N)  # the mask is symmetric, so one serves both directions
-    spread_DN = torch.stack([spread_NN.sum(dim=1), spread_NN.sum(dim=0)])
-    expected_DN = target.own_N * own_N + target.spread_N * spread_DN
-    return LossParts((normaliser_DN - expected_DN).mean(), hard_loss)
+        unit_img_NE, unit_txt_NE = (F.normalize(_exact(rows), dim=1) for rows in (img_NE, txt_NE))
+        side = min(tile or len(img_NE), len(img_NE))
+        return LossParts(
+            *_Tiled.apply(unit_img_NE, unit_txt_NE, scale, bias, CRITERIA[loss], keys_KN, smoothing, frozen, side)
+        )
 
 
 def _exact(rows: Tensor) -> Tensor:
@@ -64,7 +65,122 @@ def _exact(rows: Tensor) -> Tensor:
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
-LOSSES: dict[Loss, Callable[[Tensor, Tensor, Tensor, float, EsTarget, Tensor | None], LossParts]] = {
-    Loss.infonce: info_nce
-}
-assert LOSSES.keys() == set(Loss)
+class Criterion(Protocol):
+    """What one loss sums over the tiles, and what its gradient needs of it."""
+
+    def __init__(self, like_NE: Tensor) -> None: ...
+
+    def add(self, tile: Tile) -> None:
+        """Take a tile into the sums."""
+
+    def cost(self) -> Tensor:
+        """The part of the loss that no target touches, (D, N); the loss is the mean of `cost - expected logit`."""
+
+    def confidence(self, own_logit_N: Tensor) -> Tensor:
+        """Probability of each row's positive, (D, N)."""
+
+    def probabilities(self, tile: Tile) -> Tensor:
+        """Both directions' probabilities of a tile's entries, added, (R, C); 0 where masked."""
+
+
+class InfoNce:
+    """-log softmax of the positive, along rows and along columns."""
+
+    def __init__(self, like_NE: Tensor) -> None:
+        self._normaliser_DN = like_NE.new_full((2, len(like_NE)), -torch.inf)
+
+    def add(self, tile: Tile) -> None:
+        for direction, span in enumerate(tile.spans()):
+            normaliser_N = self._normaliser_DN[direction, span]
+            torch.logaddexp(normaliser_N, tile.logit_RC.logsumexp(dim=1 - direction), out=normaliser_N)
+
+    def cost(self) -> Tensor:
+        return self._normaliser_DN
+
+    def confidence(self, own_logit_N: Tensor) -> Tensor:
+        return (own_logit_N - self._normaliser_DN).exp()
+
+    def probabilities(self, tile: Tile) -> Tensor:
+        along_rows_RC = (tile.logit_RC - self._normaliser_DN[0, tile.rows, None]).exp_()
+        return along_rows_RC.add_((tile.logit_RC - self._normaliser_DN[1, tile.columns]).exp_())
+
+
+class Sigmoid:
+    """-log sigmoid of +logit or -logit, entry by entry."""
+
+    def __init__(self, like_NE: Tensor) -> None:
+        self._cost_N = like_NE.new_zeros(len(like_NE))
+
+    def add(self, tile: Tile) -> None:
+        self._cost_N[tile.rows] -= F.logsigmoid(-tile.logit_RC).sum(dim=1)
+
+    def cost(self) -> Tensor:
+        return self._cost_N.expand(2, -1)
+
+    def confidence(self, own_logit_N: Tensor) -> Tensor:
+        return own_logit_N.sigmoid().expand(2, -1)
+
+    def probabilities(self, tile: Tile) -> Tensor:
+        return tile.logit_RC.sigmoid().mul_(2)
+
+
+CRITERIA: dict[Loss, Callable[[Tensor], Criterion]] = {Loss.infonce: InfoNce, Loss.sigmoid: Sigmoid}
+assert CRITERIA.keys() == set(Loss)
+
+
+class _Tiled(torch.autograd.Function):
+    """Loss and hard loss from one sweep over the tiles; the gradient from another."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        img_NE: Tensor,
+        txt_NE: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        criterion_of: Callable[[Tensor], Criterion],
+        keys_KN: Tensor | None,
+        smoothing: Smoothing,
+        frozen: Frozen | None,
+        side: int,
+    ) -> tuple[Tensor, Tensor]:
+        comparison = Comparison(img_NE, txt_NE, scale, bias, keys_KN, smoothing, frozen, side)
+        criterion = criterion_of(img_NE)
+        sums = SpreadSums(comparison) if smoothing.alpha else None
+        own_N = img_NE.new_empty(len(img_NE))
+        for tile in comparison.tiles():
+            criterion.add(tile)
+            if tile.on_diagonal:
+                own_N[tile.rows] = tile.logit_RC.diagonal()
+            if sums:
+                sums.add(tile)
+        ctx.comparison, ctx.criterion = comparison, criterion
+        ctx.target = Target.of(sums, smoothing, criterion.confidence(own_N)) if sums else None
+        ctx.only_tile = tile if side == len(img_NE) else None
+        hard_loss = (criterion.cost() - own_N).mean()
+        ctx.mark_non_differentiable(hard_loss)
+        if sums is None:
+            return hard_loss.clone(), hard_loss
+        return (criterion.cost() - ctx.target.expected(own_N, sums)).mean(), hard_loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        comparison = ctx.comparison
+        img_NE, txt_NE = comparison.img_NE, comparison.txt_NE
+        grad_img_NE, grad_txt_NE = torch.zeros_like(img_NE), torch.zeros_like(txt_NE)
+        total = torch.zeros_like(grad)
+        for tile in comparison.tiles() if ctx.only_tile is None else [ctx.only_tile]:
+            gradient_RC = ctx.criterion.probabilities(tile)
+            if ctx.target is not None:
+                ctx.target.subtract_from(tile, gradient_RC)
+            elif tile.on_diagonal:
+                gradient_RC.diagonal().sub_(2.0)
+            if comparison.bias is not None:
+                total += gradient_RC.sum()
+            grad_img_NE[tile.rows].addmm_(gradient_RC, txt_NE[tile.columns])
+            grad_txt_NE[tile.columns].addmm_(gradient_RC.T, img_NE[tile.rows])
+        per_entry = grad / (2 * len(img_NE))
+        grad_scale = (grad_img_NE * img_NE).sum() * per_entry  # sum of gradient times cosine over all entries
+        to_rows = per_entry * comparison.scale
+        grad_bias = None if comparison.bias is None else total * per_entry
+        return grad_img_NE.mul_(to_rows), grad_txt_NE.mul_(to_rows), grad_scale, grad_bias, *[None] * 5

@@ -12,7 +12,7 @@ from torch import Tensor
 from alignvl_cli.config import NoiseKind, NoiseMatch
 
 Sampler = Callable[[Tensor, float, torch.Generator], Tensor]
-"""(latents (N, D), standard deviation, generator on their device) -> noise to add, (N, D)."""
+"""(latents (N, D), standard deviation, generator on their device) -> noise (N, D), whatever the latents' values."""
 
 
 def gaussian(like_ND: Tensor, std: float, generator: torch.Generator) -> Tensor:
@@ -26,7 +26,27 @@ def uniform(like_ND: Tensor, std: float, generator: torch.Generator) -> Tensor:
     return torch.empty_like(like_ND).uniform_(-half_range, half_range, generator=generator)
 
 
-NOISE: dict[NoiseKind, Sampler] = {NoiseKind.gaussian: gaussian, NoiseKind.uniform: uniform}
+def laplace(like_ND: Tensor, std: float, generator: torch.Generator) -> Tensor:
+    """Laplace with scale std / sqrt(2), whose standard deviation is `std`: the difference of two exponentials."""
+    one_ND, other_ND = (torch.empty_like(like_ND).exponential_(generator=generator) for _ in range(2))
+    return one_ND.sub_(other_ND).mul_(std / math.sqrt(2))
+
+
+def dropout(like_ND: Tensor, std: float, generator: torch.Generator) -> Tensor:
+    """Bernoulli / (1 - p) less its mean: -1 with probability p = std^2 / (1 + std^2), else p / (1 - p)."""
+    dropped = std**2 / (1 + std**2)
+    kept_ND = torch.empty_like(like_ND).uniform_(generator=generator) >= dropped
+    return kept_ND.to(like_ND.dtype).mul_(1 + std**2).sub_(1.0)
+
+
+NOISE: dict[NoiseKind, Sampler] = {
+    NoiseKind.gaussian: gaussian,
+    NoiseKind.uniform: uniform,
+    NoiseKind.laplace: laplace,
+    NoiseKind.dropout: dropout,
+}
+MULTIPLICATIVE = {NoiseKind.dropout}
+"""Noise that multiplies: `z + z * noise` with standard deviation sigma / RMS, so that sigma is added on average."""
 assert NOISE.keys() == set(NoiseKind) - {NoiseKind.none}
 
 

@@ -113,8 +113,11 @@ def train(
         LatentNorm | None,
         typer.Option(help="What is done to the stored latents first. [default: none]", rich_help_panel=MODEL),
     ] = None,
-    loss: Annotated[Loss | None, typer.Option(help="[default: infonce]", rich_help_panel=MODEL)] = None,
-    adapter: Annotated[AdapterKind | None, typer.Option(help="[default: fusemix]", rich_help_panel=MODEL)] = None,
+    loss: Annotated[
+        Loss | None,
+        typer.Option(help="Softmax over the batch, or SigLIP's sigmoid. [default: by recipe]", rich_help_panel=MODEL),
+    ] = None,
+    adapter: Annotated[AdapterKind | None, typer.Option(help="[default: by recipe]", rich_help_panel=MODEL)] = None,
     size: Annotated[
         Size | None,
         typer.Option(
@@ -124,10 +127,11 @@ def train(
         ),
     ] = None,
     adapter_depth: Annotated[
-        int | None, typer.Option(help="Residual blocks. [default: by size]", rich_help_panel=MODEL)
+        int | None,
+        typer.Option(help="Blocks of fusemix, hidden layers of mlp. [default: by size]", rich_help_panel=MODEL),
     ] = None,
     adapter_expansion: Annotated[
-        int | None, typer.Option(help="Inner width of a block over its own. [default: by size]", rich_help_panel=MODEL)
+        int | None, typer.Option(help="Hidden width over the latent's. [default: by size]", rich_help_panel=MODEL)
     ] = None,
     embed_dim: Annotated[
         int | None, typer.Option(help="Width of the shared space. [default: by size]", rich_help_panel=MODEL)

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from alignvl_cli.align.adapters import TAU_RANGE, AdapterPair, AdapterShape
+from alignvl_cli.align.adapters import TAU_RANGE, AdapterPair, AdapterShape, temperature_of
 from alignvl_cli.errors import DataError
 from alignvl_cli.provenance import file_sha256, read_json
 
@@ -31,6 +31,7 @@ class Run:
     adapters: AdapterPair
     """In eval mode, on the device that was asked for."""
     temperature: float
+    """tau; 1 / t of a run with the sigmoid loss, whose bias no softmax sees."""
     encoder_hash: str
     vision: dict[str, Any]
     """{"record": what decides a latent, "about": what is recorded beside it}; `text` alike."""
@@ -72,7 +73,7 @@ def load_run(path: Path, device: str = "cpu") -> Run:
             path=path,
             config=config,
             adapters=adapters.eval().requires_grad_(False),
-            temperature=float(adapters.tau),
+            temperature=temperature_of(weights),
             encoder_hash=config["encoder_hash"],
             vision=config["vision"],
             text=config["text"],
@@ -104,7 +105,7 @@ def _weights(path: Path, sha256: str, adapters: AdapterPair, device: str) -> dic
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise DataError(f"{path}: {name} holds NaN or infinity: {remedy}")
-    tau = float(weights["tau"])
+    tau = temperature_of(weights)
     if not TAU_RANGE[0] * 0.999 <= tau <= TAU_RANGE[1] * 1.001:  # float32 of a bound lies beside it
         raise DataError(f"{path}: temperature {tau} is outside {TAU_RANGE}: {remedy}")
     return weights

@@ -11,7 +11,7 @@ class Average:
 
     def __init__(self, adapters: AdapterPair, decay: float) -> None:
         """Begin as a copy of `adapters`, on their device."""
-        self.adapters = AdapterPair(adapters.shape).to_empty(device=adapters.tau.device)
+        self.adapters = AdapterPair(adapters.shape).to_empty(device=adapters.temperature.device)
         self.adapters.load_state_dict(adapters.state_dict())
         self.adapters.requires_grad_(False)
         self._decay = decay

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from alignvl_cli.align.mixing import draw_coefficient, mix
-from alignvl_cli.align.perturbation import NOISE, Sampler, standard_deviation
+from alignvl_cli.align.perturbation import MULTIPLICATIVE, NOISE, Sampler, standard_deviation
+from alignvl_cli.align.smoothing import Frozen
 from alignvl_cli.align.streams import Stream, Streams
-from alignvl_cli.config import MixCoefficient, NoiseKind, NoisePosition, NoiseUnits, TrainConfig
+from alignvl_cli.config import EsTarget, MixCoefficient, NoiseKind, NoisePosition, NoiseUnits, TrainConfig
 from alignvl_cli.training.batches import Slices
 from alignvl_cli.training.data import SplitLatents
 
@@ -25,6 +26,8 @@ class Batch(NamedTuple):
     text: Tensor
     keys_KN: Tensor | None
     """What each row shows (its dominant component, when mixed); None without `--mask-duplicates`."""
+    frozen: Frozen | None = None
+    """What says who resembles whom; None unless the target asks."""
 
 
 Transform = Callable[[Batch, Slices], Batch]
@@ -64,7 +67,15 @@ class FuseMix:
         keys_KN = batch.keys_KN
         if keys_KN is not None and partner.keys_KN is not None:
             keys_KN = torch.where(lam.reshape(-1) >= 0.5, keys_KN, partner.keys_KN)
-        return Batch(mix(batch.image, partner.image, lam), mix(batch.text, partner.text, lam), keys_KN)
+        return batch._replace(
+            image=mix(batch.image, partner.image, lam), text=mix(batch.text, partner.text, lam), keys_KN=keys_KN
+        )
+
+
+def remember_resemblance(batch: Batch, slices: Slices) -> Batch:
+    """Keep the latents for the `similarity` target: mixed, for a mixture resembles both its parts, and not yet
+    perturbed, for noise says nothing of who resembles whom."""
+    return batch._replace(frozen=Frozen.of(batch.image, batch.text))
 
 
 @dataclass(frozen=True)
@@ -75,13 +86,17 @@ class Perturb:
     image_std: float
     text_std: float
     streams: Streams
+    multiplies: bool = False
 
     def __call__(self, batch: Batch, slices: Slices) -> Batch:
-        return Batch(
-            batch.image + self.sampler(batch.image, self.image_std, self.streams[Stream.noise_image]),
-            batch.text + self.sampler(batch.text, self.text_std, self.streams[Stream.noise_text]),
-            batch.keys_KN,
+        return batch._replace(
+            image=self._perturbed(batch.image, self.image_std, Stream.noise_image),
+            text=self._perturbed(batch.text, self.text_std, Stream.noise_text),
         )
+
+    def _perturbed(self, latent_ND: Tensor, std: float, stream: Stream) -> Tensor:
+        noise_ND = self.sampler(latent_ND, std, self.streams[stream])
+        return torch.addcmul(latent_ND, latent_ND, noise_ND) if self.multiplies else latent_ND + noise_ND
 
 
 def noise_std(config: TrainConfig, latent_rms: dict[str, float]) -> dict[str, float]:
@@ -96,6 +111,8 @@ def input_transforms(
     """What is done to the latents, in this order, before the adapters."""
     if config.mix:
         yield FuseMix(gather, config.mix_alpha, config.mix_coefficient, streams)
+    if config.smoothing and config.es_target is EsTarget.similarity:
+        yield remember_resemblance
     if config.noise is not NoiseKind.none and config.noise_position is NoisePosition.input:
         yield _perturb(config, latent_rms, streams)
 
@@ -108,4 +125,7 @@ def output_transforms(config: TrainConfig, latent_rms: dict[str, float], streams
 
 def _perturb(config: TrainConfig, latent_rms: dict[str, float], streams: Streams) -> Perturb:
     std = noise_std(config, latent_rms)
-    return Perturb(NOISE[config.noise], std["image"], std["text"], streams)
+    multiplies = config.noise in MULTIPLICATIVE
+    if multiplies:
+        std = {side: std[side] / rms if rms else 0.0 for side, rms in latent_rms.items()}
+    return Perturb(NOISE[config.noise], std["image"], std["text"], streams, multiplies)

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from alignvl_cli.align.adapters import AdapterPair
-from alignvl_cli.align.losses import LOSSES, LossParts
-from alignvl_cli.align.smoothing import SCHEDULES
+from alignvl_cli.align.losses import LossParts, contrastive
+from alignvl_cli.align.smoothing import smoothing_at
 from alignvl_cli.align.streams import Stream
 from alignvl_cli.config import Precision
 from alignvl_cli.errors import DataError
 from alignvl_cli.training.batches import Slices, epoch_slices
 from alignvl_cli.training.health import collapse_warnings
-from alignvl_cli.training.ingredients import Batch
 from alignvl_cli.training.meter import Meter, diverged, warnings_once
 from alignvl_cli.training.optimiser import gradients, learning_rate, step_unless
 from alignvl_cli.training.records import Step, Validated, Warned
@@ -69,11 +68,21 @@ def batch_loss(plan: Plan, adapters: AdapterPair, slices: Slices, progress: floa
     for transform in plan.inputs:
         batch = transform(batch, slices)
     with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=plan.precision is Precision.bf16):
-        batch = Batch(adapters.image.body(batch.image), adapters.text.body(batch.text), batch.keys_KN)
+        batch = batch._replace(image=adapters.image.body(batch.image), text=adapters.text.body(batch.text))
     for transform in plan.outputs:
         batch = transform(batch, slices)
-    alpha = SCHEDULES[config.es_schedule](config.smoothing, progress)
-    return LOSSES[config.loss](batch.image, batch.text, adapters.tau, alpha, config.es_target, batch.keys_KN)
+    scale, bias = adapters.scale_and_bias()
+    smoothing = smoothing_at(config.smoothing, config.es_target, config.es_schedule, progress)
+    return contrastive(
+        config.loss,
+        batch.image,
+        batch.text,
+        scale,
+        bias,
+        smoothing,
+        keys_KN=batch.keys_KN,
+        frozen=batch.frozen,
+    )
 
 
 def _validated(plan: Plan, state: TrainState, epoch: int) -> Iterator[Warned | Validated]:

@@ -41,7 +41,12 @@ class Meter:
         taken_S = losses_S3[:, 2] == 0
         sums_2 = torch.where(taken_S[:, None], losses_S3[:, :2], 0.0).sum(dim=0)
         loss, hard_loss, taken, tau, skipped, most = torch.cat(
-            [sums_2, taken_S.sum().reshape(1), state.adapters.tau.detach().reshape(1), state.skips.counts[[0, 2]]]
+            [
+                sums_2,
+                taken_S.sum().reshape(1),
+                state.adapters.temperature.detach().reshape(1),
+                state.skips.counts[[0, 2]],
+            ]
         ).tolist()
         if most >= SKIPPED_IN_A_ROW or not math.isfinite(tau):
             raise diverged(

@@ -110,6 +110,7 @@ def _shape(config: TrainConfig, image_width: int, text_width: int) -> AdapterSha
         dropout=config.dropout,
         latent_norm=config.latent_norm,
         temperature=config.temperature,
+        loss=config.loss,
     )
 
 

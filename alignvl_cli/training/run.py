@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from alignvl_cli.align.adapters import temperature_of
 from alignvl_cli.config import TrainConfig
 from alignvl_cli.devices import choose_device
 from alignvl_cli.provenance import made_by
@@ -93,7 +94,7 @@ def _result(state: TrainState, started: Started, rates: Sequence[float], wall_s:
     assert best is not None  # the last epoch always validates
     return {
         "best": {"step": best.step, "epoch": best.epoch, **best.metrics},
-        "tau": best.weights["tau"].item(),
+        "tau": temperature_of(best.weights),
         "steps": state.step,
         "skipped_steps": int(state.skips.counts[0]),
         "epochs": started.epochs,

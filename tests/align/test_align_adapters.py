@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from alignvl_cli.align.adapters import AdapterPair, AdapterShape, new_pair
 from alignvl_cli.align.latent_norm import LATENT_NORM
 from alignvl_cli.align.streams import Streams
-from alignvl_cli.config import AdapterKind, LatentNorm
+from alignvl_cli.config import AdapterKind, LatentNorm, Loss
 
 
 def shape(**changes) -> AdapterShape:
@@ -62,6 +62,33 @@ def test_linear_adapter_is_affine():
     one, two = rows(4)[:5], rows(4)[5:10]
     assert torch.allclose(pair.text(0.5 * (one + two)), 0.5 * (pair.text(one) + pair.text(two)), atol=1e-5)
     assert sum(parameter.numel() for parameter in pair.text.parameters()) == 4 * 3 + 3
+
+
+@pytest.mark.parametrize("kind", [AdapterKind.mlp, AdapterKind.glu])
+def test_mlp_and_glu_equal_a_rewrite_from_their_weights(kind):
+    pair = new_pair(shape(kind=kind, expansion=3), Streams(0)).eval()
+    weights = {name.removeprefix("body."): tensor for name, tensor in pair.image.state_dict().items()}
+    latents = rows(6)
+    unit = (latents - latents.mean(dim=1, keepdim=True)) / (latents.var(dim=1, correction=0) + 1e-5).sqrt()[:, None]
+    if kind is AdapterKind.mlp:  # LN, (Linear, GELU, dropout) twice, Linear
+        for layer in (1, 4):
+            unit = unit @ weights[f"{layer}.weight"].T + weights[f"{layer}.bias"]
+            unit = unit * 0.5 * (1 + torch.erf(unit / math.sqrt(2)))
+        by_hand = unit @ weights["7.weight"].T + weights["7.bias"]
+    else:
+        gate, value = (unit @ weights[f"{name}.weight"].T + weights[f"{name}.bias"] for name in ("gate", "value"))
+        by_hand = (gate.clamp(0, 6) * value) @ weights["out.weight"].T + weights["out.bias"]
+    assert torch.allclose(pair.image(latents), by_hand, atol=1e-5)
+    widest = max(tensor.shape[0] for tensor in weights.values())
+    assert widest == 3 * 6
+
+
+@pytest.mark.parametrize("kind", [AdapterKind.mlp, AdapterKind.glu])
+def test_their_dropout_acts_in_training_alone(kind):
+    pair = new_pair(shape(kind=kind), Streams(0))
+    assert not torch.equal(pair.image(rows(6)), pair.image(rows(6)))
+    pair.eval()
+    assert torch.equal(pair.image(rows(6)), pair.image(rows(6)))
 
 
 def test_projections_are_unit_rows():
@@ -126,8 +153,34 @@ def test_temperature_is_learned_and_clamped_or_fixed():
         assert learned.tau.item() == pytest.approx(clamped)
 
 
-def test_a_shape_survives_json():
-    assert AdapterShape.from_json(json.loads(json.dumps(shape().to_json()))) == shape()
+def test_the_sigmoid_loss_learns_log_t_and_a_bias():
+    learned = new_pair(shape(loss=Loss.sigmoid), Streams(0))
+    assert {name for name, _ in learned.named_parameters() if "." not in name} == {"log_t", "bias"}
+    scale, bias = learned.scale_and_bias()
+    assert scale.item() == pytest.approx(10.0)
+    assert bias.item() == -10.0
+    assert learned.temperature.item() == pytest.approx(0.1)
+    for value, clamped in ((100.0, 0.001), (-100.0, 0.5), (3.0, math.exp(-3.0))):
+        with torch.no_grad():
+            learned.log_t.fill_(value)
+        learned.clamp_tau()
+        assert learned.temperature.item() == pytest.approx(clamped)
+    fixed = new_pair(shape(loss=Loss.sigmoid, temperature=0.05), Streams(0))
+    assert {name for name, _ in fixed.named_parameters() if "." not in name} == {"bias"}
+    assert fixed.scale_and_bias()[0].item() == pytest.approx(20.0)
+
+
+@pytest.mark.parametrize("kind", AdapterKind)
+@pytest.mark.parametrize("loss", Loss)
+def test_a_shape_survives_json(kind, loss):
+    made = shape(kind=kind, loss=loss)
+    assert AdapterShape.from_json(json.loads(json.dumps(made.to_json()))) == made
+
+
+def test_a_shape_from_before_the_sigmoid_loss_is_that_of_infonce():
+    record = shape().to_json()
+    del record["loss"]
+    assert AdapterShape.from_json(record) == shape()
 
 
 def test_training_mode_needs_its_streams_and_draws_each_tower_from_its_own():

@@ -33,6 +33,15 @@ def test_gaussian_has_tails_and_uniform_a_bound():
     assert uniform_kurtosis == pytest.approx(1.8, abs=0.05)
 
 
+def test_laplace_has_heavy_tails_and_dropout_two_values():
+    laplace_kurtosis = (draw(NoiseKind.laplace) / SIGMA).pow(4).mean().item()
+    assert laplace_kurtosis == pytest.approx(6.0, abs=0.3)
+    dropped = SIGMA**2 / (1 + SIGMA**2)
+    noise = draw(NoiseKind.dropout)
+    assert noise.unique().tolist() == pytest.approx([-1.0, dropped / (1 - dropped)], rel=1e-4)
+    assert (noise == -1).double().mean().item() == pytest.approx(dropped, rel=0.02)
+
+
 @pytest.mark.parametrize("kind", NOISE)
 def test_a_seed_is_a_draw_and_the_latents_stay(kind):
     latents = torch.full((4, 6), 2.0)

@@ -1,6 +1,7 @@
 """The run folder: what is written is what is loaded, and nothing else passes for a run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from alignvl_cli.align.adapters import AdapterPair, AdapterShape, new_pair
 from alignvl_cli.align.streams import Streams
-from alignvl_cli.config import AdapterKind, LatentNorm
+from alignvl_cli.config import AdapterKind, LatentNorm, Loss
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.provenance import file_sha256
 from alignvl_cli.runs.folder import ADAPTERS, CONFIG, METRICS, RESULT, is_complete_run, load_run
@@ -28,12 +29,12 @@ SHAPE = AdapterShape(
 )
 
 
-def write_run(path: Path, seed: int = 0, finish: bool = True) -> AdapterPair:
+def write_run(path: Path, seed: int = 0, finish: bool = True, shape: AdapterShape = SHAPE) -> AdapterPair:
     claim_run(path, overwrite=False)
-    pair = new_pair(SHAPE, Streams(seed))
+    pair = new_pair(shape, Streams(seed))
     pair.image.norm.fit([torch.randn(20, 6, generator=torch.Generator().manual_seed(0))])
     config = {
-        "adapters": SHAPE.to_json(),
+        "adapters": shape.to_json(),
         "encoder_hash": "e" * 64,
         "vision": {"record": {"model": "v"}, "about": {"id": "v"}},
         "text": {"record": {"model": "t"}, "about": {"id": "t"}},
@@ -62,6 +63,21 @@ def test_what_is_written_is_what_is_loaded(tmp_path):
     assert run.config["adapters_sha256"] == file_sha256(tmp_path / "run" / ADAPTERS)
     lines = [json.loads(line) for line in (tmp_path / "run" / METRICS).read_text().splitlines()]
     assert [line["loss"] for line in lines] == [1.5, 1.25]
+
+
+@pytest.mark.parametrize("kind", AdapterKind)
+@pytest.mark.parametrize("fixed", [None, 0.05])
+def test_every_adapter_with_the_sigmoid_loss_is_rebuilt(tmp_path, kind, fixed):
+    shape = replace(SHAPE, kind=kind, loss=Loss.sigmoid, temperature=fixed)
+    written = write_run(tmp_path / "run", shape=shape).eval()
+    run = load_run(tmp_path / "run")
+    latents = torch.randn(5, 4, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(run.adapters.project_text(latents), written.project_text(latents))
+    assert run.temperature == pytest.approx(fixed or 0.1)
+    assert run.adapters.bias.item() == -10
+    edit_weights(tmp_path / "run", lambda weights: weights["log_t"].fill_(-1.0))
+    with pytest.raises(DataError, match=r"temperature 2\.718"):
+        load_run(tmp_path / "run")
 
 
 def test_equal_weights_are_equal_bytes(tmp_path):

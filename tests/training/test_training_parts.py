@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from fakes import make_store
 
 from alignvl_cli.align.adapters import AdapterPair, AdapterShape, new_pair
@@ -193,6 +194,35 @@ def test_perturbing_is_independent_by_modality_and_leaves_the_latents(latents):
         assert 0 < (after - before).abs().max().item() <= 0.1 * math.sqrt(3) + 1e-6
     assert not torch.allclose((noisy.image - plain.image)[:, :2], noisy.text - plain.text)
     assert settings.noise is NoiseKind.uniform
+
+
+def test_dropout_noise_multiplies_and_adds_sigma_on_average(latents):
+    gather = Gather(latents, None)
+    slices = Slices(torch.arange(6).repeat(3000), torch.arange(6))
+    plain = gather(slices.anchor_N)
+    rms = {"image": plain.image.square().mean().sqrt().item(), "text": plain.text.square().mean().sqrt().item()}
+    settings = replace(config(noise="dropout", noise_std=0.4), mix=False)
+    (perturb,) = input_transforms(settings, gather, rms, Streams(0))
+    noisy = perturb(plain, slices)
+    for side, before, after in (("image", plain.image, noisy.image), ("text", plain.text, noisy.text)):
+        added = after - before
+        assert added.std().item() == pytest.approx(0.4, rel=0.03)
+        kept = after[after != 0] / before[after != 0]
+        assert kept.min().item() == pytest.approx(kept.max().item(), rel=1e-4)
+        assert kept.mean().item() == pytest.approx(1 + (0.4 / rms[side]) ** 2, rel=1e-4)
+
+
+def test_who_resembles_whom_is_told_by_the_mixed_latents_without_noise(latents):
+    gather = Gather(latents, None)
+    slices = Slices(torch.arange(6), torch.arange(6, 12))
+    settings = config(noise="uniform", noise_std=0.5, es_target="similarity")
+    mix, remember, perturb = input_transforms(settings, gather, RMS, Streams(0))
+    mixed = mix(gather(slices.anchor_N), slices)
+    seen = perturb(remember(mixed, slices), slices)
+    assert torch.allclose(seen.frozen.image_ND, F.normalize(mixed.image, dim=1))
+    assert torch.allclose(seen.frozen.text_NC, F.normalize(mixed.text, dim=1))
+    assert not torch.allclose(seen.image, mixed.image)
+    assert len(list(input_transforms(replace(settings, smoothing=0.0), gather, RMS, Streams(0)))) == 2
 
 
 def test_the_learning_rate_warms_up_and_ends_at_the_floor():

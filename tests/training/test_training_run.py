@@ -24,7 +24,7 @@ def store(tmp_path_factory):
 
 def settings(store, **asked):
     small = {"epochs": 3, "batch_size": 32, "embed_dim": 8, "adapter_depth": 1, "device": "cpu", "precision": "fp32"}
-    if asked.get("adapter") == "linear":
+    if asked.get("adapter") in ("linear", "glu") or asked.get("recipe") == "sail":
         del small["adapter_depth"]
     layer = {key.replace("_", "-"): value for key, value in (small | asked).items()}
     return resolve_train(layer, pairs=count_pairs([store]))
@@ -116,6 +116,23 @@ ARMS = {
     "standardize": {"latent_norm": "standardize"},
     "linear": {"adapter": "linear"},
     "fixed temperature": {"temperature": "fixed:0.05"},
+    "laplace": {"noise": "laplace"},
+    "dropout noise": {"noise": "dropout"},
+    "off the diagonal": {"es_target": "off-diagonal"},
+    "by similarity": {"es_target": "similarity"},
+    "by similarity, masked": {"es_target": "similarity", "mask_duplicates": True},
+    "ramp": {"es_schedule": "linear"},
+    "by confidence": {"es_schedule": "confidence"},
+    "mlp": {"adapter": "mlp"},
+    "glu": {"adapter": "glu"},
+    "sigmoid": {"loss": "sigmoid"},
+    "sigmoid, smoothed by similarity and confidence": {
+        "loss": "sigmoid",
+        "es_target": "similarity",
+        "es_schedule": "confidence",
+    },
+    "sigmoid, fixed temperature": {"loss": "sigmoid", "temperature": "fixed:0.05"},
+    "sail": {"recipe": "sail"},
     "clip": {"recipe": "clip"},
     "fusemix": {"recipe": "fusemix"},
     "another seed": {"seed": 1},
@@ -132,6 +149,11 @@ def test_every_setting_changes_what_is_learned(store, tmp_path):
     assert len(set(weights.values())) == len(weights)
     assert load_run(tmp_path / "fixed temperature").temperature == pytest.approx(0.05)
     assert load_run(tmp_path / "plain").temperature != pytest.approx(0.07, abs=1e-6)
+    fixed, learned = (load_run(tmp_path / name) for name in ("sigmoid, fixed temperature", "sail"))
+    assert fixed.temperature == fixed.result["tau"] == pytest.approx(0.05)
+    assert learned.temperature == pytest.approx(learned.result["tau"])
+    assert learned.temperature != pytest.approx(0.1, abs=1e-6)
+    assert learned.adapters.bias.item() != -10
 
 
 def test_arms_share_the_number_of_steps_and_the_first_draws(store, tmp_path):

@@ -1,14 +1,16 @@
 """Exact ranks against the bare matrix products that they need: python benchmarks/evaluation.py [IMAGES CAPTIONS WIDTH]
 
 Prints medians of runs taken in turn, their ratio, and the memory that each takes on top of the embeddings (the peak of
-a process of its own). Default: the sizes of COCO's 5K test split, 5,000 images, 25,000 captions, 512 wide.
+a process of its own). Default: the sizes of COCO's 5K test split, 5,000 images, 25,000 captions, 512 wide. With --large
+100,000 images, 500,000 captions, 64 wide: every score at once would be 186 GiB. That takes minutes, so each runs once.
 """
 
+import argparse
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +21,10 @@ from alignvl_cli.align.ranks import BLOCK_ELEMENTS, image_to_text_ranks, text_to
 from alignvl_cli.retrieval.nearest import agreement, flat_index
 
 RUNS = 5
+COCO_5K = (5000, 25_000, 512)
+LARGE = (100_000, 500_000, 64)
+ONCE_FROM = 10**9
+"""Scores from which a run is not repeated."""
 
 
 def embeddings(images: int, captions: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,44 +72,66 @@ def resident(kind: str) -> int:
     return int(Path("/proc/self/status").read_text().partition(f"{kind}:")[2].split()[0])
 
 
-def extra_memory(name: str, sizes: list[int]) -> float:
-    """MiB that one run takes above what the process held before it, in a process of its own."""
-    arguments = [sys.executable, __file__, *map(str, sizes), name]
-    return float(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
+def alone(name: str, sizes: Sequence[int]) -> tuple[float, float]:
+    """Seconds that one run takes in a process of its own, and MiB above what the process held before it."""
+    arguments = [sys.executable, __file__, *map(str, sizes), "--alone", name]
+    seconds, extra = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout.split()
+    return float(seconds), float(extra)
 
 
-def measure(sizes: list[int]) -> None:
-    inputs = embeddings(*sizes)
-    times: dict[str, list[float]] = {name: [] for name in WORK}
-    runs = RUNS if sizes[0] * sizes[1] < 10**9 else 1
-    for _ in range(runs):  # in turn, so that a busy moment of the machine hits all of them
-        for name, work in WORK.items():
-            began = time.perf_counter()
-            work(*inputs)
-            times[name].append(time.perf_counter() - began)
-    images, captions, width = sizes
-    print(f"{images:,} images x {captions:,} captions x {width}, both ways, {torch.get_num_threads()} threads")
-    bare = statistics.median(times["bare products"])
-    for name, taken in times.items():
-        median = statistics.median(taken)
-        print(
-            f"{name:<16} median {median:7.3f} s ({min(taken):.3f} to {max(taken):.3f}), {median / bare:5.2f} x bare, "
-            f"{extra_memory(name, sizes):6.0f} MiB on top"
-        )
-
-
-def main() -> None:
-    sizes = [int(word) for word in sys.argv[1:4]] or [5000, 25_000, 512]
-    if len(sys.argv) <= 4:
-        measure(sizes)
-        return
+def run_alone(name: str, sizes: Sequence[int]) -> None:
+    """Print what `alone` reads."""
     inputs = embeddings(*sizes)
     flat_index(inputs[0][:2].numpy())  # FAISS is loaded, and the products' own buffers are there, before the count
     inputs[0][:64] @ inputs[1][:64].T
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew from here
-    before = resident("VmRSS")
-    WORK[sys.argv[4]](*inputs)
-    print((resident("VmHWM") - before) / 1024)
+    before, began = resident("VmRSS"), time.perf_counter()
+    WORK[name](*inputs)
+    print(time.perf_counter() - began, (resident("VmHWM") - before) / 1024)
+
+
+def in_turn(sizes: Sequence[int]) -> dict[str, list[float]]:
+    """Seconds of every run, taken in turn so that a busy moment of the machine hits all of them."""
+    inputs = embeddings(*sizes)
+    times: dict[str, list[float]] = {name: [] for name in WORK}
+    for _ in range(RUNS):
+        for name, work in WORK.items():
+            began = time.perf_counter()
+            work(*inputs)
+            times[name].append(time.perf_counter() - began)
+    return times
+
+
+def measure(sizes: Sequence[int]) -> None:
+    images, captions, width = sizes
+    print(f"{images:,} images x {captions:,} captions x {width}, both ways, {torch.get_num_threads()} threads")
+    times = in_turn(sizes) if images * captions < ONCE_FROM else {}
+    bare = 0.0
+    for name in WORK:
+        seconds, extra = alone(name, sizes)
+        taken = times.get(name, [seconds])
+        median = statistics.median(taken)
+        bare = bare or median
+        print(
+            f"{name:<16} median {median:7.3f} s ({min(taken):.3f} to {max(taken):.3f}), {median / bare:5.2f} x bare, "
+            f"{extra:6.0f} MiB on top",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sizes", nargs="*", type=int, metavar="N", help="IMAGES CAPTIONS WIDTH")
+    parser.add_argument("--large", action="store_true", help="100,000 images and 500,000 captions: minutes")
+    parser.add_argument("--alone", choices=WORK, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if len(arguments.sizes) not in (0, 3):
+        parser.error("wanted three sizes, IMAGES CAPTIONS WIDTH, or none")
+    sizes = arguments.sizes or (LARGE if arguments.large else COCO_5K)
+    if arguments.alone:
+        run_alone(arguments.alone, sizes)
+    else:
+        measure(sizes)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def evaluation(run: str = "runs/0001-alignvl", shift: float = 0.0, **changes) ->
         repeated_captions=37,
         captions_per_image=(2, 5),
         metrics=RetrievalMetrics(direction(31.24), direction(33.0)),
-        agreement=Agreement(10, 1400, 1.0),
+        agreement=Agreement(10, 1400, 1.0, (0.99, 1.0)),
         image_to_text=NO_RANKS,
         text_to_image=NO_RANKS,
         warnings=(),

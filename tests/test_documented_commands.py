@@ -24,7 +24,7 @@ def alignvl_lines(text: str) -> list[list[str]]:
     """The arguments of each call of `alignvl`, substitutions replaced by a word."""
     text = re.sub(r"\\\n\s*", " ", text)
     text = re.sub(r"\$\((alignvl [^()]*)\)", r"; \1 ;", text)  # RUN=$(alignvl ...)
-    text = re.sub(r"\"?\$\{?\w+(\[@\])?(:[-?][^}]*)?\}?\"?", "word", text)
+    text = re.sub(r"\"?\$\{?\w+(\[[@\w]+\])?(:[-?][^}]*)?\}?\"?", "word", text)
     calls = []
     for line in text.splitlines():
         words = shlex.split(line.replace(";", " ; ").replace("(alignvl", "( alignvl"), comments=True)

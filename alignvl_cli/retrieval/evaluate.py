@@ -26,7 +26,7 @@ from alignvl_cli.retrieval.hubness import (
     normalisation_penalties,
 )
 from alignvl_cli.retrieval.metrics import DIRECTIONS, QueryRanks, RetrievalMetrics, direction_metrics
-from alignvl_cli.retrieval.nearest import Agreement, agreement, flat_index
+from alignvl_cli.retrieval.nearest import Agreement, flat_index, found_shares
 from alignvl_cli.retrieval.protocol import DEFAULT_PROTOCOL, HubnessReport, Protocol
 from alignvl_cli.retrieval.relevance import Fold, cut_folds, relevance
 from alignvl_cli.runs.folder import Run
@@ -166,15 +166,11 @@ def _metrics(ranks: tuple[QueryRanks, QueryRanks], protocol: Protocol) -> Retrie
 
 
 def _agreement(img_IE: Tensor, txt_TE: Tensor) -> Agreement:
-    """Both galleries' agreement with exact search, weighted by the queries asked."""
+    """Both galleries' agreement with exact search, every query that was asked counting alike."""
     image, text = img_IE.cpu().numpy(), txt_TE.cpu().numpy()
-    parts = [agreement(flat_index(text), image, text), agreement(flat_index(image), text, image)]
-    queries = sum(part.queries for part in parts)
-    return Agreement(
-        k=max(part.k for part in parts),
-        queries=queries,
-        share=sum(part.share * part.queries for part in parts) / queries,
-    )
+    by_image, of_texts = found_shares(flat_index(text), image, text)
+    by_text, of_images = found_shares(flat_index(image), text, image)
+    return Agreement.measured(np.concatenate([by_image, by_text]), max(of_texts, of_images))
 
 
 def _modesty(run: Run, store: Store, embeddings: Embeddings, device: str) -> Modesty:

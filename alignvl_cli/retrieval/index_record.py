@@ -43,8 +43,6 @@ class IndexRecord:
     def to_json(self) -> dict[str, Any]:
         fields = asdict(self)
         counts = {"images": fields.pop("images"), "captions": fields.pop("captions")}
-        for gallery, found in self.recall_against_exact.items():
-            fields["recall_against_exact"][gallery]["interval"] = list(found.interval)
         return {"schema": SCHEMA, "counts": counts, **fields}
 
     @classmethod
@@ -60,7 +58,7 @@ class IndexRecord:
         try:
             fields = {key: value for key, value in stored.items() if key not in ("schema", "counts")}
             measured = {
-                gallery: Agreement(found["k"], found["queries"], found["share"])
+                gallery: Agreement(**{**found, "interval": tuple(found["interval"])})
                 for gallery, found in fields["recall_against_exact"].items()
             }
             return cls(**{**fields, **stored["counts"], "recall_against_exact": measured})

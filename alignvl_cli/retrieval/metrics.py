@@ -127,3 +127,18 @@ def wilson(share: float, trials: int) -> tuple[float, float]:
     centre = (share + square / 2) / (1 + square)
     half = np.sqrt(square * share * (1 - share) + square * square / 4) / (1 + square)
     return float(max(0.0, min(share, centre - half))), float(min(1.0, max(share, centre + half)))
+
+
+def predicted(share: float, trials: float) -> tuple[float, float]:
+    """Where 95 % of the shares of as many new trials fall, from 0 to 1; never of width 0.
+
+    Both shares vary, and near 0 and 1 the variance depends on the new one too: the interval holds the shares that
+    differ from `share` by at most 1.96 standard deviations at the mean of the two (Krishnamoorthy and Peng, "Improved
+    closed-form prediction intervals for binomial and Poisson distributions", J. Statistical Planning and Inference
+    2011, joint sampling).
+    """
+    square = 2 * NORMAL_95 * NORMAL_95 / trials
+    tilt, scale = square * (1 - 2 * share) / 2, 1 + square / 4
+    half = np.sqrt(tilt * tilt + 4 * scale * square * share * (1 - share))
+    low, high = share + (tilt - half) / (2 * scale), share + (tilt + half) / (2 * scale)
+    return float(max(0.0, low)), float(min(1.0, high))

@@ -16,7 +16,7 @@ import torch
 
 from alignvl_cli.align.ranks import TIE, score_blocks
 from alignvl_cli.errors import DataError
-from alignvl_cli.retrieval.metrics import wilson
+from alignvl_cli.retrieval.metrics import predicted
 
 FLAT = "Flat"
 """Exact search; every vector is kept as it is."""
@@ -65,27 +65,41 @@ class Agreement:
     queries: int
     share: float
     """Share of the exact first k that the index finds, ties with the k-th counting: recall against exact search."""
+    interval: tuple[float, float]
+    """Where 95 % of new measurements fall, each on as many other queries of the same kind."""
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Where 95 % of new measurements on as many other queries fall: Wilson's interval, with half the queries since
-        both measurements vary, and as if each query were found whole or not at all, which is the widest it can be."""
-        return wilson(self.share, max(1, self.queries // 2))
+    @classmethod
+    def measured(cls, share_Q: np.ndarray, k: int) -> "Agreement":
+        """Average the shares that Q >= 1 queries found of their first k.
+
+        The rows of one query are found or missed together, so Q k looks are worth only as many independent trials as
+        have the variance seen between queries, from Q to Q k (Kish's effective sample size). One query more that finds
+        all and one that finds nothing are imagined for that variance: few misses do not tell how they cluster.
+        """
+        share, imagined = float(share_Q.mean()), np.append(share_Q, [0.0, 1.0])
+        variance = np.square(imagined - share).sum() / len(share_Q)
+        worth = share * (1 - share) / variance
+        return cls(k, len(share_Q), share, predicted(share, len(share_Q) * min(max(worth, 1.0), k)))
 
 
 def agreement(index: Any, query_QE: np.ndarray, gallery_GE: np.ndarray) -> Agreement:
     """Compare the index's first 10 with the exact first 10, on at most `AGREEMENT_QUERIES` of the queries."""
+    return Agreement.measured(*found_shares(index, query_QE, gallery_GE))
+
+
+def found_shares(index: Any, query_QE: np.ndarray, gallery_GE: np.ndarray) -> tuple[np.ndarray, int]:
+    """What each query that `agreement` asks finds of its exact first k: shares (Q,) and k."""
     asked_QE = np.ascontiguousarray(query_QE[spaced(len(query_QE), AGREEMENT_QUERIES)], dtype=np.float32)
     _, row_QK = nearest(index, asked_QE, AGREEMENT_K)
     k = row_QK.shape[1]
     gallery = torch.from_numpy(np.ascontiguousarray(gallery_GE, dtype=np.float32))
-    agreed = 0
+    shares = []
     for taken, sim_QG in score_blocks(torch.from_numpy(asked_QE), gallery, block_elements=BLOCK_SCORES):
         row = torch.from_numpy(row_QK[taken])
         kth_Q1 = sim_QG.topk(k, dim=1).values[:, -1:]
         found_QK = sim_QG.gather(1, row.clamp(min=0)) >= kth_Q1 - TIE
-        agreed += int((found_QK & (row >= 0)).sum())
-    return Agreement(k=k, queries=len(asked_QE), share=agreed / row_QK.size)
+        shares.append((found_QK & (row >= 0)).double().mean(dim=1))
+    return torch.cat(shares).numpy(), k
 
 
 def spaced(total: int, most: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from alignvl_cli.retrieval.metrics import DirectionMetrics, QueryRanks, RetrievalMetrics, direction_metrics
+from alignvl_cli.retrieval.metrics import DirectionMetrics, QueryRanks, RetrievalMetrics, direction_metrics, predicted
 
 
 def ranks(rank: list[int], precision: list[float] | None = None, fold: list[int] | None = None) -> QueryRanks:
@@ -69,3 +69,12 @@ def test_json_has_the_documented_keys():
 def test_no_queries_and_impossible_ranks_are_a_callers_bug(rank):
     with pytest.raises(ValueError, match="at least one query"):
         direction_metrics(ranks(rank))
+
+
+@pytest.mark.parametrize(("share", "trials"), [(0.5, 80), (0.93, 400), (0.0, 50), (1.0, 50), (0.999, 1000)])
+def test_predicted_shares_are_those_that_a_test_of_two_samples_does_not_tell_apart(share, trials):
+    low, high = predicted(share, trials)
+    for new in np.linspace(0, 1, 2001):
+        pooled = (share + new) / 2
+        is_alike = abs(new - share) <= 1.959964 * np.sqrt(2 * pooled * (1 - pooled) / trials) + 1e-12
+        assert is_alike == (low - 1e-9 <= new <= high + 1e-9), new

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from alignvl_cli.errors import DataError
-from alignvl_cli.retrieval.nearest import AGREEMENT_QUERIES, agreement, flat_index, nearest
+from alignvl_cli.retrieval.nearest import AGREEMENT_QUERIES, Agreement, agreement, flat_index, nearest
 
 
 def unit(rows: int, width: int, seed: int) -> np.ndarray:
@@ -53,3 +53,42 @@ def test_agreement_sees_an_index_of_something_else():
 def test_agreement_takes_a_bounded_number_of_queries():
     gallery = unit(20, 4, 0)
     assert agreement(flat_index(gallery), unit(AGREEMENT_QUERIES + 50, 4, 1), gallery).queries == AGREEMENT_QUERIES
+
+
+def shares(case: str, share: float, queries: int, draw: np.random.Generator) -> np.ndarray:
+    """What each query finds of its first 10: row by row, whole or not at all, or something between."""
+    match case:
+        case "rows":
+            return draw.binomial(10, share, queries) / 10
+        case "whole":
+            return draw.binomial(1, share, queries).astype(float)
+        case _:
+            return draw.binomial(10, draw.beta(share, 1 - share, queries)) / 10
+
+
+@pytest.mark.parametrize("case", ["rows", "between", "whole"])
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99, 0.999])
+def test_a_new_measurement_is_inside_the_interval_as_often_as_it_says(case, share):
+    draw = np.random.default_rng(0)
+    inside = 0
+    for _ in range(600):
+        low, high = Agreement.measured(shares(case, share, 500, draw), 10).interval
+        inside += low <= shares(case, share, 500, draw).mean() <= high
+    assert inside / 600 >= 0.93
+    if share <= 0.9:
+        assert inside / 600 <= 0.985, "an interval that holds everything says nothing"
+
+
+def test_rows_missed_apart_tell_more_than_queries_missed_whole():
+    apart, whole = np.tile([0.9, 1.0], 250), np.repeat([0.0, 1.0], [25, 475])
+    narrow, wide = (np.ptp(Agreement.measured(share_Q, 10).interval) for share_Q in (apart, whole))
+    assert wide > 2.5 * narrow
+    assert wide / 2 == pytest.approx(1.96 * np.sqrt(2 * 0.05 * 0.95 / 500), rel=0.05)
+
+
+def test_the_interval_stays_within_0_and_1_and_is_never_a_point():
+    for share in (0.0, 1.0):
+        low, high = Agreement.measured(np.full(200, share), 10).interval
+        assert 0 <= low < high <= 1
+        assert share in (low, high)
+    assert np.ptp(Agreement.measured(np.ones(1), 1).interval) > 0.5

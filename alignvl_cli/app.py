@@ -74,9 +74,9 @@ class SectionedHelp(TyperCommand):
 AGAIN = "run the same command again"
 AFTER_INTERRUPTION = {
     "extract": "run the same command again to go on where it stopped",
-    "train": "its run stays incomplete; run the same command again to train from the start",
 }
-"""Command -> what the user does next; for the others the same command again is all there is to do."""
+"""Command -> what the user does next; for the others the same command again is all there is to do. What a command
+adds to the exception as a note goes before."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -116,10 +116,10 @@ def leave_with(work: Callable[[], None], verbose: bool, next_step: str = AGAIN) 
         sys.stdout.flush()
     except AlignvlError as problem:
         return _failed(str(problem), problem.exit_code, verbose)
-    except Terminated:
-        return _failed(f"terminated; {next_step}", 143, verbose)
-    except KeyboardInterrupt:
-        return _failed(f"interrupted; {next_step}", 130, verbose)
+    except Terminated as stop:
+        return _failed("; ".join(["terminated", *getattr(stop, "__notes__", [next_step])]), 143, verbose)
+    except KeyboardInterrupt as stop:
+        return _failed("; ".join(["interrupted", *getattr(stop, "__notes__", [next_step])]), 130, verbose)
     except BrokenPipeError:  # the reader of our stdout has gone (`| head`): nothing to say, nobody to hear it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -227,6 +227,15 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "TrainConfig":
+        """The settings that `to_json` gave; KeyError, TypeError or ValueError when they are of another version."""
+        kinds = {field.name: field.type for field in fields(cls)}
+        if record.keys() != kinds.keys():
+            raise KeyError(f"settings of another version: {sorted(record.keys() ^ kinds.keys())}")
+        is_enum = {name: isinstance(kind, type) and issubclass(kind, StrEnum) for name, kind in kinds.items()}
+        return cls(**{key: kinds[key](value) if is_enum[key] else value for key, value in record.items()})  # type: ignore[operator]
+
     @property
     def name(self) -> str:
         """Recipe, what departs from it, and the seed: the readable part of a run's folder name."""

@@ -1,7 +1,10 @@
 """`alignvl train`: fit the two adapters on stored latents."""
 
+import shlex
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,7 +28,15 @@ from alignvl_cli.config import (
     read_settings,
     resolve_train,
 )
+from alignvl_cli.errors import UsageError
 
+if TYPE_CHECKING:
+    from alignvl_cli.training.records import Record
+
+PLACES = ("stores", "output", "val", "config", "overwrite", "resume")
+"""What says where; all the rest are settings."""
+CONFIG = "config.json"
+"""A run folder has it once there is something to go on with."""
 MIXING, PERTURBATION, SMOOTHING = "Mixing (FuseMix)", "Random Perturbation (RP)", "Embedding Smoothing (ES)"
 MODEL, SCHEDULE = "Adapters and loss", "Schedule and machine"
 
@@ -40,6 +51,10 @@ def train(
     ] = None,
     val: Annotated[
         Path | None, typer.Option(help="Store whose val split selects the epoch. Default: the first STORE.")
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Go on with an unfinished run, by its own settings: no other flag."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; flags beat it.")] = None,
     recipe: Annotated[
@@ -183,13 +198,16 @@ def train(
     The step, in order: batch, mix, perturb, adapt, compare, smooth the target. Each flag below switches or
     shapes one of these; two arms with the same seed share everything that they have in common.
     """
-    asked = dict(locals())
-    places = ("session", "stores", "output", "val", "config", "overwrite")
-    flags = {key.replace("_", "-"): value for key, value in asked.items() if value is not None and key not in places}
+    asked = {
+        key.replace("_", "-"): value for key, value in locals().items() if value not in (None, []) and key != "session"
+    }
+    if resume is not None:
+        _resume(session, resume, asked)
+        return
+    flags = {key: value for key, value in asked.items() if key not in PLACES}
     layers = [read_settings(config)] if config else []
     resolve_train(*layers, flags)  # wrong whatever the data: said before any data are opened
 
-    from alignvl_cli.report.progress import TrainingProgress
     from alignvl_cli.training.run import count_pairs, train_run
 
     if not stores:
@@ -197,7 +215,35 @@ def train(
         session.note(f"training on the newest store, {stores[0]}")
     settings = resolve_train(*layers, flags, pairs=count_pairs(stores))
     with session.workspace.place_for(output, "runs", settings.name) as run:
-        with TrainingProgress(session.err, quiet=session.quiet) as progress:
-            for record in train_run(stores, run, settings, val=val, overwrite=overwrite):
-                progress.show(record)
+        _show(session, run, train_run(stores, run, settings, val=val, overwrite=overwrite))
     session.result(run)
+
+
+def _resume(session: Session, run: Path, asked: dict[str, Any]) -> None:
+    """Go on with `run`; UsageError naming whatever else was asked for."""
+    switches = {False: "--no-", True: "--"}
+    others = [
+        "STORE" if key == "stores" else switches[value is not False] + key
+        for key, value in asked.items()
+        if key != "resume" and not (key == "overwrite" and value is False)
+    ]
+    if others:
+        raise UsageError(f"--resume goes on with the run's own settings, so leave out {', '.join(others)}")
+    from alignvl_cli.training.resume import resume_run
+
+    _show(session, run, resume_run(run, [*reversed(session.workspace.stores())]))
+    session.result(run)
+
+
+def _show(session: Session, run: Path, records: Generator["Record", None, None]) -> None:
+    """Draw the records as they come; an interruption learns how to go on."""
+    from alignvl_cli.report.progress import TrainingProgress
+
+    try:
+        with closing(records), TrainingProgress(session.err, quiet=session.quiet) as progress:
+            for record in records:
+                progress.show(record)
+    except KeyboardInterrupt as stop:
+        if (run / CONFIG).is_file():
+            stop.add_note(f"go on with `alignvl train --resume {shlex.quote(str(run))}`")
+        raise

@@ -104,6 +104,8 @@ class TrainingProgress(_Display):
             f"steps of {start.batch_size:,} rows; {start.parameters:,} parameters; "
             f"{start.device}, {start.precision}, {_counted(start.threads, 'thread')}"
         )
+        if start.first_step:
+            self._say(f"going on after step {start.first_step:,} of {start.total_steps:,}")
         if start.noise_share is not None:
             shares = " and ".join(
                 f"{share:.1%} of the {name} latents' RMS" for name, share in start.noise_share.items()

@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from alignvl_cli.align.adapters import TAU_RANGE, AdapterPair, AdapterShape, temperature_of
-from alignvl_cli.errors import DataError
+from alignvl_cli.config import Precision, TrainConfig
+from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.provenance import file_sha256, read_json
 
 FORMAT = "alignvl.run/1"
@@ -20,6 +21,13 @@ METRICS = "metrics.jsonl"
 ENVIRONMENT = "environment.json"
 RESULT = "result.json"
 """Written last: a run is complete when it exists."""
+
+
+class StoreReference(NamedTuple):
+    """A store as a run names it: where it lay, and what it held."""
+
+    path: Path
+    content_hash: str
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,8 @@ def load_run(path: Path, device: str = "cpu") -> Run:
     if not is_complete_run(path):
         raise DataError(
             f"{path}: this run is incomplete, its training did not finish; "
-            f"train it again with `alignvl train --output {path} --overwrite`"
+            f"go on with `alignvl train --resume {path}`, "
+            f"or train it again with `alignvl train --output {path} --overwrite`"
         )
     config = read_json(path / CONFIG, "run's configuration")
     if config.get("format") != FORMAT:
@@ -84,6 +93,52 @@ def load_run(path: Path, device: str = "cpu") -> Run:
         )
     except (KeyError, IndexError, TypeError, ValueError) as problem:
         raise DataError(f"{path / CONFIG}: not a run's configuration ({problem!r}); train it again") from problem
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """What a run that did not finish says of itself."""
+
+    path: Path
+    config: dict[str, Any]
+    settings: TrainConfig
+    stores: tuple[StoreReference, ...]
+    selection_store: StoreReference
+    device: str
+    precision: Precision
+    threads: int
+
+
+def load_unfinished(path: Path) -> Unfinished:
+    """Read an unfinished run; UsageError for one that is complete, DataError for what is no run of this version."""
+    if not (path / CONFIG).is_file():
+        raise DataError(f"{path}: no run to resume, it holds no {CONFIG}; `alignvl train` makes one")
+    if is_complete_run(path):
+        raise UsageError(
+            f"--resume {path}: this run is complete, there is nothing left to train; "
+            f"to train it again: `alignvl train --output {path} --overwrite`"
+        )
+    config = read_json(path / CONFIG, "run's configuration")
+    if config.get("format") != FORMAT:
+        raise DataError(f"{path / CONFIG}: format {config.get('format')!r}, and this version continues {FORMAT}")
+    try:
+        return Unfinished(
+            path=path,
+            config=config,
+            settings=TrainConfig.from_json(config["settings"]),
+            stores=tuple(StoreReference(Path(one["path"]), one["content_hash"]) for one in config["stores"]),
+            selection_store=StoreReference(
+                Path(config["selection_store"]["path"]), config["selection_store"]["content_hash"]
+            ),
+            device=config["machine"]["device"],
+            precision=Precision(config["machine"]["precision"]),
+            threads=int(config["machine"]["threads"]),
+        )
+    except (KeyError, TypeError, ValueError) as problem:
+        raise DataError(
+            f"{path / CONFIG}: not the configuration of a run that this version can continue ({problem}); "
+            f"train it again with `alignvl train --output {path} --overwrite`"
+        ) from problem
 
 
 def _weights(path: Path, sha256: str, adapters: AdapterPair, device: str) -> dict[str, torch.Tensor]:

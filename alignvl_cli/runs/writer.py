@@ -1,7 +1,9 @@
 """Fills a run folder while training goes on; `result.json`, last, makes it complete."""
 
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -11,7 +13,13 @@ from torch import Tensor
 
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.provenance import canonical_json, committed, file_sha256, write_json
+from alignvl_cli.runs.checkpoint import remove_checkpoint, write_checkpoint
 from alignvl_cli.runs.folder import ADAPTERS, CONFIG, ENVIRONMENT, FORMAT, METRICS, RESULT, is_complete_run
+
+try:
+    import fcntl
+except ImportError:  # not on Windows; the lock is a courtesy there is no substitute for
+    fcntl = None  # type: ignore[assignment]
 
 
 class RunWriter:
@@ -24,6 +32,23 @@ class RunWriter:
         write_json(path / CONFIG, self._config)
         write_json(path / ENVIRONMENT, environment)
         self._metrics: TextIO = open(path / METRICS, "x", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
+
+    @classmethod
+    def reopen(cls, path: Path, config: Mapping[str, Any], metrics_bytes: int) -> "RunWriter":
+        """Go on in the unfinished run `path`, whose `config` was read from it: `metrics.jsonl` is cut back to
+        `metrics_bytes`. DataError when it is shorter than that."""
+        writer = cls.__new__(cls)
+        writer.path, writer._config = path, dict(config)
+        writer._metrics = open(path / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
+        size = os.fstat(writer._metrics.fileno()).st_size
+        if size < metrics_bytes:
+            writer._metrics.close()
+            raise DataError(
+                f"{path / METRICS}: {size} bytes, and the checkpoint was taken after {metrics_bytes}: the file is "
+                f"damaged; train the run again with `alignvl train --output {path} --overwrite`"
+            )
+        writer._metrics.truncate(metrics_bytes)
+        return writer
 
     def __enter__(self) -> "RunWriter":
         return self
@@ -38,6 +63,12 @@ class RunWriter:
         self._metrics.write(canonical_json(line) + "\n")
         self._metrics.flush()
 
+    def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Write what the run can go on from, with the length of `metrics.jsonl` at this moment (`metrics_bytes`)."""
+        os.fsync(self._metrics.fileno())
+        size = os.fstat(self._metrics.fileno()).st_size
+        write_checkpoint(self.path, step, tensors, {**state, "metrics_bytes": size})
+
     def save_adapters(self, weights: Mapping[str, Tensor]) -> None:
         """Write the weights, whole or not at all, and their sha256. Equal weights are equal bytes."""
         with committed(self.path / ADAPTERS) as scratch:
@@ -46,15 +77,16 @@ class RunWriter:
         write_json(self.path / CONFIG, self._config)
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Make the run complete."""
+        """Make the run complete; the checkpoint has served."""
         write_json(self.path / RESULT, result)
+        remove_checkpoint(self.path)
 
 
 def claim_run(path: Path, overwrite: bool) -> None:
     """Make `path` an empty folder for a new run.
 
     UsageError when a run is there and `overwrite` is not set, or something that is no run is; DataError
-    when the folder cannot be made.
+    when the folder cannot be made, or another process trains in it.
     """
     try:
         if path.is_dir() and any(path.iterdir()):
@@ -66,11 +98,43 @@ def claim_run(path: Path, overwrite: bool) -> None:
         raise DataError(f"--output {path}: cannot write there ({problem.strerror or problem})") from problem
 
 
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold the run folder `path`, which exists, against every other process; DataError when one holds it.
+
+    The lock lies on the folder itself and goes with the process, even a killed one; best effort on file systems
+    without locks.
+    """
+    handle = None if fcntl is None else os.open(path, os.O_RDONLY)
+    try:
+        if handle is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as problem:
+                raise DataError(
+                    f"{path}: another process is training in this run folder; wait for it, or name another place"
+                ) from problem
+            except OSError:
+                pass
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
 def _clear(path: Path, overwrite: bool) -> None:
     if not (path / CONFIG).is_file():
         raise UsageError(f"--output {path}: the folder holds something that is no run; name another place")
-    if not overwrite:
-        state = "a complete run" if is_complete_run(path) else "an unfinished run"
-        raise UsageError(f"--output {path}: {state} is there already; add --overwrite to replace it")
-    (path / RESULT).unlink(missing_ok=True)  # first: a half-removed run must not pass for a complete one
-    shutil.rmtree(path)
+    with held(path):
+        if not overwrite:
+            is_complete = is_complete_run(path)
+            state = "a complete run" if is_complete else "an unfinished run"
+            continuing = "" if is_complete else f", or go on with it: `alignvl train --resume {path}`"
+            raise UsageError(f"--output {path}: {state} is there already; add --overwrite to replace it{continuing}")
+        (path / RESULT).unlink(missing_ok=True)  # first: a half-removed run must not pass for a complete one
+        for entry in path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != CONFIG:
+                entry.unlink()
+        (path / CONFIG).unlink()  # last: until then what is left is known for a run

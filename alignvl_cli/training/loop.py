@@ -4,6 +4,7 @@ Nothing in it prints, writes or reads the clock for a decision; between two reco
 """
 
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -30,12 +31,12 @@ def fit(plan: Plan, state: TrainState) -> Iterator[Step | Validated | Warned]:
     """
     config, data = plan.config, plan.gather.data
     meter = Meter(config.batch_size)
-    for epoch in range(1, config.epochs + 1):
+    for epoch in range(state.step // plan.steps_per_epoch + 1, config.epochs + 1):
         if config.patience and state.validations_since_best >= config.patience:
             return
-        for slices in epoch_slices(
-            data.pairs, config.batch_size, state.streams[Stream.permutation], data.text_TC.device
-        ):
+        state.epoch_began = state.streams[Stream.permutation].get_state()
+        order = epoch_slices(data.pairs, config.batch_size, state.streams[Stream.permutation], data.text_TC.device)
+        for slices in islice(order, state.step % plan.steps_per_epoch, None):
             meter.add(*take_step(plan, state, slices))
             if state.step % plan.log_every == 0:
                 yield from meter.read(plan, state, epoch)

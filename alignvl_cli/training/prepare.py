@@ -87,6 +87,7 @@ def prepare(
         threads=torch.get_num_threads(),
         latent_rms=latent_rms,
         noise_share=noise_share,
+        first_step=0,
         notes=tuple(_notes(stores, val_store, config, noise_share)),
     )
     state = TrainState(

@@ -25,6 +25,8 @@ class Started:
     """Root mean square of the training latents' entries, after `--latent-norm`, by modality."""
     noise_share: dict[str, float] | None
     """Standard deviation of the noise over that RMS, by modality; None without RP or with noise on the output."""
+    first_step: int
+    """Steps done before, by the process that this one goes on from; 0 in a new run."""
     notes: tuple[str, ...]
     """Sentences that the user should read."""
 

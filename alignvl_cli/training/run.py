@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,15 @@ from alignvl_cli.align.adapters import temperature_of
 from alignvl_cli.config import TrainConfig
 from alignvl_cli.devices import choose_device
 from alignvl_cli.provenance import made_by
-from alignvl_cli.runs.writer import RunWriter, claim_run
+from alignvl_cli.runs.writer import RunWriter, claim_run, held
 from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.data import require_split
 from alignvl_cli.training.loop import fit
 from alignvl_cli.training.machine import device_name, peak_memory_bytes
 from alignvl_cli.training.prepare import TRAIN, TRAIN_REMEDY, VAL, prepare
 from alignvl_cli.training.records import Finished, Record, Started, Step, log_line
-from alignvl_cli.training.state import TrainState
+from alignvl_cli.training.snapshot import CHECKPOINT_SECONDS, Checkpoints
+from alignvl_cli.training.state import Plan, TrainState
 
 
 def count_pairs(stores: Sequence[Path]) -> int:
@@ -31,14 +32,21 @@ def count_pairs(stores: Sequence[Path]) -> int:
 
 
 def train_run(
-    stores: Sequence[Path], output: Path, config: TrainConfig, *, val: Path | None = None, overwrite: bool = False
-) -> Iterator[Record]:
+    stores: Sequence[Path],
+    output: Path,
+    config: TrainConfig,
+    *,
+    val: Path | None = None,
+    overwrite: bool = False,
+    checkpoint_s: float = CHECKPOINT_SECONDS,
+) -> Generator[Record, None, None]:
     """Train on the "train" split of all `stores`, select on "val" of the store `val` (default: the first), and
-    fill the run folder `output` as the records pass.
+    fill the run folder `output` as the records pass; every `checkpoint_s` seconds or so it can be gone on from.
 
     Raises UsageError (batch larger than the data allow, device not there, output taken), DataError (store
-    unreadable, split absent), MismatchError (stores of other encoders), all before anything is written; and
-    DivergedError, which leaves the best weights so far in the folder, as does abandoning the iterator.
+    unreadable, split absent, another process in the folder), MismatchError (stores of other encoders), all before
+    anything is written; and DivergedError, which leaves the best weights so far in the folder, as does abandoning
+    the iterator.
     """
     began = time.perf_counter()
     device = choose_device(config.device)
@@ -46,21 +54,35 @@ def train_run(
     val_store = opened[0] if val is None else open_store(val)
     plan, state, started = prepare(opened, val_store, config, device)
     claim_run(output, overwrite)
-    environment = made_by("train", config.to_json(), device=device_name(device), threads=started.threads)
-    with RunWriter(output, _describe(opened, val_store, state, config, started), environment) as writer:
-        yield started
-        rates: list[float] = []
-        try:
-            for record in fit(plan, state):
-                writer.log(log_line(record))
-                if isinstance(record, Step):
-                    rates.append(record.pairs_per_s)
-                yield record
-        finally:
-            if state.best is not None:
-                writer.save_adapters(state.best.weights)
-        result = _result(state, started, rates, wall_s=time.perf_counter() - began)
-        writer.finish(result)
+    with held(output):
+        environment = made_by("train", config.to_json(), device=device_name(device), threads=started.threads)
+        with RunWriter(output, _describe(opened, val_store, state, config, started), environment) as writer:
+            checkpoints = Checkpoints(writer, checkpoint_s, wall_s=time.perf_counter() - began)
+            yield from fill(writer, plan, state, started, checkpoints, rates=[])
+
+
+def fill(
+    writer: RunWriter,
+    plan: Plan,
+    state: TrainState,
+    started: Started,
+    checkpoints: Checkpoints,
+    rates: list[float],
+) -> Generator[Record, None, None]:
+    """Train from where `state` stands to the end, and complete the run folder. `rates` are those logged before."""
+    yield started
+    try:
+        for record in fit(plan, state):
+            writer.log(log_line(record))
+            if isinstance(record, Step):
+                rates.append(record.pairs_per_s)
+            checkpoints.consider(record, plan, state)
+            yield record
+    finally:
+        if state.best is not None:
+            writer.save_adapters(state.best.weights)
+    result = _result(state, started, rates, checkpoints.wall_s)
+    writer.finish(result)
     yield Finished(result=result)
 
 
@@ -77,6 +99,7 @@ def _describe(
         "text": first.text,
         "recipe": config.recipe,
         "settings": config.to_json(),
+        "machine": {"device": started.device, "precision": started.precision, "threads": started.threads},
         "stores": [_reference(store) for store in stores],
         "training_split": TRAIN,
         "selection_store": _reference(val_store),

@@ -43,6 +43,8 @@ class TrainState:
     step: int = 0
     best: Best | None = None
     validations_since_best: int = 0
+    epoch_began: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+    """State of the permutation's stream before it drew the order of the present epoch."""
     warned: set[str] = field(default_factory=set)
     """Causes that were warned about: each is said once."""
 

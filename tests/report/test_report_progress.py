@@ -1,6 +1,7 @@
 """Displays of training and extraction: plain lines without a terminal, a bar in one, nothing when quiet."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from alignvl_cli.training import records
 STARTED = records.Started(
     pairs=3600, images=1311, val_images=200, val_captions=500, epochs=4, steps_per_epoch=10, total_steps=40,
     batch_size=256, parameters=2_100_000, device="cpu", precision="fp32", threads=1,
-    latent_rms={"image": 0.4, "text": 0.05}, noise_share={"image": 0.025, "text": 0.2}, notes=("mind this",),
+    latent_rms={"image": 0.4, "text": 0.05}, noise_share={"image": 0.025, "text": 0.2}, first_step=0,
+    notes=("mind this",),
 )  # fmt: skip
 
 
@@ -73,6 +75,11 @@ def test_training_in_a_terminal_draws_a_bar_and_leaves_the_last_lines():
 def test_quiet_shows_nothing(terminal):
     assert shown(TrainingProgress, TRAINING, terminal=terminal, quiet=True) == ""
     assert shown(ExtractionProgress, EXTRACTION, terminal=terminal, quiet=True) == ""
+
+
+def test_going_on_is_said():
+    lines = shown(TrainingProgress, [replace(STARTED, first_step=30)]).splitlines()
+    assert lines[1] == "going on after step 30 of 40"
 
 
 def test_quiet_shows_warnings():

@@ -1,0 +1,117 @@
+"""Going on with a run that did not finish, bit for bit as if it had never stopped (on the CPU)."""
+
+import json
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from alignvl_cli.config import Device
+from alignvl_cli.devices import choose_device
+from alignvl_cli.errors import AlignvlError, DataError, MismatchError
+from alignvl_cli.provenance import library_versions
+from alignvl_cli.runs.checkpoint import read_checkpoint
+from alignvl_cli.runs.folder import ENVIRONMENT, METRICS, StoreReference, load_unfinished
+from alignvl_cli.runs.writer import RunWriter, held
+from alignvl_cli.store.reader import Store, open_store
+from alignvl_cli.training.prepare import prepare
+from alignvl_cli.training.records import Record
+from alignvl_cli.training.run import fill
+from alignvl_cli.training.snapshot import CHECKPOINT_SECONDS, Checkpoints, restore
+
+
+def resume_run(
+    run: Path, elsewhere: Sequence[Path] = (), *, checkpoint_s: float = CHECKPOINT_SECONDS
+) -> Generator[Record, None, None]:
+    """Go on with the unfinished run `run` from its checkpoint, or from the first step if it has none.
+
+    Settings, device, precision and thread count are the run's own. A store that is no longer where it was is
+    looked for by its content among `elsewhere`.
+
+    Raises UsageError (the run is complete, its device is not there), DataError (no run, damaged, a store gone,
+    another process in the folder), MismatchError (a store's content or encoders are not the run's any more), and
+    what training raises.
+    """
+    began = time.perf_counter()
+    unfinished = load_unfinished(run)
+    with held(run), _threads(unfinished.threads):
+        unfinished = load_unfinished(run)  # another process may have finished it while we waited for nobody
+        stores = [_open(reference, elsewhere, unfinished.config["encoder_hash"]) for reference in unfinished.stores]
+        val_store = _open(unfinished.selection_store, elsewhere, unfinished.config["encoder_hash"])
+        device = choose_device(Device(unfinished.device))
+        settings = replace(unfinished.settings, precision=unfinished.precision)
+        plan, state, started = prepare(stores, val_store, settings, device)
+        point, rates, before_s, length = read_checkpoint(run), [], 0.0, 0
+        if point is not None:
+            tensors, values = point
+            try:
+                restore(state, tensors, values)
+                length, before_s = int(values["metrics_bytes"]), float(values["wall_s"])
+            except (KeyError, TypeError, ValueError, RuntimeError) as problem:
+                raise DataError(
+                    f"{run}: its checkpoint is not of this run ({problem}); "
+                    f"train it again with `alignvl train --output {run} --overwrite`"
+                ) from problem
+        with RunWriter.reopen(run, unfinished.config, length) as writer:
+            lines = (json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines())
+            rates = [line["pairs_per_s"] for line in lines if line["kind"] == "step"]
+            checkpoints = Checkpoints(writer, checkpoint_s, wall_s=before_s + time.perf_counter() - began)
+            started = replace(started, first_step=state.step, notes=(*started.notes, *_other_versions(run)))
+            yield from fill(writer, plan, state, started, checkpoints, rates)
+
+
+def _open(reference: StoreReference, elsewhere: Sequence[Path], encoder_hash: str) -> Store:
+    """The store that the run was begun on: where it lay, else one of the same content."""
+    if reference.path.exists():
+        store = open_store(reference.path)
+        if store.encoder_hash != encoder_hash:
+            raise MismatchError(
+                f"{store.path}: holds latents of other encoders ({store.encoder_hash[:8]}) than the run was begun with "
+                f"({encoder_hash[:8]}); put the former store back, or train a new run"
+            )
+        if store.content_hash != reference.content_hash:
+            raise MismatchError(
+                f"{store.path}: its content ({store.content_hash[:8]}) is not what the run was begun with "
+                f"({reference.content_hash[:8]}); put the former store back, or train a new run"
+            )
+        return store
+    for path in elsewhere:
+        try:
+            store = open_store(path)
+        except AlignvlError:  # a broken neighbour must not keep the right store from being found
+            continue
+        if store.content_hash == reference.content_hash:
+            return store
+    raise DataError(
+        f"{reference.path}: the store that the run was begun on is not there, nor is its like in the workspace; "
+        "put it back, or train a new run"
+    )
+
+
+def _other_versions(run: Path) -> Iterator[str]:
+    """A sentence, when the libraries are not those that the run was begun with."""
+    try:
+        before = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))["libraries"]
+    except (OSError, ValueError, KeyError):
+        return
+    changed = [
+        f"{name} {before.get(name, 'absent')} -> {now}"
+        for name, now in library_versions().items()
+        if now != before.get(name)
+    ]
+    if changed:
+        yield f"the run was begun with other libraries ({', '.join(changed)}): its numbers may differ in the last bits"
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """torch computes with `count` threads: training differs between one thread and two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

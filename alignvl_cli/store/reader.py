@@ -171,12 +171,13 @@ class Store:
             verified[number] = True
 
 
-def open_store(path: Path) -> Store:
+def open_store(path: str | Path) -> Store:
     """Open and check a store: format, shapes, row pointers, split codes, unique ids, metadata digest.
 
     Raises DataError with one message for whatever is wrong with the file. Latents, captions and the
     other columns are verified when they are first loaded; `Store.verify` loads them all.
     """
+    path = Path(path)
     with readable(path) as file:
         attributes = read_attributes(path, file)
         sizes = read_sizes(path, file)

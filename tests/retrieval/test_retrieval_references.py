@@ -1,4 +1,4 @@
-"""The figures equal those of other people's libraries, on random data and on the demo's own captions."""
+"""The figures equal those of other people's libraries, on random data and on a piece of the demo, really trained on."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,6 @@ from torchmetrics.functional.classification import binary_auroc, multiclass_cali
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
 from alignvl_cli.align.ranks import image_to_text_ranks, images_of_captions, rank_queries, text_to_image_ranks
-from alignvl_cli.config import DatasetOptions
-from alignvl_cli.pairs.dataset import open_dataset
 from alignvl_cli.retrieval.calibration import calibration, judge
 from alignvl_cli.retrieval.embeddings import embed_split
 from alignvl_cli.retrieval.evaluate import evaluate
@@ -31,26 +29,17 @@ def random_pairs(seed: int, images: int = 60, width: int = 8, closeness: float =
     return img, txt, owner
 
 
-@pytest.fixture(scope="module")
-def demo_pairs():
-    """Captions and images of the demo's test split, with random embeddings that know their pairs a little."""
-    items = [item for item in open_dataset("demo:emoji", DatasetOptions()).items if item.split == "test"]
-    owner = torch.tensor([row for row, item in enumerate(items) for _ in item.captions])
-    draw = torch.Generator().manual_seed(0)
-    img = F.normalize(torch.randn(len(items), 16, generator=draw), dim=1)
-    return img, F.normalize(1.5 * img[owner] + torch.randn(len(owner), 16, generator=draw), dim=1), owner
+@pytest.fixture(params=[0, 1, 2, "demo"])
+def pairs(request):
+    """Images, captions, and the image of each caption."""
+    if request.param != "demo":
+        return random_pairs(request.param)
+    embeddings = request.getfixturevalue("demo_embeddings")
+    return embeddings.img_IE, embeddings.txt_TE, torch.from_numpy(embeddings.rows.text_image)
 
 
-def cases(request_seed: int | None, demo_pairs):
-    return demo_pairs if request_seed is None else random_pairs(request_seed)
-
-
-SEEDS = pytest.mark.parametrize("seed", [0, 1, 2, None], ids=["0", "1", "2", "demo"])
-
-
-@SEEDS
-def test_recall_equals_torchmetrics_hit_rate(seed, demo_pairs):
-    img, txt, owner = cases(seed, demo_pairs)
+def test_recall_equals_torchmetrics_hit_rate(pairs):
+    img, txt, owner = pairs
     sim = img @ txt.T
     is_own = owner == torch.arange(len(img))[:, None]
     by_image, by_text = image_to_text_ranks(img, txt, owner).rank_Q, text_to_image_ranks(img, txt, owner).rank_Q
@@ -72,9 +61,8 @@ def ranx(tmp_path_factory):
         yield module
 
 
-@SEEDS
-def test_recall_and_mrr_equal_ranx(seed, demo_pairs, ranx):
-    img, txt, owner = cases(seed, demo_pairs)
+def test_recall_and_mrr_equal_ranx(pairs, ranx):
+    img, txt, owner = pairs
     sim = (img @ txt.T).double().numpy()
     found = image_to_text_ranks(img, txt, owner).rank_Q.numpy()
     qrels = ranx.Qrels({f"i{i}": {f"t{t}": 1 for t in np.flatnonzero(owner.numpy() == i)} for i in range(len(img))})
@@ -97,9 +85,8 @@ def average_precision_at_r(sim: np.ndarray, is_own: np.ndarray) -> float:
     return precision / total
 
 
-@SEEDS
-def test_map_at_r_equals_a_rewrite(seed, demo_pairs):
-    img, txt, owner = cases(seed, demo_pairs)
+def test_map_at_r_equals_a_rewrite(pairs):
+    img, txt, owner = pairs
     sim, is_own = (img @ txt.T).numpy(), owner.numpy() == np.arange(len(img))[:, None]
     expected = [average_precision_at_r(sim[i], is_own[i]) for i in range(len(img))]
     found = image_to_text_ranks(img, txt, owner, block_elements=7 * len(txt)).precision_Q
@@ -121,32 +108,66 @@ def test_map_at_r_with_many_ties_equals_the_rewrite(seed):
         assert precision == pytest.approx(average_precision_at_r(sim[image], owner.numpy() == int(image)), abs=1e-6)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_calibration_error_equals_torchmetrics(tmp_path, seed):
-    store = open_store(make_store(tmp_path / "s.h5", images=80, captions_per_image=(1, 3, 2), noise=2.0, seed=seed))
-    run = load_run(make_run(tmp_path / "run", store))
-    embeddings = embed_split(run, store, "all", "cpu")
-    owner = torch.from_numpy(embeddings.rows.text_image)
+@pytest.fixture(params=[0, 1, 2, "demo"])
+def embedded(request, tmp_path):
+    """Embeddings of a split, and the temperature that they were trained with."""
+    if request.param == "demo":
+        return request.getfixturevalue("demo_embeddings"), request.getfixturevalue("trained_demo")[0].temperature
+    store = open_store(
+        make_store(tmp_path / "s.h5", images=80, captions_per_image=(1, 3, 2), noise=2.0, seed=request.param)
+    )
+    return embed_split(load_run(make_run(tmp_path / "run", store)), store, "all", "cpu"), 0.05
+
+
+def test_calibration_error_equals_torchmetrics(embedded):
+    embeddings, tau = embedded
+    owner, images = torch.from_numpy(embeddings.rows.text_image), len(embeddings.img_IE)
+    of_captions_IT = ((embeddings.img_IE @ embeddings.txt_TE.T).double() / tau).softmax(dim=1)
     probability = {
-        "image_to_text": F.one_hot(owner).double().T
-        @ ((embeddings.img_IE @ embeddings.txt_TE.T).double() / 0.05).softmax(dim=1).T,
-        "text_to_image": ((embeddings.txt_TE @ embeddings.img_IE.T).double() / 0.05).softmax(dim=1),
+        "image_to_text": of_captions_IT @ F.one_hot(owner, images).double(),
+        "text_to_image": ((embeddings.txt_TE @ embeddings.img_IE.T).double() / tau).softmax(dim=1),
     }
-    probability["image_to_text"] = probability["image_to_text"].T
-    target = {"image_to_text": torch.arange(80), "text_to_image": owner}
-    judged = judge(embeddings, 0.05)
+    target = {"image_to_text": torch.arange(images), "text_to_image": owner}
+    judged = judge(embeddings, tau)
     for direction, probability_QK in probability.items():
         found, truth_Q = calibration(judged[direction]), target[direction]
-        arguments = {"num_classes": 80, "n_bins": 15, "norm": "l1"}
+        arguments = {"num_classes": images, "n_bins": 15, "norm": "l1"}
         expected = multiclass_calibration_error(probability_QK, truth_Q, **arguments)
         assert found.ece == pytest.approx(expected.item(), abs=1e-6)
         assert found.accuracy == (probability_QK.argmax(dim=1) == truth_Q).double().mean().item()
         assert found.nll == pytest.approx(F.nll_loss(probability_QK.log(), truth_Q).item())
-        brier = (probability_QK - F.one_hot(truth_Q, 80)).square().sum(dim=1).mean().item()
+        brier = (probability_QK - F.one_hot(truth_Q, images)).square().sum(dim=1).mean().item()
         assert found.brier == pytest.approx(brier)
         confidence_Q, class_Q = probability_QK.max(dim=1)
         auroc = binary_auroc(confidence_Q, (class_Q == truth_Q).long())
         assert found.auroc == pytest.approx(auroc.item(), abs=1e-6)
+
+
+def test_an_evaluation_of_a_trained_run_is_what_single_comparisons_make_it(trained_demo, demo_embeddings):
+    run, store = trained_demo
+    found = evaluate(run, store, "test", calibration=True).to_json()
+    owner = demo_embeddings.rows.text_image
+    sim = (demo_embeddings.img_IE @ demo_embeddings.txt_TE.T).numpy()
+    images, texts = range(len(sim)), range(len(owner))
+    ranks = {"image_to_text": [], "text_to_image": []}
+    for image in images:
+        best = max(sim[image, text] for text in texts if owner[text] == image)
+        ranks["image_to_text"].append(sum(sim[image, t] >= best - 1e-6 for t in texts if owner[t] != image))
+    for text in texts:
+        own = sim[owner[text], text]
+        ranks["text_to_image"].append(sum(sim[i, text] >= own - 1e-6 for i in images if i != owner[text]))
+    for direction, expected in ranks.items():
+        metrics = found["metrics"][direction]
+        for k in KS:
+            assert metrics[f"R@{k}"] == pytest.approx(100 * np.mean([rank < k for rank in expected]))
+        assert metrics["mrr"] == pytest.approx(np.mean([1 / (rank + 1) for rank in expected]))
+        assert metrics["median_rank"] == np.median(expected) + 1
+        assert 1.5 * 100 * 10 / len(sim) < metrics["R@10"] < 100, "trained, so well above chance"
+    assert found["index"]["agreement_at_10"] == 1.0
+    is_own = owner == np.arange(len(sim))[:, None]
+    precision = [average_precision_at_r(sim[image], is_own[image]) for image in images]
+    assert found["metrics"]["image_to_text"]["mAP@R"] == pytest.approx(100 * np.mean(precision))
+    assert found["calibration"]["raw"]["temperature"] == run.temperature
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -43,6 +43,11 @@ def test_rows_come_back_as_written(tmp_path):
     assert store.made_by["stage"] == "extract"
 
 
+def test_a_path_may_be_a_string(store_path):
+    assert open_store(str(store_path)).content_hash == open_store(store_path).content_hash
+    assert open_store(str(store_path)).path == store_path
+
+
 def test_latents_are_mapped_from_page_borders(sound):
     store = open_store(sound)
     for name, latent in (("image/latent", store.image_latent), ("text/latent", store.text_latent)):

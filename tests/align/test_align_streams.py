@@ -1,5 +1,6 @@
 """Random streams: separate by name, restorable, and nothing to do with the global generator."""
 
+import pytest
 import torch
 
 from alignvl_cli.align.dropout import StreamDropout
@@ -32,14 +33,27 @@ def test_states_take_up_where_they_were_taken():
     assert torch.equal(torch.rand(5, generator=other[Stream.dropout_image]), ahead)
 
 
-def test_dropout_keeps_the_expectation_and_drops_the_share():
-    dropout = StreamDropout(0.6)
+@pytest.mark.parametrize(("p", "share"), [(0.6, 154 / 256), (0.25, 0.25), (0.999, 255 / 256), (0.003, 1 / 256)])
+def test_dropout_has_the_stated_probability_mean_and_variance(p, share):
+    dropout = StreamDropout(p)
     dropout.generator = torch.Generator().manual_seed(0)
-    dropped = dropout(torch.ones(501, 403))
-    assert abs((dropped == 0).float().mean().item() - 0.6) < 0.005
-    assert abs(dropped.mean().item() - 1) < 0.01
+    dropped = dropout(torch.ones(1001, 403)).double()
+    entries = dropped.numel()
+    variance = share / (1 - share)  # of a Bernoulli(1 - share) over 1 - share
+    assert abs((dropped == 0).double().mean().item() - share) < 4 * (share * (1 - share) / entries) ** 0.5
+    assert abs(dropped.mean().item() - 1) < 4 * (variance / entries) ** 0.5
+    assert dropped.var().item() == pytest.approx(variance, rel=0.07)
     assert len(dropped.unique()) == 2
-    assert not torch.equal(dropout(torch.ones(501, 403)), dropped)
+    assert dropped.max().item() == pytest.approx(1 / (1 - share), rel=1e-6)
+    assert not torch.equal(dropout(torch.ones(1001, 403)), dropped.float())
+
+
+def test_dropout_of_neighbouring_entries_is_independent():
+    dropout = StreamDropout(0.5)
+    dropout.generator = torch.Generator().manual_seed(3)
+    kept = (dropout(torch.ones(800_000)) > 0).double() - 0.5
+    for apart in range(1, 17):  # eight entries share a draw
+        assert abs((kept[:-apart] * kept[apart:]).mean().item()) < 4 * 0.25 / 800_000**0.5
 
 
 def test_dropout_is_the_identity_in_evaluation_and_at_zero():

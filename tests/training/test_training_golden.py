@@ -1,6 +1,7 @@
 """A golden run: refactoring must leave the losses of every recipe where they were.
 
-Renew the file with `PYTHONPATH=tests python tests/training/test_training_golden.py`, and say under "Changed numbers" why it moved.
+Renew the file with `PYTHONPATH=tests python tests/training/test_training_golden.py`, and say under "Changed
+numbers" why it moved.
 """
 
 import json

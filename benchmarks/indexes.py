@@ -1,7 +1,7 @@
 """Approximate indexes on clustered vectors: python benchmarks/indexes.py [VECTORS WIDTH [SEED...]]
 
 For each seed and factory: the memory estimated before building and the bytes that it came to, the search setting found,
-the recall measured then with its interval (for a new measurement), the recall of 20 new measurements of 1,000 other
+the recall measured then with its interval (for a new measurement), the recall of 10 new measurements of 1,000 other
 queries each and how many of them fall inside, and the time of a query. At the end, how many fell inside over all seeds:
 95 % should. Default: 200,000 vectors, 128 wide, in 1,000 clusters, seed 0.
 """
@@ -18,7 +18,7 @@ from alignvl_cli.retrieval.nearest import agreement, faiss, nearest
 FACTORIES = ("Flat", "IVF1024,Flat", "IVF1024,SQ8", "RR128,IVF1024,PQ32", "HNSW32", "PQ32")
 CLUSTERS = 1000
 SPREAD = 0.8
-NEW = 20
+NEW = 10
 QUERIES = 1000
 MIB = 2**20
 

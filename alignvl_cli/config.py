@@ -5,7 +5,7 @@ Precedence: flag, then `--config` file, then recipe (ingredients) or size (shape
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
@@ -206,6 +206,9 @@ class TrainConfig:
     temperature: float | None
     """Fixed tau, or None: learned from 0.07; of the sigmoid loss 1 / t, learned from 0.1."""
 
+    loss_tile: int | None
+    """Side of the tiles that the loss is computed in; None: by batch size and memory."""
+
     # Shapes and schedule: a size sets them.
     adapter_depth: int
     adapter_expansion: int
@@ -333,6 +336,7 @@ DETAIL_DEFAULTS: dict[str, Any] = {
     "loss": Loss.infonce,
     "adapter": AdapterKind.fusemix,
     "temperature": "learned",
+    "loss-tile": "auto",
     "ema": 0.0,
     "patience": 0,
     "seed": 0,
@@ -396,6 +400,7 @@ def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> Train
     values["noise"] = values["noise"] if on["rp"] else NoiseKind.none
     values["smoothing"] = values["smoothing"] if on["es"] else 0.0
     values["temperature"] = _temperature(values["temperature"])
+    values["loss-tile"] = _loss_tile(values["loss-tile"])
     return TrainConfig(**{field.name: values[field.name.replace("_", "-")] for field in fields(TrainConfig)})
 
 
@@ -432,6 +437,8 @@ def _parsed(key: str, value: Any) -> Any:
         return kind(value)
     if kind is float and type(value) is int:
         value = float(value)
+    if key == "loss-tile" and type(value) is int:
+        value = str(value)
     if type(value) is not kind:
         raise UsageError(f"--{key}: wanted {_KIND_WORDS[kind]}, got {value!r}")
     if isinstance(value, float) and not math.isfinite(value):
@@ -439,8 +446,8 @@ def _parsed(key: str, value: Any) -> Any:
     if key in RANGES:
         wanted, holds = RANGES[key]
         _require(holds(value), key, wanted, value)
-    if key == "temperature":
-        _temperature(str(value))
+    if key in GRAMMAR:
+        GRAMMAR[key](str(value))
     return value
 
 
@@ -489,6 +496,19 @@ def _temperature(text: str) -> float | None:
     if word != "fixed" or not 0.001 <= tau <= 0.5:
         raise UsageError(f"--temperature: wanted 'learned' or 'fixed:TAU' with TAU from 0.001 to 0.5, got '{text}'")
     return tau
+
+
+def _loss_tile(text: str) -> int | None:
+    """None for `auto`."""
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) >= 1):
+        raise UsageError(f"--loss-tile: wanted 'auto' or a number of rows from 1, got '{text}'")
+    return int(text)
+
+
+GRAMMAR: dict[str, Callable[[str], object]] = {"temperature": _temperature, "loss-tile": _loss_tile}
+"""Settings that are words or numbers: what reads them, and refuses what it cannot."""
 
 
 def _require(holds: bool, key: str, wanted: str, value: Any) -> None:

@@ -72,6 +72,8 @@ def test_the_stronger_layer_wins(lower, upper, expected):
         ({"adapter": "glu", "adapter-depth": 2}, "adapter-depth"),
         ({"noise": "dropout", "noise-position": "output"}, "RMS of the latents"),
         ({"noise": "laplace", "noise-match": "range"}, "--noise uniform"),
+        ({"loss-tile": "0"}, "--loss-tile"),
+        ({"loss-tile": "many"}, "'auto' or a number of rows"),
         ({"lr": math.nan}, "--lr"),
         ({"lr": math.inf}, "--lr"),
         ({"lr": -1.0}, "--lr"),
@@ -102,6 +104,11 @@ def test_refused(asked, said):
 def test_a_setting_is_a_field_and_a_field_a_setting():
     switches = {"rp", "es"}  # resolved into noise and smoothing
     assert {field.name.replace("_", "-") for field in fields(TrainConfig)} == KINDS.keys() - switches
+
+
+@pytest.mark.parametrize(("asked", "side"), [("auto", None), ("512", 512), (512, 512)])
+def test_loss_tile(asked, side):
+    assert resolve_train({"loss-tile": asked}).loss_tile == side
 
 
 def test_recipe_sail_is_glu_and_sigmoid_and_flags_beat_it():

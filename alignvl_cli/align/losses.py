@@ -18,6 +18,9 @@ from alignvl_cli.align.smoothing import HARD, Frozen, Smoothing
 from alignvl_cli.align.tiles import Comparison, SpreadSums, Target, Tile
 from alignvl_cli.config import Loss
 
+SHORTEST = 1e-12
+"""A row shorter than this is divided by this, as torch's `normalize` does."""
+
 
 class LossParts(NamedTuple):
     """Scalars in nats: the loss that is minimised, and (detached) the loss against the hard target.
@@ -52,11 +55,10 @@ def contrastive(
     With `keys_KN`, off-diagonal entries whose rows share a key leave the comparison and the target. `frozen` is what
     the `similarity` target looks at. `tile` is the side of the largest square held at once; None: all of it.
     """
+    side = min(tile or len(img_NE), len(img_NE))
     with torch.autocast(img_NE.device.type, enabled=False):
-        unit_img_NE, unit_txt_NE = (F.normalize(_exact(rows), dim=1) for rows in (img_NE, txt_NE))
-        side = min(tile or len(img_NE), len(img_NE))
         return LossParts(
-            *_Tiled.apply(unit_img_NE, unit_txt_NE, scale, bias, CRITERIA[loss], keys_KN, smoothing, frozen, side)
+            *_Tiled.apply(_exact(img_NE), _exact(txt_NE), scale, bias, CRITERIA[loss], keys_KN, smoothing, frozen, side)
         )
 
 
@@ -144,6 +146,10 @@ class _Tiled(torch.autograd.Function):
         frozen: Frozen | None,
         side: int,
     ) -> tuple[Tensor, Tensor]:
+        ctx.lengths = [
+            torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_(min=SHORTEST) for rows in (img_NE, txt_NE)
+        ]
+        img_NE, txt_NE = img_NE / ctx.lengths[0], txt_NE / ctx.lengths[1]
         comparison = Comparison(img_NE, txt_NE, scale, bias, keys_KN, smoothing, frozen, side)
         criterion = criterion_of(img_NE)
         sums = SpreadSums(comparison) if smoothing.alpha else None
@@ -180,7 +186,15 @@ class _Tiled(torch.autograd.Function):
             grad_img_NE[tile.rows].addmm_(gradient_RC, txt_NE[tile.columns])
             grad_txt_NE[tile.columns].addmm_(gradient_RC.T, img_NE[tile.rows])
         per_entry = grad / (2 * len(img_NE))
-        grad_scale = (grad_img_NE * img_NE).sum() * per_entry  # sum of gradient times cosine over all entries
-        to_rows = per_entry * comparison.scale
+        along_img_N, along_txt_N = (
+            torch.einsum("ne,ne->n", *sides) for sides in ((grad_img_NE, img_NE), (grad_txt_NE, txt_NE))
+        )
+        grad_scale = along_img_N.sum() * per_entry  # the sum over all entries of gradient times cosine
         grad_bias = None if comparison.bias is None else total * per_entry
-        return grad_img_NE.mul_(to_rows), grad_txt_NE.mul_(to_rows), grad_scale, grad_bias, *[None] * 5
+        to_rows = per_entry * comparison.scale
+        for rows_NE, unit_NE, along_N, length_N1 in zip(
+            (grad_img_NE, grad_txt_NE), (img_NE, txt_NE), (along_img_N, along_txt_N), ctx.lengths, strict=True
+        ):
+            # Through the normalisation, in place: what points along the row does not change it.
+            rows_NE.addcmul_(unit_NE, along_N[:, None], value=-1).mul_(to_rows / length_N1)
+        return grad_img_NE, grad_txt_NE, grad_scale, grad_bias, *[None] * 5

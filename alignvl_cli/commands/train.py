@@ -157,6 +157,13 @@ def train(
     temperature: Annotated[
         str | None, typer.Option(help="'learned' or 'fixed:TAU'. [default: learned]", rich_help_panel=MODEL)
     ] = None,
+    loss_tile: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows of the batch compared at once, or 'auto'. Smaller: less memory, the same loss. [default: auto]",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="[default: 0]", rich_help_panel=SCHEDULE)] = None,
     epochs: Annotated[int | None, typer.Option(help="[default: by size]", rich_help_panel=SCHEDULE)] = None,
     batch_size: Annotated[

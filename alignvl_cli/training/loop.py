@@ -83,6 +83,7 @@ def batch_loss(plan: Plan, adapters: AdapterPair, slices: Slices, progress: floa
         smoothing,
         keys_KN=batch.keys_KN,
         frozen=batch.frozen,
+        tile=plan.loss_tile,
     )
 
 

@@ -1,9 +1,16 @@
 """What a run records about the machine it ran on."""
 
+import os
 import platform
 import sys
 
 import torch
+
+ASSUMED_BYTES = 8 * 2**30
+WHOLE_SHARE = 1 / 16
+BYTES_AN_ENTRY = 20
+"""The logits of a tile, its gradient, the target and what is made on the way, in float32."""
+CPU_TILE, ACCELERATOR_TILE = 1024, 8192
 
 
 def device_name(device: str) -> str:
@@ -23,3 +30,21 @@ def peak_memory_bytes(device: str) -> int | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def memory_bytes(device: str) -> int:
+    """What the device has in all: unlike what is free just now, the same in every run on one machine."""
+    if device == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return ASSUMED_BYTES
+
+
+def automatic_tile(rows: int, device: str) -> int:
+    """Side of the loss's tiles for a batch of `rows`: all of it while that takes little of the device's memory (a tile
+    that is kept is not computed twice), else what keeps a processor busy."""
+    if rows**2 * BYTES_AN_ENTRY <= memory_bytes(device) * WHOLE_SHARE:
+        return rows
+    return CPU_TILE if device == "cpu" else ACCELERATOR_TILE

@@ -23,6 +23,7 @@ from alignvl_cli.training.data import (
 )
 from alignvl_cli.training.health import Skips
 from alignvl_cli.training.ingredients import Gather, input_transforms, noise_std, output_transforms
+from alignvl_cli.training.machine import automatic_tile
 from alignvl_cli.training.optimiser import adamw
 from alignvl_cli.training.records import Started
 from alignvl_cli.training.state import Plan, TrainState
@@ -70,6 +71,7 @@ def prepare(
         val=val.to(device),
         steps_per_epoch=epoch_steps,
         precision=precision,
+        loss_tile=config.loss_tile or automatic_tile(config.batch_size, device),
     )
     noise_share = _noise_share(config, latent_rms)
     started = Started(

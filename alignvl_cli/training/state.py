@@ -65,6 +65,8 @@ class Plan:
     val: SplitLatents
     steps_per_epoch: int
     precision: Precision
+    loss_tile: int
+    """Side of the tiles that the loss is computed in."""
 
     @property
     def total_steps(self) -> int:

@@ -13,6 +13,7 @@ from alignvl_cli.config import resolve_train
 from alignvl_cli.errors import DataError, DivergedError, MismatchError, UsageError
 from alignvl_cli.runs.folder import ADAPTERS, CONFIG, METRICS, RESULT, load_run
 from alignvl_cli.store.reader import open_store
+from alignvl_cli.training import machine
 from alignvl_cli.training.records import Finished, Started, Step, Validated
 from alignvl_cli.training.run import count_pairs, train_run
 
@@ -154,6 +155,29 @@ def test_every_setting_changes_what_is_learned(store, tmp_path):
     assert learned.temperature == pytest.approx(learned.result["tau"])
     assert learned.temperature != pytest.approx(0.1, abs=1e-6)
     assert learned.adapters.bias.item() != -10
+
+
+def test_tiles_change_memory_and_not_the_loss(store, tmp_path):
+    for loss in ("infonce", "sigmoid"):
+        whole, tiled = (
+            train(store, tmp_path / f"{loss}-{tile}", loss=loss, loss_tile=tile, mask_duplicates=True, epochs=2)
+            for tile in ("auto", "5")
+        )
+        found, wanted = ([record.loss for record in records if isinstance(record, Step)] for records in (tiled, whole))
+        assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_automatic_tile_is_the_batch_while_that_takes_little_memory(monkeypatch):
+    monkeypatch.setattr(machine, "memory_bytes", lambda device: 2**33)
+    assert machine.automatic_tile(512, "cpu") == 512
+    assert machine.automatic_tile(20_480, "cpu") == machine.CPU_TILE
+    monkeypatch.setattr(machine, "memory_bytes", lambda device: 141 * 10**9)
+    assert machine.automatic_tile(20_480, "cuda") == 20_480
+    assert machine.automatic_tile(1_000_000, "cuda") == machine.ACCELERATOR_TILE
+
+
+def test_this_machine_has_memory():
+    assert machine.memory_bytes("cpu") > 2**28
 
 
 def test_arms_share_the_number_of_steps_and_the_first_draws(store, tmp_path):

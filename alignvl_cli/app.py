@@ -17,7 +17,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from alignvl_cli.commands import classify, data, doctor, eval, exchange, extract, index, inspect_, search, train
+from alignvl_cli.commands import (
+    ablate,
+    classify,
+    data,
+    doctor,
+    eval,
+    exchange,
+    extract,
+    index,
+    inspect_,
+    report,
+    search,
+    train,
+)
 from alignvl_cli.commands.session import Session
 from alignvl_cli.commands.workspace import Workspace
 from alignvl_cli.errors import AlignvlError, DataError
@@ -204,6 +217,8 @@ register(eval.eval_, "eval")
 register(index.index, "index")
 register(search.search, "search")
 register(classify.classify, "classify")
+register(ablate.ablate, "ablate")
+register(report.report, "report")
 register(inspect_.inspect_, "inspect")
 register(doctor.doctor, "doctor")
 register(data.check, "check", data_app)

@@ -50,7 +50,7 @@ class _Bar:
             self._task = None
 
 
-class _Display:
+class Display:
     """What both displays share: the three ways to show, and an end that always leaves the terminal in order."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
@@ -76,7 +76,7 @@ class _Display:
         self._console.print(safe(line, style))
 
 
-class TrainingProgress(_Display):
+class TrainingProgress(Display):
     """Loss, hard-target loss, tau and validation recall of a training run, as its records come in."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
@@ -163,7 +163,7 @@ class TrainingProgress(_Display):
         return figures
 
 
-class ExtractionProgress(_Display):
+class ExtractionProgress(Display):
     """Pictures and captions done, rate and time left, as an extraction's events come in."""
 
     def __init__(self, console: Console, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:

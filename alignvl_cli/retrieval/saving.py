@@ -10,6 +10,7 @@ import pyarrow.parquet
 from alignvl_cli.provenance import committed, write_json
 from alignvl_cli.retrieval.evaluation import Evaluation
 from alignvl_cli.retrieval.metrics import QueryRanks
+from alignvl_cli.retrieval.protocol import DEFAULT_PROTOCOL, Protocol
 from alignvl_cli.runs.folder import Run
 
 
@@ -20,18 +21,20 @@ def save_evaluation(run: Run, evaluation: Evaluation) -> Path:
     the caption's image's) and rank, 0 being a hit at 1. Another protocol than the default is part of the name. An
     earlier evaluation of this name is replaced.
     """
-    folder = run.path / "eval"
-    folder.mkdir(exist_ok=True)
-    protocol = evaluation.protocol
-    name = f"{Path(evaluation.store).stem}-{evaluation.split}"
-    name += f"-{protocol.folds}-folds" if protocol.folds > 1 else ""
-    name += "-identical-hits" if protocol.identical_hits else ""
-    name = re.sub(r"[^\w.+-]", "_", name)
-    with committed(folder / f"{name}.parquet") as scratch:
+    path = evaluation_path(run.path, Path(evaluation.store), evaluation.split, evaluation.protocol)
+    path.parent.mkdir(exist_ok=True)
+    with committed(path.with_suffix(".parquet")) as scratch:
         pyarrow.parquet.write_table(_ranks_table(evaluation), scratch)
-    path = folder / f"{name}.json"
     write_json(path, evaluation.to_json())
     return path
+
+
+def evaluation_path(run: Path, store: Path, split: str, protocol: Protocol = DEFAULT_PROTOCOL) -> Path:
+    """Where the evaluation of a run on a split is saved; its ranks, `.parquet`, are there when it is."""
+    name = f"{store.stem}-{split}"
+    name += f"-{protocol.folds}-folds" if protocol.folds > 1 else ""
+    name += "-identical-hits" if protocol.identical_hits else ""
+    return run / "eval" / (re.sub(r"[^\w.+-]", "_", name) + ".json")
 
 
 def _ranks_table(evaluation: Evaluation) -> pyarrow.Table:

@@ -32,7 +32,7 @@ def count_pairs(stores: Sequence[Path]) -> int:
 
 
 def train_run(
-    stores: Sequence[Path],
+    stores: Sequence[Path | Store],
     output: Path,
     config: TrainConfig,
     *,
@@ -50,7 +50,7 @@ def train_run(
     """
     began = time.perf_counter()
     device = choose_device(config.device)
-    opened = [open_store(path) for path in stores]
+    opened = [store if isinstance(store, Store) else open_store(store) for store in stores]
     val_store = opened[0] if val is None else open_store(val)
     plan, state, started = prepare(opened, val_store, config, device)
     claim_run(output, overwrite)

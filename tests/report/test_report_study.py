@@ -1,0 +1,91 @@
+"""A study's tables say what its verdicts do, figure by figure."""
+
+import json
+
+import numpy as np
+import pytest
+
+from alignvl_cli.ablation.judging import judge
+from alignvl_cli.ablation.records import Outcome, Ranks
+from alignvl_cli.ablation.study import parse_study
+from alignvl_cli.report.study import CSV_COLUMNS, study_notes, study_rows, study_tables
+
+FACTS = {
+    "split": "test",
+    "selection_split": "val",
+    "images": 40,
+    "captions": 40,
+    "repeated_captions": 0,
+    "protocol": "ties lose",
+    "store": "made-up.h5",
+}
+
+
+def outcome(arm, seed, found, failure=None):
+    if failure:
+        return Outcome(arm=arm, seed=seed, metrics={}, ranks={}, failure=failure)
+    rank_Q = np.where(np.arange(40) < found, 0, 99)
+    ranks = Ranks(np.arange(40), [f"{number:02d}" for number in range(40)], rank_Q)
+    metrics = {"mean_recall": found * 2.5, "rsum": found * 15.0, "image_to_text.R@1": found * 2.5}
+    return Outcome(
+        arm=arm, seed=seed, metrics={"test": metrics}, ranks={"image_to_text": ranks, "text_to_image": ranks}
+    )
+
+
+@pytest.fixture(scope="module")
+def verdicts():
+    study = parse_study(
+        {
+            "name": "square",
+            "question": "Mixing?",
+            "reference": "no-mix+no-es",
+            "seeds": list(range(8)),
+            "factors": {
+                "mixing": {"no-mix": {"mix": False}, "mix": {"mix": True}},
+                "smoothing": {"no-es": {"es": False}, "es": {"es": True}},
+            },
+        }
+    )
+    shifts = {"no-mix+no-es": 0, "mix+no-es": 8, "no-mix+es": 0, "mix+es": 8}
+    outcomes = [
+        outcome(arm, seed, 20 + seed % 3 + shift, failure="it diverged" if (arm, seed) == ("no-mix+es", 7) else None)
+        for seed in range(8)
+        for arm, shift in shifts.items()
+    ]
+    return json.loads(json.dumps(judge(study, outcomes, "test", FACTS).to_json()))
+
+
+def test_the_first_table_has_an_arm_a_row_and_its_verdict(verdicts):
+    arms, effects, recalls = study_tables(verdicts)
+    lines = {row[0].text: [cell.text for cell in row] for row in arms.rows}
+    assert arms.title == "square: Mixing?"
+    assert lines["no-mix+no-es"][-1] == "the reference"
+    assert lines["no-mix+es"][1] == "7 (1 failed)"
+    assert lines["mix+es"][3] == "+20.00"
+    assert lines["mix+es"][5] == f"{3 * 2.0**-7:.3f}"
+    assert lines["mix+es"][-1].startswith("+ better by 20.0 points")
+    assert lines["no-mix+es"][-1].startswith("= equivalent within 1 point")
+    assert [row[0].text for row in effects.rows] == ["mixing", "smoothing", "mixing x smoothing"]
+    assert effects.rows[0][1].text == "+20.00"
+    assert effects.rows[0][-1].text == "mix against no-mix"
+    assert {len(row) for table in (arms, effects, recalls) for row in table.rows} == {7, 6, 8}
+    assert recalls.rows[1][1].text == f"{verdicts['arms'][1]['metrics']['image_to_text.R@1']['mean']:.1f}"
+    assert recalls.rows[1][2].text == "-"  # a metric that was not measured
+
+
+def test_the_notes_say_split_seeds_and_tests(verdicts):
+    notes = " ".join(study_notes(verdicts))
+    for said in ("split test of made-up.h5", "ties lose", "8 seeds (0 to 7)", "sign-flip", "within 1 point,"):
+        assert said in notes
+
+
+def test_csv_rows_have_every_column_and_full_precision(verdicts):
+    rows = [dict(zip(CSV_COLUMNS, row, strict=True)) for row in study_rows(verdicts)]
+    better = next(row for row in rows if (row["name"], row["metric"]) == ("mix+es", "mean_recall"))
+    assert better["difference"] == pytest.approx(20)
+    assert better["p"] == 2.0**-7
+    assert better["verdict"] == "better"
+    assert sum(row["kind"] == "effect" for row in rows) == 3
+    descriptive = next(row for row in rows if (row["name"], row["metric"]) == ("mix+es", "rsum"))
+    assert descriptive["p"] is None
+    assert descriptive["difference"] == pytest.approx(120)

@@ -1,0 +1,68 @@
+"""Tables of text in each format: nothing of a name acts, and what is bold or below is kept."""
+
+import csv
+import io
+import shutil
+import subprocess
+
+import pytest
+from rich.console import Console
+
+from alignvl_cli.report.tables import Cell, Table, as_csv, as_latex, as_markdown, latex, terminal
+
+HOSTILE = 'a"b<c & 50 % $x_1$ \\ | [b]{} #~^\x1b[31m'
+TABLE = Table(
+    title="One | two",
+    headers=("arm", "recall_K"),
+    left=(0,),
+    rows=((Cell(HOSTILE), Cell("12.5", bold=True, below="+1.0")), (Cell("plain"), Cell("11.5"))),
+)
+
+
+def test_markdown_has_a_cell_for_each_and_escapes_names():
+    lines = as_markdown([TABLE], ["a note_"], ["beware"]).splitlines()
+    assert lines[0] == "**One \\| two**"
+    assert lines[3] == "| --- | ---: |"
+    assert lines[4].replace("\\|", "").count("|") == 3
+    assert "\\[b\\]" in lines[4]
+    assert "**12.5 (+1.0)**" in lines[4]
+    assert lines[-2:] == ["a note\\_  ", "warning: beware"]
+    assert "\x1b" not in "".join(lines)
+
+
+def test_latex_shows_every_letter_and_is_booktabs():
+    text = as_latex([TABLE])
+    assert r"\begin{tabular}{lr}" in text
+    assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
+    row = next(line for line in text.splitlines() if line.startswith("a\\text"))
+    assert row.count(" & ") == 1
+    assert r"\textbf{12.5 (+1.0)}" in row
+    assert latex("50 % of $1 & x_1") == r"50 \% of \$1 \& x\_1"
+    assert latex("1 ± 2") == r"1 $\pm$ 2"
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
+def test_latex_compiles(tmp_path):
+    (tmp_path / "t.tex").write_text(
+        "\\documentclass{article}\\usepackage[T1]{fontenc}\\usepackage{booktabs}\\begin{document}\n"
+        + as_latex([TABLE], ["note"])
+        + "\\end{document}\n"
+    )
+    subprocess.run(["pdflatex", "-interaction=batchmode", "-halt-on-error", "t.tex"], cwd=tmp_path, check=True)
+
+
+def test_csv_is_read_back_and_no_cell_is_a_formula():
+    text = as_csv(["name", "value"], [["=1+1", -0.5], ['a,"b', None], ["plain", 1.25]])
+    rows = list(csv.reader(io.StringIO(text)))
+    assert rows == [["name", "value"], ["'=1+1", "-0.5"], ['a,"b', ""], ["plain", "1.25"]]
+
+
+def test_the_terminal_shows_names_to_the_letter():
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(terminal([TABLE], ["a note"], ["beware"]))
+    shown = console.export_text()
+    assert "[b]{}" in shown
+    assert "\x1b[31m" not in shown
+    assert "12.5" in shown
+    assert "+1.0" in shown
+    assert "warning: beware" in shown

@@ -19,9 +19,12 @@ from alignvl_cli.provenance import read_json, write_json
 from alignvl_cli.retrieval.evaluate import evaluate
 from alignvl_cli.retrieval.metrics import DIRECTIONS
 from alignvl_cli.retrieval.saving import evaluation_path, save_evaluation
+from alignvl_cli.runs.checkpoint import has_checkpoint
 from alignvl_cli.runs.folder import CONFIG, is_complete_run, load_run
 from alignvl_cli.runs.folder import RESULT as RUN_RESULT
 from alignvl_cli.store.reader import Store, open_store
+from alignvl_cli.training.records import Record
+from alignvl_cli.training.resume import resume_run
 from alignvl_cli.training.run import train_run
 
 JUDGED = ("confidence", "overconfidence", "ece", "nll", "brier", "auroc", "aurc")
@@ -67,7 +70,8 @@ class Made:
 
 
 def make(job: Job) -> Made:
-    """Train the run unless it is complete, and evaluate it unless that was done. An unfinished run starts again.
+    """Train the run unless it is complete, and evaluate it unless that was done. An unfinished run goes on from its
+    checkpoint, if it has one.
 
     A diverged training is recorded in the folder, and is an outcome like any other. Raises as `train_run` and
     `evaluate` do otherwise.
@@ -75,9 +79,8 @@ def make(job: Job) -> Made:
     store = _store(job.store)
     with _threads(job.threads):
         if not is_complete_run(job.folder):
-            shutil.rmtree(job.folder, ignore_errors=True)  # our own, half-made
             try:
-                for _ in train_run([store], job.folder, job.config):
+                for _ in _training(job, store):
                     pass
             except DivergedError as problem:
                 write_json(job.folder / FAILED, {"reason": str(problem), "decides": job.decides})
@@ -86,6 +89,15 @@ def make(job: Job) -> Made:
         evaluation = evaluate(run, store, job.split, calibration=True, device=job.device)
         save_evaluation(run, evaluation)
     return Made(arm=job.arm, seed=job.seed, mean_recall=evaluation.metrics.mean_recall, failure=None)
+
+
+def _training(job: Job, store: Store) -> Iterator[Record]:
+    """The training of an unfinished job, from its checkpoint or from the first step."""
+    if has_checkpoint(job.folder) and _made_of(read_json(job.folder / CONFIG, "run's configuration")) == job.decides:
+        return resume_run(job.folder, [job.store])
+    if not (job.folder / CONFIG).is_file():
+        shutil.rmtree(job.folder, ignore_errors=True)  # our own, killed before it was a run
+    return train_run([store], job.folder, job.config, overwrite=True)
 
 
 def read_outcome(job: Job) -> Outcome | None:
@@ -99,13 +111,7 @@ def read_outcome(job: Job) -> Outcome | None:
         return None
     config = read_json(job.folder / CONFIG, "run's configuration")
     result = read_json(job.folder / RUN_RESULT, "run's result")
-    made_of = {
-        **config.get("settings", {}),
-        "store": config["stores"][0]["content_hash"],
-        "trained on": result.get("device"),
-        "threads": result.get("threads"),
-    }
-    _require_same(job, made_of)
+    _require_same(job, _made_of(config))
     path = evaluation_path(job.folder, job.store, job.split)
     if not path.is_file() or not path.with_suffix(".parquet").is_file():
         return None
@@ -125,6 +131,17 @@ def read_outcome(job: Job) -> Outcome | None:
 def read_evaluation(job: Job) -> dict[str, Any]:
     """The evaluation of a finished run, whole."""
     return read_json(evaluation_path(job.folder, job.store, job.split), "evaluation")
+
+
+def _made_of(config: dict[str, Any]) -> dict[str, Any]:
+    """`Job.decides` of a run, from its `config.json`."""
+    machine = config.get("machine", {})
+    return {
+        **config.get("settings", {}),
+        "store": config["stores"][0]["content_hash"],
+        "trained on": machine.get("device"),
+        "threads": machine.get("threads"),
+    }
 
 
 def differences(made_of: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

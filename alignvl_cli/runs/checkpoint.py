@@ -37,10 +37,15 @@ def write_checkpoint(run: Path, step: int, tensors: Mapping[str, Tensor], state:
             path.unlink()
 
 
+def has_checkpoint(run: Path) -> bool:
+    """Whether there is anything to go on from; `read_checkpoint` says whether it is sound."""
+    return (run / FOLDER / STATE).is_file()
+
+
 def read_checkpoint(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Tensors, on the CPU, and state; None when none was written. DataError for one that is damaged."""
     folder = run / FOLDER
-    if not (folder / STATE).is_file():
+    if not has_checkpoint(run):
         return None
     remedy = f"train the run again with `alignvl train --output {run} --overwrite`"
     record = read_json(folder / STATE, "checkpoint")

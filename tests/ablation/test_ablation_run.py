@@ -21,6 +21,9 @@ from alignvl_cli.ablation.study import load_study
 from alignvl_cli.config import Device
 from alignvl_cli.errors import DataError, DivergedError, MismatchError, UsageError
 from alignvl_cli.runs.folder import load_run
+from alignvl_cli.training.records import Validated
+from alignvl_cli.training.resume import resume_run
+from alignvl_cli.training.run import train_run
 
 RECORDS = (VERDICTS, RESULTS, RANKS)
 
@@ -225,6 +228,24 @@ def test_the_store_is_opened_once_for_all_runs(store, tmp_path, monkeypatch):
     run(setup_of(store, tmp_path), tmp_path / "study")
     jobs_module._store.cache_clear()
     assert opened == [store]
+
+
+def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(finished, copied, store, tmp_path, monkeypatch):
+    setup = setup_of(store, tmp_path)
+    folder = run_folder(copied, "noisy", 1)
+    shutil.rmtree(folder)
+    (job,) = [job for job in setup.jobs(copied) if (job.arm, job.seed) == ("noisy", 1)]
+    with jobs_module._threads(1):
+        records_of_training = train_run([store], folder, job.config, checkpoint_s=0.0)
+        for record in records_of_training:
+            if isinstance(record, Validated):
+                break
+        records_of_training.close()  # stopped after the first epoch of two
+    resumed = []
+    monkeypatch.setattr(jobs_module, "resume_run", lambda *given: resumed.append(given) or resume_run(*given))
+    run(setup, copied)
+    assert [given[0] for given in resumed] == [folder]
+    assert records(copied) == records(finished[0])
 
 
 def command(folder, store, *more):

@@ -43,6 +43,16 @@ class Pooling(StrEnum):
     projection = "projection"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trust:
+    """What of a model's own files may run code: nothing, unless the user says so each time it is loaded."""
+
+    remote_code: bool = False
+    """`--trust-remote-code`: Python files beside the weights."""
+    pickle: bool = False
+    """`--allow-pickle`: weights that are read by unpickling."""
+
+
 class StoreDtype(StrEnum):
     float32 = "float32"
     float16 = "float16"

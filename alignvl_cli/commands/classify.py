@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from alignvl_cli.commands.options import DataOption, DeviceOption, JsonOption
+from alignvl_cli.commands.options import DataOption, DeviceOption, JsonOption, PickleOption, TrustOption
 from alignvl_cli.commands.session import Session
 from alignvl_cli.config import Device
 
@@ -25,6 +25,8 @@ def classify(
         typer.Option("--templates", "-t", help="A prompt with {} for the label; repeat it for an ensemble."),
     ] = None,
     device: DeviceOption = Device.auto,
+    trust_remote_code: TrustOption = False,
+    allow_pickle: PickleOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Classify images by their labels, zero-shot.
@@ -39,7 +41,9 @@ def classify(
     from alignvl_cli.retrieval.encoder import DualEncoder
 
     place = choose_device(device)
-    encoder = DualEncoder.load(run or session.newest_run(), device=place)
+    encoder = DualEncoder.load(
+        run or session.newest_run(), device=place, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+    )
     found = assign(
         encoder.run,
         encoder.encode_text,

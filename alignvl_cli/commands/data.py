@@ -13,9 +13,11 @@ from alignvl_cli.commands.options import (
     JsonOption,
     MaxPixelsOption,
     MaxRejectedOption,
+    PickleOption,
+    TrustOption,
 )
 from alignvl_cli.commands.session import Session
-from alignvl_cli.config import MAX_PIXELS, DatasetOptions, Device, Precision
+from alignvl_cli.config import MAX_PIXELS, DatasetOptions, Device, Precision, Trust
 from alignvl_cli.errors import RejectedError
 
 
@@ -36,6 +38,8 @@ def check(
     max_pixels: MaxPixelsOption = MAX_PIXELS,
     max_rejected: MaxRejectedOption = 0.01,
     workers: Annotated[int | None, typer.Option(help="Processes that decode images. Default: by the machine.")] = None,
+    trust_remote_code: TrustOption = False,
+    allow_pickle: PickleOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Look for what is wrong with a dataset: files, duplicates, captions.
@@ -59,7 +63,13 @@ def check(
     if text is not None:
         from alignvl_cli.encoders.text import load_text
 
-        encoder = load_text(text, pooling=None, device=Device.cpu.value, precision=Precision.fp32)
+        encoder = load_text(
+            text,
+            pooling=None,
+            device=Device.cpu.value,
+            precision=Precision.fp32,
+            trust=Trust(remote_code=trust_remote_code, pickle=allow_pickle),
+        )
     with ExtractionProgress(session.err, quiet=session.quiet) as progress:
         for event in check_dataset(
             pairs, max_pixels=max_pixels, max_rejected=max_rejected, workers=workers, text=encoder

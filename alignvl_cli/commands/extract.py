@@ -15,10 +15,12 @@ from alignvl_cli.commands.options import (
     MaxPixelsOption,
     MaxRejectedOption,
     OverwriteOption,
+    PickleOption,
     PrecisionOption,
+    TrustOption,
 )
 from alignvl_cli.commands.session import Session
-from alignvl_cli.config import MAX_PIXELS, DatasetOptions, Device, ExtractConfig, Pooling, Precision, StoreDtype
+from alignvl_cli.config import MAX_PIXELS, DatasetOptions, Device, ExtractConfig, Pooling, Precision, StoreDtype, Trust
 from alignvl_cli.encoders.names import DEFAULT_TEXT, DEFAULT_VISION
 from alignvl_cli.errors import RejectedError
 
@@ -46,6 +48,8 @@ def extract(
     text_pooling: Annotated[
         Pooling | None, typer.Option(help="Which vector is the latent. Default: the model's.", rich_help_panel=ENCODERS)
     ] = None,
+    trust_remote_code: TrustOption = False,
+    allow_pickle: PickleOption = False,
     data_format: FormatOption = None,
     image_root: ImageRootOption = None,
     image_column: ImageColumnOption = "image",
@@ -96,8 +100,9 @@ def extract(
     from alignvl_cli.extraction.work_folder import remove_leftover
     from alignvl_cli.report.progress import ExtractionProgress
 
-    images = load_vision(vision, pooling=image_pooling, device=place, precision=precision)
-    captions = load_text(text, pooling=text_pooling, device=place, precision=precision)
+    trust = Trust(remote_code=trust_remote_code, pickle=allow_pickle)
+    images = load_vision(vision, pooling=image_pooling, device=place, precision=precision, trust=trust)
+    captions = load_text(text, pooling=text_pooling, device=place, precision=precision, trust=trust)
     plan = make_plan(pairs, images, captions, config)
     store = output or session.workspace.store_path(pairs.name, plan.encoder_hash)
     if not (overwrite or restart) and existing_store_matches(store, plan):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignvl_cli.commands.options import JsonOption
+from alignvl_cli.commands.options import JsonOption, PickleOption, TrustOption
 from alignvl_cli.commands.session import Session
-from alignvl_cli.config import Device, Precision
+from alignvl_cli.config import Device, Precision, Trust
 from alignvl_cli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ def inspect_(
         int | None,
         typer.Option(metavar="N", min=1, help="Encode N images and N captions of a store again and compare."),
     ] = None,
+    trust_remote_code: TrustOption = False,
+    allow_pickle: PickleOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Say what an artefact is, and verify it.
@@ -52,7 +54,9 @@ def inspect_(
         return
     kind = _kind(path)
     facts = {"kind": kind, "path": str(path), **FACTS[kind](path, check)}
-    verification = None if verify is None else _verify(path, verify)
+    verification = (
+        None if verify is None else _verify(path, verify, Trust(remote_code=trust_remote_code, pickle=allow_pickle))
+    )
     if verification is not None:
         facts["verify"] = asdict(verification)
     if as_json:
@@ -63,7 +67,7 @@ def inspect_(
         _judge(session, path, verification)
 
 
-def _verify(path: Path, sample: int) -> "Verification":
+def _verify(path: Path, sample: int, trust: Trust) -> "Verification":
     from alignvl_cli.devices import choose_device
     from alignvl_cli.encoders.text import reload_text
     from alignvl_cli.encoders.vision import reload_vision
@@ -72,8 +76,8 @@ def _verify(path: Path, sample: int) -> "Verification":
 
     store = open_store(path)
     device = choose_device(Device.auto)
-    vision = reload_vision(**store.vision, device=device, precision=_precision(store.vision))
-    text = reload_text(**store.text, device=device, precision=_precision(store.text))
+    vision = reload_vision(**store.vision, device=device, precision=_precision(store.vision), trust=trust)
+    text = reload_text(**store.text, device=device, precision=_precision(store.text), trust=trust)
     return verify_store(store, vision, text, sample)
 
 

@@ -15,6 +15,13 @@ DataOption = Annotated[
     Path | None, typer.Option("--data", help="Store to use. Default: the one the run was trained on.")
 ]
 
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the Python files that a model brings along.")
+]
+PickleOption = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read weights that are pickled where there are no safetensors.")
+]
+
 DATA = "Data"
 FormatOption = Annotated[
     DatasetFormat | None,

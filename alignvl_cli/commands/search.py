@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from alignvl_cli.commands.options import DeviceOption, JsonOption
+from alignvl_cli.commands.options import DeviceOption, JsonOption, PickleOption, TrustOption
 from alignvl_cli.commands.session import Session
 from alignvl_cli.config import Device
 from alignvl_cli.errors import DataError, UsageError
@@ -33,6 +33,8 @@ def search(
         bool, typer.Option("--open", help="Show that page in a browser. Default place: the workspace.")
     ] = False,
     device: DeviceOption = Device.auto,
+    trust_remote_code: TrustOption = False,
+    allow_pickle: PickleOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find images by words, or captions by a picture.
@@ -51,7 +53,9 @@ def search(
     asked = [*(text or []), *(_lines(queries) if queries else []), *map(str, image or [])]
     place = choose_device(device)
     opened = open_or_make_index(session, index, place)
-    encoder = DualEncoder.load(opened.run_path, device=place)
+    encoder = DualEncoder.load(
+        opened.run_path, device=place, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+    )
     query_QE = encoder.encode_image(asked) if image else encoder.encode_text(asked)
     gallery = of or (Gallery.text if image else Gallery.image)
     found = ask(opened, encoder, query_QE, k=k, of=gallery, threshold=threshold)

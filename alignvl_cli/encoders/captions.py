@@ -7,10 +7,12 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from alignvl_cli.encoders.folders import ModelFolder
+from alignvl_cli.config import Trust
+from alignvl_cli.encoders.folders import NO_TRUST, ModelFolder
 from alignvl_cli.encoders.modules import SentenceModules
 from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.encoders.records import tokenizer_record
+from alignvl_cli.encoders.trust import reason_of
 from alignvl_cli.errors import DataError
 
 UNMASKED = {"siglip_text_model", "siglip2_text_model"}
@@ -79,13 +81,17 @@ class CaptionReader:
         return [text.lower() for text in written] if self.lowercase else written
 
 
-def load_reader(found: ModelFolder, modules: SentenceModules | None, config: Any) -> CaptionReader:
+def load_reader(
+    found: ModelFolder, modules: SentenceModules | None, config: Any, trust: Trust = NO_TRUST
+) -> CaptionReader:
     """The folder's tokenizer, with the settings of its module files. DataError when it cannot be loaded."""
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(found.path, trust_remote_code=False, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                found.path, trust_remote_code=trust.remote_code, local_files_only=True
+            )
     except (OSError, ValueError, TypeError, ImportError, LookupError, AttributeError, RuntimeError) as problem:
-        raise DataError(f"{found.spec}: its tokenizer cannot be loaded: {str(problem).strip()}") from problem
+        raise DataError(f"{found.spec}: its tokenizer cannot be loaded: {reason_of(problem)}") from problem
     tokenizer.padding_side = tokenizer.truncation_side = "right"  # padding then touches no real token of any model
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)  # masked: any token does

@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from alignvl_cli.config import Trust
 from alignvl_cli.encoders.bundled import bundled_folder
 from alignvl_cli.encoders.modules import transformer_folder
 from alignvl_cli.encoders.names import BUNDLED
@@ -31,7 +32,11 @@ OTHER_FRAMEWORKS = ["onnx/*", "openvino/*", "coreml/*", "tflite/*"]
 ANSWER_SECONDS = 10
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+PICKLED_WEIGHTS = "pytorch_model.bin"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+"""The pickled weights that transformers can read; it unpickles tensors and nothing else."""
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+CODE = "*.py"
 
 
 class Side(StrEnum):
@@ -40,6 +45,8 @@ class Side(StrEnum):
     vision = "vision"
     text = "text"
 
+
+NO_TRUST = Trust()
 
 READERS = {
     Side.vision: (("preprocessor_config.json",), ("processor_config.json",)),
@@ -79,18 +86,18 @@ def spec_of(model_id: str, commit: str | None) -> str:
     return model_id if commit is None else f"{model_id}@{commit}"
 
 
-def find_model(spec: str, side: Side) -> ModelFolder:
+def find_model(spec: str, side: Side, trust: Trust = NO_TRUST) -> ModelFolder:
     """The folder that `spec` names, downloaded when it must be and complete for `side`.
 
-    DataError when there is no such model, it cannot be fetched, files are missing, or its weights are pickled;
-    UsageError for an unknown bundled name or a revision of a local folder.
+    DataError when there is no such model, it cannot be fetched, files are missing, or its weights are pickled
+    and that is not trusted; UsageError for an unknown bundled name or a revision of a local folder.
     """
-    found = _find(spec)
-    _check_files(found, side)
+    found = _find(spec, trust)
+    _check_files(found, side, trust)
     return found
 
 
-def _find(spec: str) -> ModelFolder:
+def _find(spec: str, trust: Trust) -> ModelFolder:
     if spec.startswith(BUNDLED):
         return ModelFolder(spec, None, bundled_folder(spec))
     path = Path(spec).expanduser()
@@ -109,19 +116,21 @@ def _find(spec: str) -> ModelFolder:
         validate_repo_id(repo)
     except HFValidationError as problem:
         raise DataError(f"{spec!r} is neither a folder here nor a Hub id like owner/name") from problem
-    return _fetch(repo, revision or None, spec)
+    return _fetch(repo, revision or None, spec, trust)
 
 
-def _fetch(repo: str, revision: str | None, spec: str) -> ModelFolder:
+def _fetch(repo: str, revision: str | None, spec: str, trust: Trust) -> ModelFolder:
     """A Hub model in the Hub's cache: brought up to date when the Hub answers, taken as it is when it does not."""
     try:
         with quiet(bars=sys.stderr.isatty()):
             commit = _hub_commit(repo, revision)
-            root = Path(_snapshot(repo, commit or revision, SMALL_FILES, cached=commit is None))
+            small = [*SMALL_FILES, CODE] if trust.remote_code else SMALL_FILES
+            root = Path(_snapshot(repo, commit or revision, small, cached=commit is None))
             inside = transformer_folder(root).relative_to(root).as_posix()
             if commit is not None:
-                weights = [f"{inside}/{name}".removeprefix("./") for name in _weight_files(root / inside)]
-                _snapshot(repo, commit, weights, cached=False)
+                _fetch_weights(repo, commit, root, inside, _weight_files(root / inside))
+                if trust.pickle and not _are_there(root / inside, _weight_files(root / inside)):
+                    _fetch_weights(repo, commit, root, inside, _weight_files(root / inside, pickled=True))
     except GatedRepoError as problem:
         raise DataError(f"{spec}: access to this model must be granted on its page; then set HF_TOKEN") from problem
     except RevisionNotFoundError as problem:
@@ -133,6 +142,10 @@ def _fetch(repo: str, revision: str | None, spec: str) -> ModelFolder:
     except OSError as problem:
         raise DataError(f"{spec}: cannot be kept in the cache ({constants.HF_HUB_CACHE}): {problem}") from problem
     return ModelFolder(repo, root.name if COMMIT.fullmatch(root.name) else None, root)
+
+
+def _fetch_weights(repo: str, commit: str, root: Path, inside: str, names: list[str]) -> None:
+    _snapshot(repo, commit, [f"{inside}/{name}".removeprefix("./") for name in names], cached=False)
 
 
 def _hub_commit(repo: str, revision: str | None) -> str | None:
@@ -167,18 +180,22 @@ def _out_of_reach(spec: str) -> str:
     )
 
 
-def _weight_files(path: Path) -> list[str]:
-    """The safetensors files of a model, as its index names them."""
-    index = path / WEIGHTS_INDEX
-    if not index.is_file():
-        return [WEIGHTS]
+def _weight_files(path: Path, *, pickled: bool = False) -> list[str]:
+    """The safetensors files of a model, or the pickled ones, as its index names them."""
+    whole, index = (PICKLED_WEIGHTS, path / PICKLED_INDEX) if pickled else (WEIGHTS, path / WEIGHTS_INDEX)
+    if (path / whole).is_file() or not index.is_file():
+        return [whole]
     try:
         return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, LookupError, AttributeError, TypeError) as problem:
         raise DataError(f"{index}: this index of weights is broken; fetch the model again") from problem
 
 
-def _check_files(found: ModelFolder, side: Side) -> None:
+def _are_there(path: Path, names: list[str]) -> bool:
+    return all((path / name).is_file() for name in names)
+
+
+def _check_files(found: ModelFolder, side: Side, trust: Trust) -> None:
     """DataError that names each missing file, so that no loader guesses or goes looking elsewhere."""
     path = found.path
     if not path.is_dir():
@@ -187,14 +204,16 @@ def _check_files(found: ModelFolder, side: Side) -> None:
         raise DataError(f"{found.spec}: this is a PEFT adapter; merge it into its base model and give that folder")
     there = {file.name for file in path.iterdir()}
     missing = [] if "config.json" in there else ["config.json"]
-    weights = [WEIGHTS] if WEIGHTS in there else _weight_files(path)
-    lost = [name for name in weights if name not in there]
-    if lost == [WEIGHTS] and any(any(path.glob(pattern)) for pattern in PICKLED):
+    lost = [name for name in _weight_files(path) if name not in there]
+    if lost == [WEIGHTS] and trust.pickle:
+        pickled = _weight_files(path, pickled=True)
+        lost = [WEIGHTS] if PICKLED_WEIGHTS in pickled and PICKLED_WEIGHTS not in there else sorted({*pickled} - there)
+    elif lost == [WEIGHTS] and any(any(path.glob(pattern)) for pattern in PICKLED):
         raise DataError(
-            f"{found.spec}: its weights are pickled, and unpickling runs code; convert them to {WEIGHTS} "
-            "(save_pretrained does) and give that folder"
+            f"{found.spec}: its weights are pickled, and unpickling can run code; convert them to {WEIGHTS} "
+            "(save_pretrained does) and give that folder, or add --allow-pickle if you trust who made them"
         )
-    missing += [f"{name} (pickled weights are not read)" if name == WEIGHTS else name for name in lost]
+    missing += [f"{name} (or, with --allow-pickle, {PICKLED_WEIGHTS})" if name == WEIGHTS else name for name in lost]
     if not any(there.issuperset(files) for files in READERS[side]):
         missing.append(" or ".join(" with ".join(files) for files in READERS[side]))
     if missing:

@@ -9,9 +9,11 @@ from PIL import Image
 from transformers import AutoImageProcessor, ConvNextImageProcessorPil, EfficientNetImageProcessorPil
 from transformers.image_processing_backends import PilBackend
 
-from alignvl_cli.encoders.folders import ModelFolder
+from alignvl_cli.config import Trust
+from alignvl_cli.encoders.folders import NO_TRUST, ModelFolder
 from alignvl_cli.encoders.pixels import Preprocess, ProcessorCall, ResizeCrop
 from alignvl_cli.encoders.quiet import quiet
+from alignvl_cli.encoders.trust import reason_of
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.provenance import canonical_json
 
@@ -44,12 +46,12 @@ PROBES = (Image.new("RGB", (96, 64), "white"), Image.new("RGB", (64, 96), "white
 """A wide and a tall picture: what they are turned into must not differ in shape."""
 
 
-def load_processor(found: ModelFolder) -> Any:
+def load_processor(found: ModelFolder, trust: Trust = NO_TRUST) -> Any:
     """The folder's image processor with the PIL backend, which needs no torchvision and is the same everywhere."""
     try:
         with quiet():
             return AutoImageProcessor.from_pretrained(
-                found.path, backend="pil", trust_remote_code=False, local_files_only=True
+                found.path, backend="pil", trust_remote_code=trust.remote_code, local_files_only=True
             )
     except ImportError as problem:
         raise DataError(
@@ -57,7 +59,7 @@ def load_processor(found: ModelFolder) -> Any:
             "run: pip install torchvision"
         ) from problem
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as problem:
-        raise DataError(f"{found.spec}: its image processor cannot be loaded: {str(problem).strip()}") from problem
+        raise DataError(f"{found.spec}: its image processor cannot be loaded: {reason_of(problem)}") from problem
 
 
 def processor_record(processor: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignvl_cli.config import Trust
 from alignvl_cli.errors import MismatchError
 from alignvl_cli.provenance import canonical_json, fingerprint, library_versions
 
@@ -48,7 +49,9 @@ def tokenizer_record(tokenizer: Any) -> dict[str, str]:
     return {"vocabulary": fingerprint(sorted(tokenizer.get_vocab().items())), "behaviour": fingerprint(ids)}
 
 
-def about(model_id: str, commit: str | None, precision: str, device: str, pooling_source: str) -> dict[str, Any]:
+def about(
+    model_id: str, commit: str | None, precision: str, device: str, pooling_source: str, trust: Trust
+) -> dict[str, Any]:
     """What is recorded beside an encoder and only warned about."""
     versions = library_versions()
     return {
@@ -58,6 +61,8 @@ def about(model_id: str, commit: str | None, precision: str, device: str, poolin
         "device": device,
         "versions": {package: versions[package] for package in VERSIONS if package in versions},
         "pooling_source": pooling_source,
+        "trust_remote_code": trust.remote_code,
+        "allow_pickle": trust.pickle,
     }
 
 

@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alignvl_cli.config import Pooling, Precision
+from alignvl_cli.config import Pooling, Precision, Trust
 from alignvl_cli.devices import choose_precision
 from alignvl_cli.encoders.captions import CaptionReader, load_reader
-from alignvl_cli.encoders.folders import Side, find_model, spec_of
+from alignvl_cli.encoders.folders import NO_TRUST, Side, find_model, spec_of
 from alignvl_cli.encoders.modules import read_modules
 from alignvl_cli.encoders.pooling import TEXT_VECTORS, choose_pooling
 from alignvl_cli.encoders.records import about, require_known, require_same
 from alignvl_cli.encoders.towers import DTYPES, PROJECTED, Tower, load_tower, probed, require_steady
+from alignvl_cli.encoders.trust import code_record
 
 PROBE_TEXTS = ["a", "a"]
 
@@ -52,16 +53,18 @@ class TextEncoder:
         return TEXT_VECTORS[self.pooling](output, mask_BL).cpu().numpy()
 
 
-def load_text(model_id: str, *, pooling: Pooling | None, device: str, precision: Precision) -> TextEncoder:
+def load_text(
+    model_id: str, *, pooling: Pooling | None, device: str, precision: Precision, trust: Trust = NO_TRUST
+) -> TextEncoder:
     """The text tower of a Hub id, `id@revision`, local folder or bundled name, on a torch device.
 
     Without `pooling` the model's sentence-transformers files decide, then the table by model type. UsageError,
     DataError: see `find_model`, `load_tower` and `choose_pooling`.
     """
-    found = find_model(model_id, Side.text)
+    found = find_model(model_id, Side.text, trust)
     modules = read_modules(found.root)
-    tower = load_tower(found, Side.text, pooling)
-    reader = load_reader(found, modules, tower.config)
+    tower = load_tower(found, Side.text, pooling, trust)
+    reader = load_reader(found, modules, tower.config, trust)
     with probed(found, tower):
         output, mask_BL = _forward(tower.model, reader, PROBE_TEXTS, "cpu")
         hidden = output.last_hidden_state
@@ -78,8 +81,11 @@ def load_text(model_id: str, *, pooling: Pooling | None, device: str, precision:
     precision = choose_precision(precision, device)
     return TextEncoder(
         # A Normalize module is never applied: see `SentenceModules`.
-        record=tower.record | reader.record | {"pooling": chosen.value, "normalize": False},
-        about=about(found.id, found.commit, precision.value, device, source),
+        record=tower.record
+        | code_record(found, tower.model, reader.tokenizer)
+        | reader.record
+        | {"pooling": chosen.value, "normalize": False},
+        about=about(found.id, found.commit, precision.value, device, source, trust),
         width=TEXT_VECTORS[chosen](output, mask_BL).shape[1],
         device=device,
         precision=precision,
@@ -89,12 +95,14 @@ def load_text(model_id: str, *, pooling: Pooling | None, device: str, precision:
     )
 
 
-def reload_text(record: Mapping[str, Any], about: Mapping[str, Any], device: str, precision: Precision) -> TextEncoder:
+def reload_text(
+    record: Mapping[str, Any], about: Mapping[str, Any], device: str, precision: Precision, trust: Trust = NO_TRUST
+) -> TextEncoder:
     """The encoder that a store's `record` and `about` describe; MismatchError if it has changed since, or if
-    the latents were imported."""
+    the latents were imported. What the record trusts is not trusted again: `trust` is asked anew."""
     require_known(record, about)
     spec = spec_of(about["id"], about["commit"])
-    encoder = load_text(spec, pooling=Pooling(record["pooling"]), device=device, precision=precision)
+    encoder = load_text(spec, pooling=Pooling(record["pooling"]), device=device, precision=precision, trust=trust)
     require_same(spec, record, encoder.record)
     return encoder
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING
 
-from alignvl_cli.config import Pooling, Precision
-from alignvl_cli.encoders.folders import ModelFolder, Side
+from alignvl_cli.config import Pooling, Precision, Trust
+from alignvl_cli.encoders.folders import NO_TRUST, ModelFolder, Side
 from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.encoders.records import weights_sha256
+from alignvl_cli.encoders.trust import is_own_code, reason_of, require_code_here
 from alignvl_cli.errors import DataError, UsageError
 
 SUB_CONFIG = {Side.vision: "vision_config", Side.text: "text_config"}
@@ -39,7 +41,18 @@ PROJECTED: dict[str, str] = {
 }
 """Towers that come with their map into the shared space."""
 
-LOADING = (OSError, ValueError, TypeError, RuntimeError, ImportError, LookupError, AttributeError, SafetensorError)
+LOADING = (
+    OSError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    ImportError,
+    LookupError,
+    AttributeError,
+    EOFError,
+    SafetensorError,
+    UnpicklingError,
+)
 """What transformers raises on files that do not fit together."""
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
@@ -64,26 +77,29 @@ class Tower:
         return {"class": type(self.model).__name__, "weights": self.weights}
 
 
-def load_tower(found: ModelFolder, side: Side, asked: Pooling | None) -> Tower:
+def load_tower(found: ModelFolder, side: Side, asked: Pooling | None, trust: Trust = NO_TRUST) -> Tower:
     """The tower for `side`: of a two-tower model that tower alone, with its projection if that is asked for.
 
-    Weights are read from safetensors alone and no code of the model's own is run. DataError when they cannot be
-    loaded or tensors are missing; UsageError when this is a model of the other side.
+    Unless trusted, weights are read from safetensors alone and no code of the model's own is run. DataError when they
+    cannot be loaded or tensors are missing; UsageError when this is a model of the other side.
     """
+    if trust.remote_code:
+        require_code_here(found)
     try:
         with quiet(), torch.random.fork_rng(devices=[]):  # transformers draws numbers for heads it does not find
-            config = _tower_config(found, side)
+            config = _tower_config(found, side, trust)
             model, info = _model_class(found, config, side, asked).from_pretrained(
                 found.path,
                 config=config,
                 dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
+                use_safetensors=None if trust.pickle else True,
+                weights_only=True,
+                trust_remote_code=trust.remote_code,
                 local_files_only=True,
                 output_loading_info=True,
             )
     except LOADING as problem:
-        raise DataError(f"{found.spec}: transformers cannot load it: {_reason(problem)}") from problem
+        raise DataError(f"{found.spec}: transformers cannot load it: {reason_of(problem)}") from problem
     if getattr(model, "main_input_name", None) != MAIN_INPUT[side]:
         raise UsageError(f"{found.spec} ({type(model).__name__}) is not a {side.value} model")
     missing = set(info["missing_keys"])
@@ -106,7 +122,7 @@ def probed(found: ModelFolder, tower: Tower) -> Iterator[None]:
     except (ValueError, RuntimeError, TypeError, LookupError, AttributeError) as problem:
         raise DataError(
             f"{found.spec}: {type(tower.model).__name__} does not take what its own folder prepares for it: "
-            f"{_reason(problem)}"
+            f"{reason_of(problem)}"
         ) from problem
 
 
@@ -116,8 +132,8 @@ def require_steady(found: ModelFolder, tower: Tower, hidden: Tensor) -> None:
         raise UsageError(f"{found.spec}: {type(tower.model).__name__} draws random numbers; choose another model")
 
 
-def _tower_config(found: ModelFolder, side: Side) -> Any:
-    config = AutoConfig.from_pretrained(found.path, trust_remote_code=False, local_files_only=True)
+def _tower_config(found: ModelFolder, side: Side, trust: Trust) -> Any:
+    config = AutoConfig.from_pretrained(found.path, trust_remote_code=trust.remote_code, local_files_only=True)
     tower = getattr(config, SUB_CONFIG[side], None)
     if tower is None:
         return config
@@ -128,6 +144,8 @@ def _tower_config(found: ModelFolder, side: Side) -> Any:
 
 def _model_class(found: ModelFolder, config: Any, side: Side, asked: Pooling | None) -> Any:
     kind = config.model_type
+    if is_own_code(config):
+        return AutoModel
     if asked is Pooling.projection and kind in PROJECTED:  # elsewhere `choose_pooling` refuses, naming what there is
         return getattr(transformers, PROJECTED[kind])
     if kind in TOWERS:
@@ -139,11 +157,3 @@ def _model_class(found: ModelFolder, config: Any, side: Side, asked: Pooling | N
     if type(config) not in MODEL_MAPPING:
         raise UsageError(f"{found.spec}: transformers has no plain encoder for model type {kind}; choose another model")
     return AutoModel
-
-
-def _reason(problem: BaseException) -> str:
-    """The first line of what transformers says, except that its advice to trust foreign code is not passed on."""
-    text = str(problem).strip() or type(problem).__name__
-    if "trust_remote_code" in text:
-        return "it needs code of its own, which alignvl does not run; choose a model that transformers has"
-    return text.splitlines()[0]

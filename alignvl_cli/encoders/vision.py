@@ -9,15 +9,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from alignvl_cli.config import Pooling, Precision
+from alignvl_cli.config import Pooling, Precision, Trust
 from alignvl_cli.devices import choose_precision
-from alignvl_cli.encoders.folders import Side, find_model, spec_of
+from alignvl_cli.encoders.folders import NO_TRUST, Side, find_model, spec_of
 from alignvl_cli.encoders.folding import folded
 from alignvl_cli.encoders.pixels import Preprocess
 from alignvl_cli.encoders.pooling import IMAGE_VECTORS, choose_pooling
 from alignvl_cli.encoders.processors import PROBES, load_processor, preprocess_of, processor_record
 from alignvl_cli.encoders.records import about, require_known, require_same
 from alignvl_cli.encoders.towers import DTYPES, PROJECTED, Tower, load_tower, probed, require_steady
+from alignvl_cli.encoders.trust import code_record
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -52,15 +53,17 @@ class VisionEncoder:
         return IMAGE_VECTORS[self.pooling](output, self.prefix).cpu().numpy()
 
 
-def load_vision(model_id: str, *, pooling: Pooling | None, device: str, precision: Precision) -> VisionEncoder:
+def load_vision(
+    model_id: str, *, pooling: Pooling | None, device: str, precision: Precision, trust: Trust = NO_TRUST
+) -> VisionEncoder:
     """The vision tower of a Hub id, `id@revision`, local folder or bundled name, on a torch device.
 
     Without `pooling` the table by model type decides. UsageError, DataError: see `find_model`, `load_tower`,
     `preprocess_of` and `choose_pooling`.
     """
-    found = find_model(model_id, Side.vision)
-    tower = load_tower(found, Side.vision, pooling)
-    processor = load_processor(found)
+    found = find_model(model_id, Side.vision, trust)
+    tower = load_tower(found, Side.vision, pooling, trust)
+    processor = load_processor(found, trust)
     preprocess = preprocess_of(processor, found.spec)
     pixels_CHW = preprocess(PROBES[0])
     pixels_2CHW = torch.from_numpy(np.stack([pixels_CHW, pixels_CHW]))
@@ -81,8 +84,10 @@ def load_vision(model_id: str, *, pooling: Pooling | None, device: str, precisio
     width = IMAGE_VECTORS[chosen](output, prefix or 0).shape[1]
     precision = choose_precision(precision, device)
     return VisionEncoder(
-        record=tower.record | {"processor": processor_record(processor), "pooling": chosen.value},
-        about=about(found.id, found.commit, precision.value, device, source),
+        record=tower.record
+        | code_record(found, tower.model, processor)
+        | {"processor": processor_record(processor), "pooling": chosen.value},
+        about=about(found.id, found.commit, precision.value, device, source, trust),
         width=width,
         device=device,
         precision=precision,
@@ -94,13 +99,13 @@ def load_vision(model_id: str, *, pooling: Pooling | None, device: str, precisio
 
 
 def reload_vision(
-    record: Mapping[str, Any], about: Mapping[str, Any], device: str, precision: Precision
+    record: Mapping[str, Any], about: Mapping[str, Any], device: str, precision: Precision, trust: Trust = NO_TRUST
 ) -> VisionEncoder:
     """The encoder that a store's `record` and `about` describe; MismatchError if it has changed since, or if
-    the latents were imported."""
+    the latents were imported. What the record trusts is not trusted again: `trust` is asked anew."""
     require_known(record, about)
     spec = spec_of(about["id"], about["commit"])
-    encoder = load_vision(spec, pooling=Pooling(record["pooling"]), device=device, precision=precision)
+    encoder = load_vision(spec, pooling=Pooling(record["pooling"]), device=device, precision=precision, trust=trust)
     require_same(spec, record, encoder.record)
     return encoder
 

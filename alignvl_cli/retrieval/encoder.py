@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from alignvl_cli.config import MAX_PIXELS, Device, Precision
+from alignvl_cli.config import MAX_PIXELS, Device, Precision, Trust
 from alignvl_cli.devices import choose_device, choose_precision
+from alignvl_cli.encoders.folders import NO_TRUST
 from alignvl_cli.encoders.images import UnreadableImage, as_rgb, decode_image
 from alignvl_cli.encoders.text import TextEncoder, reload_text
 from alignvl_cli.encoders.vision import VisionEncoder, reload_vision
@@ -33,16 +34,28 @@ class DualEncoder:
     cosine. The frozen encoders load on first use, and must be the very ones the run was trained on.
     """
 
-    def __init__(self, run: Run, device: str) -> None:
+    def __init__(self, run: Run, device: str, trust: Trust = NO_TRUST) -> None:
         self.run = run
+        self._trust = trust
         self.device = device
         self._adapters = run.adapters.to(device)
 
     @classmethod
-    def load(cls, run: str | Path, device: Device | str = Device.auto) -> "DualEncoder":
-        """Load a complete run. Raises DataError when it is not one, UsageError when `device` is not there."""
+    def load(
+        cls,
+        run: str | Path,
+        device: Device | str = Device.auto,
+        *,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
+    ) -> "DualEncoder":
+        """Load a complete run. Raises DataError when it is not one, UsageError when `device` is not there.
+
+        Encoders with Python code of their own, or pickled weights, load only with the flag that says so, whatever
+        was said when the latents were extracted.
+        """
         place = choose_device(Device(device))
-        return cls(load_run(Path(run), place), place)
+        return cls(load_run(Path(run), place), place, Trust(remote_code=trust_remote_code, pickle=allow_pickle))
 
     @property
     def temperature(self) -> float:
@@ -91,11 +104,11 @@ class DualEncoder:
 
     @cached_property
     def _vision(self) -> VisionEncoder:
-        return reload_vision(self.run.vision["record"], self.run.vision["about"], self.device, self._precision)
+        return reload_vision(**self.run.vision, device=self.device, precision=self._precision, trust=self._trust)
 
     @cached_property
     def _text(self) -> TextEncoder:
-        return reload_text(self.run.text["record"], self.run.text["about"], self.device, self._precision)
+        return reload_text(**self.run.text, device=self.device, precision=self._precision, trust=self._trust)
 
     @property
     def _precision(self) -> Precision:

@@ -31,11 +31,11 @@ from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.encoders.text import TextEncoder, load_text
 from alignvl_cli.encoders.towers import DTYPES
 from alignvl_cli.encoders.vision import VisionEncoder, load_vision
+from alignvl_cli.extraction.occupancy import work_folder
 from alignvl_cli.extraction.plan import TEXTS, make_plan
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.extraction.stopwatch import Stopwatch
 from alignvl_cli.extraction.texts import encode_texts, gather_captions
-from alignvl_cli.extraction.work_folder import work_folder
 from alignvl_cli.pairs.dataset import open_dataset
 from alignvl_cli.pairs.items import Dataset
 

@@ -13,9 +13,11 @@ from pathlib import Path
 from fakes import FakeText, FakeVision, make_dataset
 
 from alignvl_cli.config import ExtractConfig
+from alignvl_cli.extraction.occupancy import remove_leftover
 from alignvl_cli.extraction.plan import existing_store_matches, make_plan
+from alignvl_cli.extraction.ranks import Ranks
 from alignvl_cli.extraction.run import run_extraction
-from alignvl_cli.extraction.work_folder import WorkFolder, remove_leftover
+from alignvl_cli.extraction.work_folder import WorkFolder
 from alignvl_cli.pairs.items import Dataset
 
 CONFIG = ExtractConfig(batch_size=2, workers=0)
@@ -34,6 +36,8 @@ class Killable:
     image_delay: float = 0.02
     """Seconds a batch of two pictures."""
     text_delay: float = 0.01
+    rank: int = 0
+    ranks: int = 1
 
     @property
     def output(self) -> Path:
@@ -71,7 +75,8 @@ class Killable:
         if existing_store_matches(self.output, make_plan(dataset, vision, text, config)):
             remove_leftover(self.output)
             return
-        for event in run_extraction(dataset, vision, text, self.output, config, settings={}):
+        ranks = Ranks(self.rank, self.ranks, self.rank, self.ranks)
+        for event in run_extraction(dataset, vision, text, self.output, config, settings={}, ranks=ranks):
             print(event, flush=True)
 
 
@@ -84,5 +89,7 @@ def kill(process: "subprocess.Popen[str]") -> None:
 
 
 if __name__ == "__main__":
-    place, name, images, workers, image_delay, text_delay = sys.argv[1:]
-    Killable(Path(place), name, int(images), int(workers), float(image_delay), float(text_delay)).run()
+    place, name, images, workers, image_delay, text_delay, *ranks = sys.argv[1:]
+    Killable(
+        Path(place), name, int(images), int(workers), float(image_delay), float(text_delay), *map(int, ranks)
+    ).run()

@@ -1,6 +1,6 @@
 """`alignvl extract`: frozen-encoder latents of a dataset into a store."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -85,9 +85,15 @@ def extract(
     )
 
     from alignvl_cli.devices import choose_device
+    from alignvl_cli.extraction.ranks import ranks_here, use_own_gpu
     from alignvl_cli.pairs.dataset import open_dataset
 
+    ranks = ranks_here()
+    if not ranks.is_first:
+        session = replace(session, quiet=True)
     place = choose_device(device)
+    if place == Device.cuda and ranks.is_shared:
+        use_own_gpu(ranks)
     pairs = open_dataset(dataset, options)
     for note in pairs.notes:
         session.note(note)
@@ -95,9 +101,9 @@ def extract(
     from alignvl_cli.encoders.text import load_text
     from alignvl_cli.encoders.vision import load_vision
     from alignvl_cli.extraction.events import Finished
+    from alignvl_cli.extraction.occupancy import remove_leftover
     from alignvl_cli.extraction.plan import existing_store_matches, make_plan
     from alignvl_cli.extraction.run import run_extraction
-    from alignvl_cli.extraction.work_folder import remove_leftover
     from alignvl_cli.report.progress import ExtractionProgress
 
     trust = Trust(remote_code=trust_remote_code, pickle=allow_pickle)
@@ -108,7 +114,8 @@ def extract(
     if not (overwrite or restart) and existing_store_matches(store, plan):
         remove_leftover(store)
         session.note(f"{store} is complete and made of the same data by the same encoders: nothing to do")
-        session.result(store)
+        if ranks.is_first:
+            session.result(store)
         return
     work = run_extraction(
         pairs,
@@ -120,11 +127,14 @@ def extract(
         restart=restart,
         settings={"vision": vision, "text": text, "image_root": image_root and str(image_root), **asdict(config)},
         counter=session.workspace.next_store_counter(),
+        ranks=ranks,
     )
+    event = None
     with ExtractionProgress(session.err, quiet=session.quiet) as progress:
         for event in work:
             progress.show(event)
-    session.result(store)
+    if ranks.is_first:
+        session.result(store)
     if isinstance(event, Finished) and event.summary.too_many_rejected:
         raise RejectedError(
             f"{event.summary.rejected} of {len(pairs.items)} images were rejected, more than --max-rejected"

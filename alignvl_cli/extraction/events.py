@@ -6,6 +6,8 @@ from pathlib import Path
 
 
 class Stage(StrEnum):
+    surveys = "surveys"
+    """The hashes of the picture files, which processes that share an extraction tell each other."""
     images = "images"
     texts = "texts"
 

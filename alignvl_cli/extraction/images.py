@@ -4,7 +4,8 @@ A shard is a stretch of the dataset's rows. Its *contents* are the readable file
 stood in no earlier row; the later ones share the first one's latent. Contents are numbered through
 the whole dataset in order of first appearance, and every content has a row in its shard's latents,
 one that turns out not to be a picture too (zeros, never used): so numbers follow from hashes alone,
-before anything is decoded, and do not depend on who does the work or when.
+before anything is decoded, and do not depend on who does the work or when. Several processes may therefore share the
+shards: each walks over all of them, encodes those that it can claim, and comes back for what the others leave undone.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -15,9 +16,10 @@ import numpy as np
 
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.extraction.events import Progress, Stage
-from alignvl_cli.extraction.pictures import hash_sources, prepare_sources
+from alignvl_cli.extraction.pictures import prepare_sources
 from alignvl_cli.extraction.plan import Plan
 from alignvl_cli.extraction.stopwatch import Stopwatch
+from alignvl_cli.extraction.survey import Shard, settle_who, share_survey, survey_entries, surveyed
 from alignvl_cli.extraction.work_folder import WorkFolder
 from alignvl_cli.extraction.workers import Workers
 from alignvl_cli.pairs.items import Item
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 NO_CONTENT = -1
 KEY_BYTES = 16
 """Of each SHA-256, kept in memory to know a content again."""
-HASH_CHUNK = 64
 DECODE_CHUNK = 16
 """Pictures in one task: enough that passing it costs nothing, few enough that many in flight fit in memory."""
 
@@ -57,23 +58,11 @@ class EncodedImages:
         return np.flatnonzero(~is_rejected)
 
 
-@dataclass
-class _Shard:
-    number: int
-    rows: range
-    found: list[bytes | str]
-    """SHA-256 of each row's file, or why it cannot be read."""
-    record: dict[str, Any] | None
-    """Of a finished shard."""
-    new_rows: list[int] = field(default_factory=list)
-    """Rows that bring a content not seen before, in order."""
-
-
 @dataclass(frozen=True)
 class _Chunk:
     """Some of a shard's contents, to be decoded in one task; a shard without any has one empty chunk."""
 
-    shard: _Shard
+    shard: Shard
     positions: Sequence[int]
     """Among the shard's contents."""
     is_last: bool
@@ -83,7 +72,36 @@ def encode_images(
     items: Sequence[Item], vision: "VisionEncoder", plan: Plan, folder: WorkFolder, workers: Workers, watch: Stopwatch
 ) -> Generator[Progress, None, EncodedImages]:
     """Finish all image shards. Raises DataError when the encoder returns a number that is not finite."""
-    done = EncodedImages(np.zeros((len(items), 32), np.uint8), np.full(len(items), NO_CONTENT, np.int64))
+    if folder.is_shared:
+        with watch.measure("decode"):
+            share_survey(items, plan, folder, workers)
+    taken_up = None
+    furthest = 0
+    while True:
+        done = EncodedImages(np.zeros((len(items), 32), np.uint8), np.full(len(items), NO_CONTENT, np.int64))
+        elsewhere: list[int] = []
+        for progress in _encode_pass(items, vision, plan, folder, workers, watch, done, elsewhere):
+            if progress.done >= furthest:  # a later pass begins at the first row again
+                furthest = progress.done
+                yield progress
+        taken_up = done.taken_up if taken_up is None else taken_up
+        if not elsewhere:
+            done.taken_up = taken_up
+            return done
+        folder.wait(Stage.images, elsewhere)
+
+
+def _encode_pass(
+    items: Sequence[Item],
+    vision: "VisionEncoder",
+    plan: Plan,
+    folder: WorkFolder,
+    workers: Workers,
+    watch: Stopwatch,
+    done: EncodedImages,
+    elsewhere: list[int],
+) -> Iterator[Progress]:
+    """Walk over all shards and finish those that nobody else is at; the others' numbers go to `elsewhere`."""
     rejected_contents: dict[int, str] = {}
     pieces = workers.map(prepare_sources, _chunks(items, vision, plan, folder, workers, done), ahead=2 * workers.count)
     session_rows = 0
@@ -105,6 +123,10 @@ def encode_images(
             batch.add(position, picture)
         if not chunk.is_last:
             continue
+        if shard.is_elsewhere:
+            elsewhere.append(shard.number)
+            session_rows += len(shard.rows)  # the others' work counts for the time that is left
+            continue
         if shard.record is None:
             batch.encode(shard)
             with watch.measure("write"):
@@ -119,7 +141,6 @@ def encode_images(
         yield _progress(shard.rows.stop, len(items), session_rows, watch)
     for row in np.flatnonzero(np.isin(done.content, list(rejected_contents))).tolist():
         done.reasons[row] = rejected_contents[int(done.content[row])]
-    return done
 
 
 class _Batch:
@@ -149,7 +170,7 @@ class _Batch:
     def is_full(self) -> bool:
         return len(self._pixels) == self._size
 
-    def encode(self, shard: _Shard) -> None:
+    def encode(self, shard: Shard) -> None:
         if not self._pixels:
             return
         with self._watch.measure("encode_images"):
@@ -182,9 +203,10 @@ def _chunks(
 ) -> Iterator[tuple[_Chunk, tuple[Any, ...]]]:
     """The decoding tasks, numbering contents in `done` on the way."""
     known: dict[bytes, int] = {}
-    for shard in _surveyed(items, plan, folder, workers):
+    for shard in surveyed(items, plan, folder, workers):
         _number_contents(shard, known, done)
-        positions = range(len(shard.new_rows)) if shard.record is None else range(0)
+        settle_who(shard, folder)
+        positions = range(0) if shard.record or shard.is_elsewhere else range(len(shard.new_rows))
         for first in range(0, max(1, len(positions)), DECODE_CHUNK):
             here = positions[first : first + DECODE_CHUNK]
             rows = [shard.new_rows[position] for position in here]
@@ -197,7 +219,7 @@ def _chunks(
             yield _Chunk(shard, here, first + DECODE_CHUNK >= len(positions)), arguments
 
 
-def _number_contents(shard: _Shard, known: dict[bytes, int], done: EncodedImages) -> None:
+def _number_contents(shard: Shard, known: dict[bytes, int], done: EncodedImages) -> None:
     done.starts.append(done.contents)
     for row, found in zip(shard.rows, shard.found, strict=True):
         if isinstance(found, str):
@@ -213,35 +235,11 @@ def _number_contents(shard: _Shard, known: dict[bytes, int], done: EncodedImages
         raise MismatchError("image files changed since the extraction was begun; begin again with --restart")
 
 
-def _surveyed(items: Sequence[Item], plan: Plan, folder: WorkFolder, workers: Workers) -> Iterator[_Shard]:
-    """All shards in order: what stands in their files, from the record of a finished one, else by reading them."""
-    borders = range(0, len(items), plan.image_shard)
-    rows = [range(start, min(start + plan.image_shard, len(items))) for start in borders]
-    records = [folder.read_shard(Stage.images, number, {"rows": [r.start, r.stop]}) for number, r in enumerate(rows)]
-    pending = (
-        (None, ([items[row].source for row in here[first : first + HASH_CHUNK]],))
-        for here, record in zip(rows, records, strict=True)
-        if record is None
-        for first in range(0, len(here), HASH_CHUNK)
-    )
-    # A whole shard ahead, so that decoding goes on across its border.
-    hashed = workers.map(hash_sources, pending, ahead=max(2 * workers.count, plan.image_shard // HASH_CHUNK))
-    for number, (here, record) in enumerate(zip(rows, records, strict=True)):
-        if record is None:
-            found = [one for _ in range(0, len(here), HASH_CHUNK) for one in next(hashed)[1]]
-        else:
-            found = [
-                bytes.fromhex(one) if one else record["unreadable"][str(n)] for n, one in enumerate(record["sha256"])
-            ]
-        yield _Shard(number, here, found, record)
-
-
-def _record(shard: _Shard, rejected: dict[int, str]) -> dict[str, Any]:
+def _record(shard: Shard, rejected: dict[int, str]) -> dict[str, Any]:
     return {
         "rows": [shard.rows.start, shard.rows.stop],
         "contents": len(shard.new_rows),
-        "sha256": [one.hex() if isinstance(one, bytes) else None for one in shard.found],
-        "unreadable": {str(n): one for n, one in enumerate(shard.found) if isinstance(one, str)},
+        **survey_entries(shard.found),
         "rejected": {str(position): reason for position, reason in rejected.items()},
     }
 

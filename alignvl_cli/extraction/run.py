@@ -12,10 +12,11 @@ from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.extraction.assembly import Encoded, assemble
 from alignvl_cli.extraction.events import Event, ExtractSummary, Finished, Note, Seconds
 from alignvl_cli.extraction.images import EncodedImages, encode_images
-from alignvl_cli.extraction.plan import make_plan
+from alignvl_cli.extraction.occupancy import remove_leftover, work_folder
+from alignvl_cli.extraction.plan import existing_store_matches, make_plan
+from alignvl_cli.extraction.ranks import ALONE, Ranks
 from alignvl_cli.extraction.stopwatch import Stopwatch
 from alignvl_cli.extraction.texts import encode_texts, gather_captions
-from alignvl_cli.extraction.work_folder import remove_leftover, work_folder
 from alignvl_cli.extraction.workers import choose_workers, started_workers
 from alignvl_cli.pairs.items import Dataset
 from alignvl_cli.pairs.splits import split_rows
@@ -37,24 +38,34 @@ def run_extraction(
     restart: bool = False,
     settings: Mapping[str, Any],
     counter: int = 0,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Event]:
     """Encode `dataset` into the store `output`, yielding progress; the last record is `Finished`.
 
     Takes up what an interrupted run with the same plan left in `output`.partial, or discards it with
     `restart`. The store appears under its name whole or not at all. `settings` are recorded with it,
-    and so is `counter`, the store's place in its workspace.
+    and so is `counter`, the store's place in its workspace. Several `ranks`, each calling this, share the work over
+    the folder; each ends when the store is in place. One that comes when all is done yields no `Finished`.
 
     Raises UsageError when `output` is there and `overwrite` does not say to replace it, DataError
     when nothing can be read, an encoder returns NaN, or another process works on the same store, and
     MismatchError when the interrupted run had other settings.
     """
-    remove_leftover(output)
-    _check_output(output, overwrite)
-    watch = Stopwatch()
+    if ranks.is_shared and (overwrite or restart):
+        raise UsageError(
+            f"several processes cannot agree on --overwrite or --restart; remove {output} and {output}.partial first"
+        )
     plan = make_plan(dataset, vision, text, config)
-    with work_folder(output, plan, restart=restart) as folder:
+    if not (ranks.is_shared and existing_store_matches(output, plan)):
+        remove_leftover(output)
+        _check_output(output, overwrite)
+    watch = Stopwatch()
+    with work_folder(output, plan, restart=restart, is_shared=ranks.is_shared) as folder:
+        if ranks.is_shared and existing_store_matches(output, plan):
+            folder.discard()
+            return
         _check_output(output, overwrite)  # once more, now that nobody else is at work on it
-        count = choose_workers(config.workers, len(dataset.items))
+        count = choose_workers(config.workers, len(dataset.items), ranks.local_count)
         with started_workers(count) as workers:
             images = yield from encode_images(dataset.items, vision, plan, folder, workers, watch)
         accepted = images.accepted
@@ -71,10 +82,14 @@ def run_extraction(
             folder.discard()
             raise DataError(f"no caption at all among the {len(accepted)} images that can be read")
         is_truncated = yield from encode_texts(captions.distinct, text, plan, folder, watch)
-        with watch.measure("write"):
-            made = made_by("extract", settings, counter=counter, plan=plan.to_json())
-            written = assemble(folder, dataset, vision, text, Encoded(images, captions, splits), plan, made)
-            folder.finish(output, written.content_hash)
+        with watch.measure("write"), folder.turn():
+            if ranks.is_shared and folder.became(output):
+                written = folder.finished()
+                folder.discard()
+            else:
+                made = made_by("extract", settings, counter=counter, plan=plan.to_json())
+                written = assemble(folder, dataset, vision, text, Encoded(images, captions, splits), plan, made)
+                folder.finish(output, written)
     rejected = len(images.reasons)
     yield Finished(
         ExtractSummary(

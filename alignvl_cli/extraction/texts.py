@@ -54,34 +54,47 @@ def encode_texts(
     """
     is_truncated = np.zeros(len(distinct), dtype=bool)
     started = time.perf_counter()
-    encoded = 0
-    for number, start in enumerate(range(0, len(distinct), plan.text_shard)):
-        texts = distinct[start : start + plan.text_shard]
-        wanted = {
-            "captions": len(texts),
-            "captions_xxh3": xxhash.xxh3_64_hexdigest(canonical_json(list(texts)).encode()),
-        }
-        record = folder.read_shard(Stage.texts, number, wanted)
-        if record is None:
-            with watch.measure("encode_texts"):
-                tokens = np.asarray(text.lengths(texts))
-            latents = np.empty((len(texts), text.width), np.float32)
-            # Longest first: a batch that does not fit in memory fails at once, not after hours.
-            order = np.argsort(-tokens, kind="stable")
-            for first in range(0, len(order), plan.text_batch):
-                chosen = order[first : first + plan.text_batch]
+    encoded = finished = 0
+    pending = list(range(0, len(distinct), plan.text_shard))
+    while pending:
+        elsewhere = []
+        for start in pending:
+            number = start // plan.text_shard
+            texts = distinct[start : start + plan.text_shard]
+            wanted = {
+                "captions": len(texts),
+                "captions_xxh3": xxhash.xxh3_64_hexdigest(canonical_json(list(texts)).encode()),
+            }
+            record = folder.read_shard(Stage.texts, number, wanted)
+            if record is None and not folder.claim(Stage.texts, number):
+                elsewhere.append(start)
+                continue
+            if record is None and folder.is_shared:  # another process may have finished it a moment ago
+                record = folder.read_shard(Stage.texts, number, wanted)
+            if record is None:
                 with watch.measure("encode_texts"):
-                    latents[chosen] = text.encode([texts[position] for position in chosen])
-                _check_finite(latents[chosen], [texts[position] for position in chosen])
-                encoded += len(chosen)
-                rate = encoded / (time.perf_counter() - started)
-                yield Progress(Stage.texts, start + first + len(chosen), len(distinct), rate)
-            record = {**wanted, "truncated": np.flatnonzero(tokens > text.max_length).tolist()}
-            with watch.measure("write"):
-                folder.write_shard(Stage.texts, number, latents, record)
-        else:
-            yield Progress(Stage.texts, start + len(texts), len(distinct), 0.0)
-        is_truncated[start + np.asarray(record["truncated"], dtype=np.int64)] = True
+                    tokens = np.asarray(text.lengths(texts))
+                latents = np.empty((len(texts), text.width), np.float32)
+                # Longest first: a batch that does not fit in memory fails at once, not after hours.
+                order = np.argsort(-tokens, kind="stable")
+                for first in range(0, len(order), plan.text_batch):
+                    chosen = order[first : first + plan.text_batch]
+                    with watch.measure("encode_texts"):
+                        latents[chosen] = text.encode([texts[position] for position in chosen])
+                    _check_finite(latents[chosen], [texts[position] for position in chosen])
+                    encoded += len(chosen)
+                    rate = encoded / (time.perf_counter() - started)
+                    yield Progress(Stage.texts, finished + first + len(chosen), len(distinct), rate)
+                record = {**wanted, "truncated": np.flatnonzero(tokens > text.max_length).tolist()}
+                with watch.measure("write"):
+                    folder.write_shard(Stage.texts, number, latents, record)
+            else:
+                folder.release(Stage.texts, number)
+                yield Progress(Stage.texts, finished + len(texts), len(distinct), 0.0)
+            finished += len(texts)
+            is_truncated[start + np.asarray(record["truncated"], dtype=np.int64)] = True
+        folder.wait(Stage.texts, [start // plan.text_shard for start in elsewhere])
+        pending = elsewhere
     return is_truncated
 
 

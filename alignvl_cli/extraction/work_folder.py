@@ -4,15 +4,17 @@ A shard is two files, `images-000004.npy` (latents, float32) and then `images-00
 completes it: what was found in its rows and the digest of the latents. Each is whole or absent, so
 a process may be killed at any moment: `finished.json` tells a folder whose store is in place already
 from one of work to go on with, and a folder without a plan holds nothing.
+
+One process holds the folder's lock alone; processes that share an extraction hold it together, and claim each shard
+by a lock of its own. A killed one's claims are free at once, so the others do its work: nobody waits for the dead.
 """
 
-import glob
-import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,29 +22,31 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from alignvl_cli.errors import DataError, MismatchError
+from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.events import Stage
-from alignvl_cli.extraction.plan import Plan, differences
+from alignvl_cli.extraction.locks import FileLock
 from alignvl_cli.provenance import committed, read_json, write_json
 from alignvl_cli.store.reader import open_store
-
-try:
-    import fcntl
-except ImportError:  # not on Windows; the lock is a courtesy there is no substitute for
-    fcntl = None  # type: ignore[assignment]
+from alignvl_cli.store.writer import Written
 
 PLAN = "plan.json"
 LOCK = "lock"
 ASSEMBLED = "store.h5"
 FINISHED = "finished.json"
-"""The content hash of the store that the folder is about to become."""
+"""The content hash of the store that the folder is about to become, and the rounding of its latents."""
+CLAIM = ".claim"
+POLL_SECONDS = 0.2
 OPEN_MAPS = 64
-SHOWN_DIFFERENCES = 4
 
 
-@dataclass(frozen=True)
+@dataclass
 class WorkFolder:
     path: Path
+    is_shared: bool = False
+    """Whether other processes may be making shards of it."""
+    _claims: dict[str, FileLock] = field(default_factory=dict)
+    is_over: bool = False
+    """Nothing is left to do in it: the last process to leave a shared folder removes it."""
 
     @property
     def assembled(self) -> Path:
@@ -68,6 +72,64 @@ class WorkFolder:
         with committed(self._path(stage, number, "npy")) as scratch, open(scratch, "wb") as stream:
             np.save(stream, latents)
         write_json(self._path(stage, number, "json"), {**record, "xxh3": _digest(latents)})
+        self.release(stage, number)
+
+    def claim(self, stage: Stage, number: int) -> bool:
+        """Whether making this shard is up to this process; True until it is written or released."""
+        return not self.is_shared or self._take(f"{stage.value}-{number:06d}")
+
+    def release(self, stage: Stage, number: int) -> None:
+        """Give a claim up, the shard made or not."""
+        self._give(f"{stage.value}-{number:06d}")
+
+    def release_all(self) -> None:
+        """Give all claims up."""
+        for name in list(self._claims):
+            self._give(name)
+
+    def wait(self, stage: Stage, numbers: Sequence[int]) -> None:
+        """Until all these shards of other processes are there, or one of them is free to be made here."""
+        while any(not self._path(stage, number, "json").exists() for number in numbers):
+            if any(not self._path(stage, number, "json").exists() and self.claim(stage, number) for number in numbers):
+                return
+            time.sleep(POLL_SECONDS)
+
+    def read_survey(self, number: int) -> dict[str, Any] | None:
+        """What `write_survey` wrote."""
+        path = self._path(Stage.surveys, number, "json")
+        try:
+            return read_json(path, "survey") if path.exists() else None
+        except DataError:  # damaged by the disk: made again
+            return None
+
+    def write_survey(self, number: int, survey: dict[str, Any]) -> None:
+        """Keep what stands in the files of an image shard, which every process needs to number contents."""
+        write_json(self._path(Stage.surveys, number, "json"), survey)
+        self.release(Stage.surveys, number)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Held by one process at a time, in which the store is put together."""
+        while self.is_shared and not self._take(ASSEMBLED):
+            time.sleep(POLL_SECONDS)
+        try:
+            yield
+        finally:
+            self._give(ASSEMBLED)
+
+    def _take(self, name: str) -> bool:
+        if name in self._claims:
+            return True
+        lock = FileLock(self.path / (name + CLAIM), required=True)
+        if not lock.take():
+            lock.close()
+            return False
+        self._claims[name] = lock
+        return True
+
+    def _give(self, name: str) -> None:
+        if name in self._claims:
+            self._claims.pop(name).close()
 
     def gather(
         self, stage: Stage, starts: Sequence[int], rows: np.ndarray, block_rows: int = 8192
@@ -87,12 +149,16 @@ class WorkFolder:
             if block is not None:
                 yield block
 
-    def finish(self, output: Path, content_hash: str) -> None:
+    def finish(self, output: Path, written: Written) -> None:
         """Give the assembled store its final name: atomically, and on disk before the name is. Removes the folder."""
-        write_json(self.path / FINISHED, {"content_hash": content_hash})
+        write_json(self.path / FINISHED, asdict(written))
         with committed(output) as scratch:
             os.replace(self.assembled, scratch)
         self.discard()
+
+    def finished(self) -> Written:
+        """What another process said of the store that it put together."""
+        return Written(**read_json(self.path / FINISHED, "extraction's last record"))
 
     def became(self, output: Path) -> bool:
         """Whether `output` is the store that was made here, or nothing is left that could become another."""
@@ -106,9 +172,20 @@ class WorkFolder:
             return False
 
     def discard(self) -> None:
+        """Remove the folder; while it is shared, once the last process leaves it."""
+        if self.is_shared:
+            self.is_over = True
+            return
         (self.path / PLAN).unlink(missing_ok=True)  # first, so that half a folder is not taken up
-        _empty(self.path)
+        self.empty()
         shutil.rmtree(self.path)
+
+    def empty(self) -> None:
+        """Remove all but the lock, which is held."""
+        for path in self.path.iterdir():
+            if path.name != LOCK:
+                with suppress(FileNotFoundError):
+                    path.unlink()
 
     def _latents(self, stage: Stage, number: int) -> np.ndarray:
         path = self._path(stage, number, "npy")
@@ -120,91 +197,6 @@ class WorkFolder:
 
     def _path(self, stage: Stage, number: int, suffix: str) -> Path:
         return self.path / f"{stage.value}-{number:06d}.{suffix}"
-
-
-@contextmanager
-def work_folder(output: Path, plan: Plan, *, restart: bool) -> Iterator[WorkFolder]:
-    """The locked folder of the work on `output`, made or taken up; it stays behind unless it is discarded.
-
-    Raises DataError while another process works on the same store, and MismatchError, naming what
-    differs, when the folder was begun with another plan and `restart` does not discard it.
-    """
-    folder = _folder_of(output)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.path / LOCK, output):
-        if restart:
-            _empty(folder.path)
-        _settle_plan(folder, output, plan)
-        _remove_scratch(folder, output)
-        yield folder
-
-
-def remove_leftover(output: Path) -> None:
-    """Remove the folder that the finished store `output` was made in, if a process was killed between the two.
-
-    A folder of other work stays, such as an interrupted extraction that is to replace this store; so does one
-    that another process is at work in.
-    """
-    folder = _folder_of(output)
-    if not (folder.path / LOCK).exists():
-        return
-    with suppress(DataError, FileNotFoundError), _locked(folder.path / LOCK, output):
-        if folder.became(output):
-            _remove_scratch(folder, output)
-            folder.discard()
-
-
-def _folder_of(output: Path) -> WorkFolder:
-    return WorkFolder(output.with_name(output.name + ".partial"))
-
-
-def _remove_scratch(folder: WorkFolder, output: Path) -> None:
-    """Remove what a killed process was writing, here and under the store's name; nobody else is, under the lock."""
-    for scratch in (*folder.path.glob(".*.tmp"), *output.parent.glob(f".{glob.escape(output.name)}.*.tmp")):
-        scratch.unlink()
-
-
-def _settle_plan(folder: WorkFolder, output: Path, plan: Plan) -> None:
-    """Write the plan, or see that the one there is the same."""
-    path = folder.path / PLAN
-    now = json.loads(json.dumps(plan.to_json()))
-    if not path.exists():
-        _empty(folder.path)
-        write_json(path, now)
-        return
-    changed = differences(read_json(path, "extraction plan"), now)
-    if changed:
-        shown = "; ".join(changed[:SHOWN_DIFFERENCES])
-        more = f"; and {len(changed) - SHOWN_DIFFERENCES} more" if len(changed) > SHOWN_DIFFERENCES else ""
-        raise MismatchError(
-            f"{folder.path}: an extraction of {output.name} was begun with other settings ({shown}{more}); "
-            "go on with those, or discard it with --restart"
-        )
-
-
-@contextmanager
-def _locked(path: Path, output: Path) -> Iterator[None]:
-    """Hold the one lock of a work folder. It goes with the process, even a killed one; best effort on file systems
-    without locks."""
-    with open(path, "a") as stream:
-        if fcntl is not None:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as problem:
-                raise DataError(
-                    f"{output}: another process is extracting this store; wait for it, or choose another --output"
-                ) from problem
-            except OSError:
-                pass
-        yield
-
-
-def _empty(folder: Path) -> None:
-    """Remove all but the lock, which is held."""
-    for path in folder.iterdir():
-        if path.name != LOCK:
-            with suppress(FileNotFoundError):
-                path.unlink()
 
 
 def _digest(latents: np.ndarray) -> str:

@@ -85,11 +85,12 @@ def started_workers(count: int) -> Iterator[Workers]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def choose_workers(asked: int | None, images: int) -> int:
-    """As asked; else one for each core but one, at most 8, and none for few images or on few cores."""
+def choose_workers(asked: int | None, images: int, sharing: int = 1) -> int:
+    """As asked; else one for each core but one, at most 8, and none for few images or on few cores. The machine's cores
+    are divided among the `sharing` processes that extract on it."""
     if asked is not None:
         return asked
-    cores = usable_cores()
+    cores = usable_cores() // sharing
     return 0 if images < FEW_IMAGES or cores <= FEW_CORES else min(cores - 1, MOST_WORKERS)
 
 

@@ -236,7 +236,7 @@ def test_code_of_a_models_own_is_not_run(tmp_path):
     config = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModel": "mine.Model"}}
     tiny_models.write_json(folder / "config.json", config)
     (folder / "mine.py").write_text("raise SystemExit('ran')")
-    with pytest.raises(DataError, match="code of its own, which alignvl does not run"):
+    with pytest.raises(DataError, match="Python code of its own, which is not run"):
         load(folder)
 
 

@@ -1,0 +1,127 @@
+"""Who works in `STORE.partial/`: one process alone, or several that share it by the same plan."""
+
+import glob
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from alignvl_cli.errors import DataError, MismatchError
+from alignvl_cli.extraction.locks import FileLock
+from alignvl_cli.extraction.plan import Plan, differences
+from alignvl_cli.extraction.work_folder import LOCK, PLAN, POLL_SECONDS, WorkFolder
+from alignvl_cli.provenance import read_json, write_json
+
+ENTRY_SECONDS = 20.0
+"""How long a process that shares waits for another to write the plan."""
+SHOWN_DIFFERENCES = 4
+
+
+@contextmanager
+def work_folder(output: Path, plan: Plan, *, restart: bool, is_shared: bool = False) -> Iterator[WorkFolder]:
+    """The folder of the work on `output`, made or taken up; it stays behind unless it is discarded.
+
+    Raises DataError while another process works on the same store, unless both share it, and MismatchError, naming
+    what differs, when the folder was begun with another plan and `restart` does not discard it.
+    """
+    folder = _folder_of(output)
+    if is_shared:
+        lock = _enter(folder, output, plan)
+        shared = WorkFolder(folder.path, is_shared=True)
+        try:
+            yield shared
+            if shared.is_over and lock.take():  # the others have left
+                folder.discard()
+        finally:
+            shared.release_all()
+            lock.close()
+        return
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.path, output):
+        if restart:
+            folder.empty()
+        _settle_plan(folder, output, plan)
+        _remove_scratch(folder, output)
+        yield folder
+
+
+def _enter(folder: WorkFolder, output: Path, plan: Plan) -> FileLock:
+    """The folder's lock, shared with the processes of the same plan; the first to come settles the plan, alone."""
+    deadline = time.monotonic() + ENTRY_SECONDS
+    while time.monotonic() < deadline:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # removed just now by the last process of an extraction that ended
+            lock = FileLock(folder.path / LOCK, required=True)
+            try:
+                if lock.take() and lock.is_current:
+                    _settle_plan(folder, output, plan)
+                    _remove_scratch(folder, output)
+                if lock.share() and lock.is_current and (folder.path / PLAN).exists():
+                    _settle_plan(folder, output, plan)
+                    return lock
+            except BaseException:
+                lock.close()
+                raise
+            lock.close()
+        time.sleep(POLL_SECONDS)
+    raise _occupied(output)
+
+
+def remove_leftover(output: Path) -> None:
+    """Remove the folder that the finished store `output` was made in, if a process was killed between the two.
+
+    A folder of other work stays, such as an interrupted extraction that is to replace this store; so does one
+    that another process is at work in.
+    """
+    folder = _folder_of(output)
+    if not (folder.path / LOCK).exists():
+        return
+    with suppress(DataError, FileNotFoundError), _locked(folder.path, output):
+        if folder.became(output):
+            _remove_scratch(folder, output)
+            folder.discard()
+
+
+def _folder_of(output: Path) -> WorkFolder:
+    return WorkFolder(output.with_name(output.name + ".partial"))
+
+
+def _remove_scratch(folder: WorkFolder, output: Path) -> None:
+    """Remove what a killed process was writing, here and under the store's name; nobody else is, under the lock."""
+    for scratch in (*folder.path.glob(".*.tmp"), *output.parent.glob(f".{glob.escape(output.name)}.*.tmp")):
+        scratch.unlink()
+
+
+def _settle_plan(folder: WorkFolder, output: Path, plan: Plan) -> None:
+    """Write the plan, or see that the one there is the same."""
+    path = folder.path / PLAN
+    now = json.loads(json.dumps(plan.to_json()))
+    if not path.exists():
+        folder.empty()
+        write_json(path, now)
+        return
+    changed = differences(read_json(path, "extraction plan"), now)
+    if changed:
+        shown = "; ".join(changed[:SHOWN_DIFFERENCES])
+        more = f"; and {len(changed) - SHOWN_DIFFERENCES} more" if len(changed) > SHOWN_DIFFERENCES else ""
+        raise MismatchError(
+            f"{folder.path}: an extraction of {output.name} was begun with other settings ({shown}{more}); "
+            "go on with those, or discard it with --restart"
+        )
+
+
+@contextmanager
+def _locked(folder: Path, output: Path) -> Iterator[None]:
+    """Hold a work folder alone."""
+    lock = FileLock(folder / LOCK)
+    try:
+        if not (lock.take() and lock.is_current):
+            raise _occupied(output)
+        yield
+    finally:
+        lock.close()
+
+
+def _occupied(output: Path) -> DataError:
+    return DataError(f"{output}: another process is extracting this store; wait for it, or choose another --output")

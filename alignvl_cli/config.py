@@ -233,6 +233,8 @@ class TrainConfig:
     """Decay of the weights' moving average, which is validated and kept in their place; 0: no averaging."""
     patience: int
     """Validations without a better one after which training stops; 0: it never does."""
+    memory_budget: int | None
+    """Bytes of training latents that may be in memory; beyond them windows of the store are. None: all are."""
     seed: int
     device: Device
     precision: Precision
@@ -349,6 +351,7 @@ DETAIL_DEFAULTS: dict[str, Any] = {
     "loss-tile": "auto",
     "ema": 0.0,
     "patience": 0,
+    "memory-budget": "none",
     "seed": 0,
     "device": Device.auto,
     "precision": Precision.auto,
@@ -411,6 +414,7 @@ def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> Train
     values["smoothing"] = values["smoothing"] if on["es"] else 0.0
     values["temperature"] = _temperature(values["temperature"])
     values["loss-tile"] = _loss_tile(values["loss-tile"])
+    values["memory-budget"] = _size(values["memory-budget"])
     return TrainConfig(**{field.name: values[field.name.replace("_", "-")] for field in fields(TrainConfig)})
 
 
@@ -517,7 +521,29 @@ def _loss_tile(text: str) -> int | None:
     return int(text)
 
 
-GRAMMAR: dict[str, Callable[[str], object]] = {"temperature": _temperature, "loss-tile": _loss_tile}
+UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def _size(text: str) -> int | None:
+    """Bytes of `8GB`, `500MB` or `2GiB`; None for `none`."""
+    if text == "none":
+        return None
+    number = text.strip().rstrip("BIKMGTbikmgt ")
+    unit = text.strip()[len(number) :].strip().lower()
+    try:
+        size = float(number) * UNITS[unit]
+    except (KeyError, ValueError):
+        size = math.nan
+    if not (math.isfinite(size) and size >= 1):
+        raise UsageError(f"--memory-budget: wanted 'none' or a size such as 8GB, 500MB or 2GiB, got '{text}'")
+    return int(size)
+
+
+GRAMMAR: dict[str, Callable[[str], object]] = {
+    "temperature": _temperature,
+    "loss-tile": _loss_tile,
+    "memory-budget": _size,
+}
 """Settings that are words or numbers: what reads them, and refuses what it cannot."""
 
 

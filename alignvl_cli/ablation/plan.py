@@ -119,13 +119,14 @@ def _timed(setup: Setup, job: Job) -> tuple[float, int]:
         began = time.perf_counter()
         plan, state, started = prepare([store], store, job.config, job.device)
         prepared = time.perf_counter() - began
-        slices = epoch_slices(started.pairs, job.config.batch_size, torch.Generator().manual_seed(0), job.device)
+        order_P = plan.gather.data.epoch_order(torch.Generator().manual_seed(0))
+        slices = epoch_slices(order_P, job.config.batch_size)
         chosen = [next(slices) for _ in range(min(TIMED_STEPS, started.steps_per_epoch))]
         take_step(plan, state, chosen[0])  # the first one allocates
         began = time.perf_counter()
         for step in chosen:
             take_step(plan, state, step)
-            state.adapters.tau.item()  # waits for the device
+            state.adapters.temperature.item()  # waits for the device
         step_s = (time.perf_counter() - began) / len(chosen)
         began = time.perf_counter()
         validate(state.adapters, plan.val)

@@ -25,7 +25,7 @@ class Stream(StrEnum):
     dropout_text = "dropout/text"
 
 
-ON_DEVICE = {Stream.partners, Stream.noise_image, Stream.noise_text, Stream.dropout_image, Stream.dropout_text}
+ON_DEVICE = {Stream.noise_image, Stream.noise_text, Stream.dropout_image, Stream.dropout_text}
 """Streams that fill tensors in every step, drawn where they are needed; the others draw on the CPU."""
 
 

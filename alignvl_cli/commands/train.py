@@ -196,6 +196,15 @@ def train(
         Precision | None,
         typer.Option(help="auto: bf16 where the hardware computes in it, else fp32.", rich_help_panel=SCHEDULE),
     ] = None,
+    memory_budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Training latents in memory at a time, such as 8GB; a larger store is shuffled by blocks."
+            " [default: none, all of them]",
+            rich_help_panel=SCHEDULE,
+        ),
+    ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Fit the two adapters on stored latents.

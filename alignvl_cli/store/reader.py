@@ -1,6 +1,7 @@
 """Opens a store: checked on opening, latents mapped into memory and verified when first loaded."""
 
 import json
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -116,6 +117,13 @@ class Store:
     def text_block(self, rows: np.ndarray | slice) -> np.ndarray:
         """Text latents of `rows`, contiguous float32 (m, C), verified: digest and finite, else DataError."""
         return self._block("text/latent", self.text_latent, rows)
+
+    def release(self) -> None:
+        """Give the mapped pages that were read back to the system: they no longer count as this process's memory."""
+        for latent in (self.image_latent, self.text_latent):
+            pages = getattr(latent, "_mmap", None)
+            if pages is not None and hasattr(pages, "madvise"):
+                pages.madvise(mmap.MADV_DONTNEED)
 
     def verify(self) -> None:
         """Read every dataset against its digest; DataError for the first that is damaged."""

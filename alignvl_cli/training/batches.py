@@ -6,7 +6,6 @@ Letters: P pairs, N rows of a batch.
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from alignvl_cli.errors import UsageError
@@ -29,14 +28,8 @@ def steps_per_epoch(pairs: int, batch_size: int) -> int:
     return pairs // batch_size
 
 
-def epoch_slices(
-    pairs: int, batch_size: int, generator: torch.Generator, device: torch.device | str = "cpu"
-) -> Iterator[Slices]:
-    """One epoch: a permutation of all pairs cut into whole slices; the last one's next is the first.
-
-    Drawn on the CPU, so that it is the same on every machine, and copied to `device` at once.
-    """
-    order_P = torch.randperm(pairs, generator=generator).to(device)
-    slices = order_P.split(batch_size)[: pairs // batch_size]
+def epoch_slices(order_P: Tensor, batch_size: int) -> Iterator[Slices]:
+    """One epoch: a permutation of all pairs cut into whole slices; the last one's next is the first."""
+    slices = order_P.split(batch_size)[: len(order_P) // batch_size]
     for number, anchor_N in enumerate(slices):
         yield Slices(anchor_N, slices[(number + 1) % len(slices)])

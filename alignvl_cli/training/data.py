@@ -1,4 +1,4 @@
-"""The latents of one split, resident: contiguous float32 tensors that a batch is gathered from by index.
+"""The latents of one split: float32 tensors that a batch is gathered from by index, or rows left in the store.
 
 Letters: I images, T captions of the split, D and C widths of image and text latents; K keys a pair.
 A pair is a text row with its image, so pairs are numbered as the texts are.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alignvl_cli.align.latent_norm import AsStored
 from alignvl_cli.errors import DataError, MismatchError
-from alignvl_cli.store.reader import SplitRows, Store
+from alignvl_cli.store.reader import Store
 
 BLOCK_ROWS = 16_384
 """Rows read or normalised at once: what a block costs in memory beyond the resident tensors."""
@@ -31,6 +31,15 @@ class SplitLatents:
     @property
     def pairs(self) -> int:
         return len(self.text_TC)
+
+    def rows(self, pair_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Image (N, D) and text (N, C) latents of these pairs."""
+        image_N = self.text_image_T.index_select(0, pair_N)
+        return self.image_ID.index_select(0, image_N), self.text_TC.index_select(0, pair_N)
+
+    def epoch_order(self, generator: torch.Generator) -> Tensor:
+        """One permutation of all pairs: drawn on the CPU, so that it is the same on every machine."""
+        return torch.randperm(self.pairs, generator=generator).to(self.text_TC.device)
 
     def to(self, device: str) -> "SplitLatents":
         return replace(
@@ -63,51 +72,93 @@ def require_split(store: Store, split: str, remedy: str) -> None:
         raise DataError(f"{store.path}: no image in split {split!r} (it has {there}); {remedy}")
 
 
-def load_split(stores: Sequence[Store], split: str) -> SplitLatents:
-    """The rows of `split` of all `stores`, one store after the other. DataError if a store lacks it, or has no pair."""
+class StoredRows:
+    """One modality of a split as it lies in the stores, one after the other; what is read is verified.
+
+    Stands in for a resident tensor (`shape`, `split`, `len`); `norm` is applied to whatever is read.
+    """
+
+    def __init__(
+        self, stores: Sequence[Store], rows: Sequence[np.ndarray], read: Callable[[Store, np.ndarray], np.ndarray]
+    ) -> None:
+        """`rows` are those of each store, and `read` is `Store.image_block` or `Store.text_block`."""
+        self._stores, self._rows, self._read = stores, rows, read
+        self._offsets = np.cumsum([0, *map(len, rows)])
+        width = (stores[0].image_latent if read is Store.image_block else stores[0].text_latent).shape[1]
+        self.shape = (int(self._offsets[-1]), width)
+        self.norm: AsStored | None = None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def numel(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    def read(self, position_N: np.ndarray) -> Tensor:
+        """Rows (N, width) by their position in the split; the mapped pages are given back."""
+        found = torch.empty(len(position_N), self.shape[1])
+        store_N = np.searchsorted(self._offsets, position_N, side="right") - 1
+        for number in np.unique(store_N):
+            here_N = np.flatnonzero(store_N == number)
+            rows = self._rows[number][position_N[here_N] - self._offsets[number]]
+            found[torch.from_numpy(here_N)] = torch.from_numpy(self._read(self._stores[number], rows))
+            self._stores[number].release()
+        return found if self.norm is None else self.norm(found)
+
+    def split(self, rows: int) -> Iterator[Tensor]:
+        """All rows, so many at a time."""
+        for start in range(0, len(self), rows):
+            yield self.read(np.arange(start, min(start + rows, len(self))))
+
+    def resident(self) -> Tensor:
+        """All rows in one tensor; the peak is the tensor and a block."""
+        whole = torch.empty(self.shape)
+        done = 0
+        for block in self.split(BLOCK_ROWS):
+            whole[done : done + len(block)] = block
+            done += len(block)
+        return whole
+
+
+def stored_split(stores: Sequence[Store], split: str) -> tuple[StoredRows, StoredRows, Tensor]:
+    """Images, texts, and the row of each text's image, of `split` of all `stores`, one store after the other.
+
+    DataError if a store lacks the split, or has no pair in it.
+    """
     rows = [store.rows(split) for store in stores]
     for store, store_rows in zip(stores, rows, strict=True):
         if not len(store_rows.text):
             raise DataError(f"{store.path}: no image of split {split!r} has a caption")
     offsets = np.cumsum([0, *(len(store_rows.image) for store_rows in rows)])
     text_image = [store_rows.text_image + offset for store_rows, offset in zip(rows, offsets, strict=False)]
-    return SplitLatents(
-        image_ID=_resident(stores, rows, lambda rows: rows.image, Store.image_block, stores[0].image_latent.shape[1]),
-        text_TC=_resident(stores, rows, lambda rows: rows.text, Store.text_block, stores[0].text_latent.shape[1]),
-        text_image_T=torch.from_numpy(np.concatenate(text_image)),
+    return (
+        StoredRows(stores, [store_rows.image for store_rows in rows], Store.image_block),
+        StoredRows(stores, [store_rows.text for store_rows in rows], Store.text_block),
+        torch.from_numpy(np.concatenate(text_image)),
     )
 
 
-def _resident(
-    stores: Sequence[Store],
-    rows: Sequence[SplitRows],
-    side: Callable[[SplitRows], np.ndarray],
-    read: Callable[[Store, np.ndarray], np.ndarray],
-    width: int,
-) -> Tensor:
-    """Read one modality block by block into one tensor: the peak is the tensor and a block."""
-    resident = torch.empty(sum(len(side(store_rows)) for store_rows in rows), width)
-    done = 0
-    for store, store_rows in zip(stores, rows, strict=True):
-        for start in range(0, len(side(store_rows)), BLOCK_ROWS):
-            block = torch.from_numpy(read(store, side(store_rows)[start : start + BLOCK_ROWS]))
-            resident[done : done + len(block)] = block
-            done += len(block)
-    return resident
+def load_split(stores: Sequence[Store], split: str) -> SplitLatents:
+    """The rows of `split` of all `stores`, resident. DataError if a store lacks it, or has no pair."""
+    image, text, text_image_T = stored_split(stores, split)
+    return SplitLatents(image_ID=image.resident(), text_TC=text.resident(), text_image_T=text_image_T)
 
 
-def blocks(latent_ND: Tensor) -> Iterator[Tensor]:
-    """Consecutive views of a resident tensor."""
+def blocks(latent_ND: Tensor | StoredRows) -> Iterator[Tensor]:
+    """Consecutive views of a resident tensor, or rows read as they are asked for."""
     return iter(latent_ND.split(BLOCK_ROWS))
 
 
-def normalise(latent_ND: Tensor, norm: AsStored) -> None:
-    """Apply a latent norm to a resident tensor, in place, block by block."""
+def normalise(latent_ND: Tensor | StoredRows, norm: AsStored) -> None:
+    """Apply a latent norm to a resident tensor, in place, block by block; to stored rows as they are read."""
+    if isinstance(latent_ND, StoredRows):
+        latent_ND.norm = norm
+        return
     for block_BD in blocks(latent_ND):
         block_BD.copy_(norm(block_BD))
 
 
-def root_mean_square(latent_ND: Tensor) -> float:
+def root_mean_square(latent_ND: Tensor | StoredRows) -> float:
     """Of all entries, summed in float64."""
     return (sum(block.double().square().sum().item() for block in blocks(latent_ND)) / latent_ND.numel()) ** 0.5
 

@@ -17,6 +17,8 @@ from alignvl_cli.align.streams import Stream, Streams
 from alignvl_cli.config import EsTarget, MixCoefficient, NoiseKind, NoisePosition, NoiseUnits, TrainConfig
 from alignvl_cli.training.batches import Slices
 from alignvl_cli.training.data import SplitLatents
+from alignvl_cli.training.machine import sent
+from alignvl_cli.training.windows import WindowedLatents
 
 
 class Batch(NamedTuple):
@@ -35,17 +37,16 @@ Transform = Callable[[Batch, Slices], Batch]
 
 @dataclass(frozen=True)
 class Gather:
-    """The rows of a slice, as they lie in memory."""
+    """The rows of a slice, from wherever the latents are, on the device that computes."""
 
-    data: SplitLatents
-    keys_KT: Tensor | None
+    data: SplitLatents | WindowedLatents
+    keys_KP: Tensor | None
+    device: str = "cpu"
 
     def __call__(self, pair_N: Tensor) -> Batch:
-        return Batch(
-            self.data.image_ID.index_select(0, self.data.text_image_T.index_select(0, pair_N)),
-            self.data.text_TC.index_select(0, pair_N),
-            None if self.keys_KT is None else self.keys_KT.index_select(1, pair_N),
-        )
+        image, text = self.data.rows(pair_N)
+        keys_KN = None if self.keys_KP is None else sent(self.keys_KP.index_select(1, pair_N), self.device)
+        return Batch(sent(image, self.device), sent(text, self.device), keys_KN)
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ class FuseMix:
 
     def __call__(self, batch: Batch, slices: Slices) -> Batch:
         rows = len(slices.next_N)
-        order_N = torch.randperm(rows, generator=self.streams[Stream.partners], device=slices.next_N.device)
-        partner = self.gather(slices.next_N[order_N])
+        order_N = torch.randperm(rows, generator=self.streams[Stream.partners])
+        partner = self.gather(slices.next_N[sent(order_N, slices.next_N.device)])
         shape = (rows, 1) if self.coefficient is MixCoefficient.pair else ()
         lam = draw_coefficient(self.alpha, shape, self.streams[Stream.coefficient])
-        lam = lam.to(batch.image.device, non_blocking=True)
+        lam = sent(lam, batch.image.device)
         keys_KN = batch.keys_KN
         if keys_KN is not None and partner.keys_KN is not None:
             keys_KN = torch.where(lam.reshape(-1) >= 0.5, keys_KN, partner.keys_KN)

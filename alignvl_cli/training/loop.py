@@ -35,8 +35,8 @@ def fit(plan: Plan, state: TrainState) -> Iterator[Step | Validated | Warned]:
         if config.patience and state.validations_since_best >= config.patience:
             return
         state.epoch_began = state.streams[Stream.permutation].get_state()
-        order = epoch_slices(data.pairs, config.batch_size, state.streams[Stream.permutation], data.text_TC.device)
-        for slices in islice(order, state.step % plan.steps_per_epoch, None):
+        slices_of_epoch = epoch_slices(data.epoch_order(state.streams[Stream.permutation]), config.batch_size)
+        for slices in islice(slices_of_epoch, state.step % plan.steps_per_epoch, None):
             meter.add(*take_step(plan, state, slices))
             if state.step % plan.log_every == 0:
                 yield from meter.read(plan, state, epoch)

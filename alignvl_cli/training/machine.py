@@ -5,6 +5,7 @@ import platform
 import sys
 
 import torch
+from torch import Tensor
 
 ASSUMED_BYTES = 8 * 2**30
 WHOLE_SHARE = 1 / 16
@@ -48,3 +49,18 @@ def automatic_tile(rows: int, device: str) -> int:
     if rows**2 * BYTES_AN_ENTRY <= memory_bytes(device) * WHOLE_SHARE:
         return rows
     return CPU_TILE if device == "cpu" else ACCELERATOR_TILE
+
+
+def fits_on(device: str, size: int) -> bool:
+    """Whether `size` bytes leave half of the device's free memory to the training itself."""
+    return device != "cuda" or size < torch.cuda.mem_get_info()[0] / 2
+
+
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """`tensor` on `device`. To a GPU it goes from pinned memory, behind the work that waits there: the host goes on."""
+    device = torch.device(device)
+    if tensor.device.type == device.type:
+        return tensor
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

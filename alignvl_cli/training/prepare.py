@@ -1,6 +1,7 @@
 """From open stores and settings to the first step."""
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 
 import torch
 
@@ -12,6 +13,7 @@ from alignvl_cli.store.reader import Store
 from alignvl_cli.training.averaging import Average
 from alignvl_cli.training.batches import steps_per_epoch
 from alignvl_cli.training.data import (
+    SplitLatents,
     blocks,
     duplicate_keys,
     load_split,
@@ -20,13 +22,15 @@ from alignvl_cli.training.data import (
     require_split,
     root_mean_square,
     shared_images,
+    stored_split,
 )
 from alignvl_cli.training.health import Skips
 from alignvl_cli.training.ingredients import Gather, input_transforms, noise_std, output_transforms
-from alignvl_cli.training.machine import automatic_tile
+from alignvl_cli.training.machine import automatic_tile, fits_on
 from alignvl_cli.training.optimiser import adamw
 from alignvl_cli.training.records import Started
 from alignvl_cli.training.state import Plan, TrainState
+from alignvl_cli.training.windows import FLOAT_BYTES, WindowedLatents
 
 TRAIN, VAL = "train", "val"
 TRAIN_REMEDY = "train on a store that has one"
@@ -49,7 +53,7 @@ def prepare(
     precision = choose_precision(config.precision, device)
     pairs = sum(len(store.rows(TRAIN).text) for store in stores)
     epoch_steps = steps_per_epoch(pairs, config.batch_size)  # before reading gigabytes
-    train, val = load_split(stores, TRAIN), load_split([val_store], VAL)
+    train, val = _training_latents(stores, config), load_split([val_store], VAL)
     streams = Streams(config.seed, device)
     adapters = new_pair(_shape(config, train.image_ID.shape[1], train.text_TC.shape[1]), streams)
     for adapter, trained, validated in (
@@ -57,11 +61,16 @@ def prepare(
         (adapters.text, train.text_TC, val.text_TC),
     ):
         adapter.norm.fit(blocks(trained))
-        normalise(trained, adapter.norm)
-        normalise(validated, adapter.norm)
+        norm = deepcopy(adapter.norm)  # which stays beside the latents when the adapters move
+        normalise(trained, norm)
+        normalise(validated, norm)
     latent_rms = {"image": root_mean_square(train.image_ID), "text": root_mean_square(train.text_TC)}
-    keys = duplicate_keys(stores, TRAIN).to(device) if config.mask_duplicates else None
-    gather = Gather(train.to(device), keys)
+    keys = duplicate_keys(stores, TRAIN) if config.mask_duplicates else None
+    if isinstance(train, WindowedLatents):
+        keys = None if keys is None else keys[:, train.pair_text_P]
+    elif fits_on(device, FLOAT_BYTES * (train.image_ID.numel() + train.text_TC.numel())):
+        train, keys = train.to(device), None if keys is None else keys.to(device)
+    gather = Gather(train, keys, device)
     adapters.to(device)
     plan = Plan(
         config=config,
@@ -90,7 +99,7 @@ def prepare(
         latent_rms=latent_rms,
         noise_share=noise_share,
         first_step=0,
-        notes=tuple(_notes(stores, val_store, config, noise_share)),
+        notes=tuple(_notes(stores, val_store, config, noise_share, isinstance(train, WindowedLatents))),
     )
     state = TrainState(
         adapters=adapters,
@@ -100,6 +109,15 @@ def prepare(
         skips=Skips(device),
     )
     return plan, state, started
+
+
+def _training_latents(stores: Sequence[Store], config: TrainConfig) -> SplitLatents | WindowedLatents:
+    """All in memory, or windows of them if they are larger than `--memory-budget`."""
+    image, text, text_image_T = stored_split(stores, TRAIN)
+    budget = config.memory_budget
+    if budget is None or FLOAT_BYTES * (image.numel() + text.numel()) <= budget:
+        return SplitLatents(image.resident(), text.resident(), text_image_T)
+    return WindowedLatents(image, text, text_image_T, budget, config.batch_size)
 
 
 def _shape(config: TrainConfig, image_width: int, text_width: int) -> AdapterShape:
@@ -125,9 +143,15 @@ def _noise_share(config: TrainConfig, latent_rms: dict[str, float]) -> dict[str,
 
 
 def _notes(
-    stores: Sequence[Store], val_store: Store, config: TrainConfig, noise_share: dict[str, float] | None
+    stores: Sequence[Store],
+    val_store: Store,
+    config: TrainConfig,
+    noise_share: dict[str, float] | None,
+    windowed: bool,
 ) -> Iterator[str]:
     """What the user should know before the first step."""
+    if windowed:
+        yield "the latents are larger than --memory-budget: blocks of them are shuffled, and read as they are needed"
     if noise_share is not None and max(noise_share.values()) < FAINT_NOISE:
         yield "so little noise can hardly act; --noise-units rms makes --noise-std a share of the latents' RMS"
     if shared := shared_images(stores, TRAIN, val_store, VAL):

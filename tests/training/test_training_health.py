@@ -59,7 +59,7 @@ def poison_steps(monkeypatch, is_poisoned):
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_count(store, monkeypatch):
     plan, state = prepared(store)
-    slices = list(loop.epoch_slices(plan.gather.data.pairs, 24, torch.Generator().manual_seed(0)))
+    slices = list(loop.epoch_slices(plan.gather.data.epoch_order(torch.Generator().manual_seed(0)), 24))
     loop.take_step(plan, state, slices[0])
     weights = {name: tensor.clone() for name, tensor in state.adapters.state_dict().items()}
     moments = {id(key): {k: v.clone() for k, v in value.items()} for key, value in state.optimiser.state.items()}
@@ -171,7 +171,7 @@ def test_patience_stops_and_says_so(store, tmp_path):
 def test_the_average_of_the_weights_is_what_is_validated_and_kept(store):
     plan, state = prepared(store, ema=0.9, epochs=3)
     expected = {name: parameter.detach().clone() for name, parameter in state.adapters.named_parameters()}
-    slices = list(loop.epoch_slices(plan.gather.data.pairs, 24, torch.Generator().manual_seed(0)))
+    slices = list(loop.epoch_slices(plan.gather.data.epoch_order(torch.Generator().manual_seed(0)), 24))
     for step, one in enumerate(slices, start=1):
         loop.take_step(plan, state, one)
         decay = min(0.9, (1 + step) / (10 + step))

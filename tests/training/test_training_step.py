@@ -42,7 +42,7 @@ def test_a_fusemix_step_equals_the_rewrite_in_loss_and_gradients(tmp_path):
         pairs=len(store.rows("train").text),
     )
     plan, state, _ = prepare([store], store, config, "cpu")
-    slices = next(epoch_slices(plan.gather.data.pairs, ROWS, generator("permutation")))
+    slices = next(epoch_slices(plan.gather.data.epoch_order(generator("permutation")), ROWS))
     loss, hard_loss = batch_loss(plan, state.adapters, slices, progress=0.0)
     loss.backward()
 

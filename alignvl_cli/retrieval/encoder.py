@@ -16,7 +16,7 @@ from alignvl_cli.encoders.folders import NO_TRUST
 from alignvl_cli.encoders.images import UnreadableImage, as_rgb, decode_image
 from alignvl_cli.encoders.text import TextEncoder, reload_text
 from alignvl_cli.encoders.vision import VisionEncoder, reload_vision
-from alignvl_cli.errors import DataError
+from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.retrieval.embeddings import PROJECT_ROWS, project
 from alignvl_cli.runs.folder import Run, load_run
 
@@ -49,11 +49,13 @@ class DualEncoder:
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
     ) -> "DualEncoder":
-        """Load a complete run. Raises DataError when it is not one, UsageError when `device` is not there.
+        """Load a complete run. Raises DataError when it is not one, UsageError when `device` is none or absent.
 
         Encoders with Python code of their own, or pickled weights, load only with the flag that says so, whatever
         was said when the latents were extracted.
         """
+        if device not in list(Device):
+            raise UsageError(f"device: wanted one of {', '.join(Device)}, got {device!r}")
         place = choose_device(Device(device))
         return cls(load_run(Path(run), place), place, Trust(remote_code=trust_remote_code, pickle=allow_pickle))
 

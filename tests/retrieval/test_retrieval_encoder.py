@@ -12,7 +12,7 @@ from tiny_models import save_dinov2, save_sentence_transformer
 from alignvl_cli.config import Precision
 from alignvl_cli.encoders.text import load_text
 from alignvl_cli.encoders.vision import load_vision
-from alignvl_cli.errors import DataError, MismatchError
+from alignvl_cli.errors import DataError, MismatchError, UsageError
 from alignvl_cli.retrieval.encoder import DualEncoder, open_picture
 from alignvl_cli.runs.folder import load_run
 from alignvl_cli.store.reader import open_store
@@ -126,3 +126,8 @@ def test_load_gives_the_runs_own_temperature_and_width(tmp_path, encoder):
     loaded = DualEncoder.load(str(tmp_path / "run"), device="cpu")
     assert loaded.temperature == pytest.approx(0.05)
     assert loaded.width == 8
+
+
+def test_a_device_that_is_none_is_a_usage_error(tmp_path, encoder):
+    with pytest.raises(UsageError, match="auto, cuda, mps, cpu, got 'gpu'"):
+        DualEncoder.load(tmp_path / "run", device="gpu")

@@ -1,9 +1,12 @@
 """Study files: what a good one says, and what is refused with which message."""
 
 import tomllib
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from alignvl_cli.ablation.statistics import seeds_for_any_verdict
 from alignvl_cli.ablation.study import load_study, parse_seeds, parse_study
 from alignvl_cli.config import NoiseKind
 from alignvl_cli.errors import DataError, UsageError
@@ -129,3 +132,25 @@ def test_seeds_as_they_are_typed():
             parse_seeds(wrong)
     with pytest.raises(UsageError, match="say 0-9 for 10 seeds"):
         parse_seeds("10")
+
+
+SHIPPED = sorted((Path(__file__).parents[2] / "pipelines" / "studies").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_study_resolves_and_its_seeds_can_settle_it(path):
+    study = load_study(path)
+    assert study.name == path.stem
+    assert study.question.endswith("?")
+    assert len(study.seeds) >= seeds_for_any_verdict(len(study.arms) - 1)
+    for arm in study.arms:
+        assert study.config(arm, seed=1, pairs=3679).batch_size <= 3679 // 2
+
+
+def test_the_square_around_mixing_is_the_first_missing_ablation():
+    study = load_study(next(path for path in SHIPPED if path.stem == "mixing"))
+    settings = {arm.name: study.config(arm) for arm in study.arms}
+    assert len(settings) == 8
+    both = settings["no-mix+rp+es"]
+    assert (both.mix, both.noise, both.smoothing) == (False, NoiseKind.gaussian, 0.1)
+    assert settings["mix+no-rp+no-es"] == replace(settings["no-mix+no-rp+no-es"], mix=True)

@@ -5,5 +5,5 @@
 set -euo pipefail
 
 STUDIES=$(dirname "$0")/studies
-alignvl ablate "$STUDIES/mixing.toml" "$@"
-alignvl ablate "$STUDIES/noise.toml" "$@"
+alignvl ablate "$STUDIES"/mixing.toml "$@"
+alignvl ablate "$STUDIES"/noise.toml "$@"

@@ -24,6 +24,11 @@ class Session:
     quiet: bool = False
     verbose: bool = False
 
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that speaks and claims places: `torchrun` starts several."""
+        return os.environ.get("RANK", "0") == "0"
+
     @cached_property
     def out(self) -> "Console":
         """The console of the result."""
@@ -48,7 +53,8 @@ class Session:
 
     def result(self, line: str | Path) -> None:
         """Print the one line that scripts read: never wrapped, styled or shortened."""
-        print(line, flush=True)
+        if self.leads:
+            print(line, flush=True)
 
     def show(self, renderable: Any) -> None:
         """Print the result as rich renders it."""
@@ -56,7 +62,7 @@ class Session:
 
     def note(self, text: str) -> None:
         """Say on stderr what was chosen or done, unless `--quiet`."""
-        if not self.quiet:
+        if self.leads and not self.quiet:
             self.err.print(text, style="dim", markup=False)
 
     def warn(self, text: str) -> None:

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -230,7 +230,8 @@ def train(
         stores = [session.workspace.newest_store()]
         session.note(f"training on the newest store, {stores[0]}")
     settings = resolve_train(*layers, flags, pairs=count_pairs(stores))
-    with session.workspace.place_for(output, "runs", settings.name) as run:
+    place = session.workspace.place_for(output, "runs", settings.name) if session.leads else nullcontext(Path())
+    with place as run:
         _show(session, run, train_run(stores, run, settings, val=val, overwrite=overwrite))
     session.result(run)
 

@@ -53,6 +53,7 @@ def take_step(plan: Plan, state: TrainState, slices: Slices) -> tuple[LossParts,
     loss = batch_loss(plan, state.adapters, slices, progress=state.step / plan.total_steps)
     state.optimiser.zero_grad(set_to_none=True)
     loss.loss.backward()
+    plan.team.add_gradients(state.adapters)
     skipped = state.skips.judge(loss, gradients(state.optimiser))
     step_unless(state.optimiser, skipped, learning_rate(state.step, plan.total_steps, plan.config.lr))
     state.adapters.clamp_tau()
@@ -69,7 +70,9 @@ def batch_loss(plan: Plan, adapters: AdapterPair, slices: Slices, progress: floa
     for transform in plan.inputs:
         batch = transform(batch, slices)
     with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=plan.precision is Precision.bf16):
-        batch = batch._replace(image=adapters.image.body(batch.image), text=adapters.text.body(batch.text))
+        image, text = (plan.team.share(latents) for latents in (batch.image, batch.text))
+        image, text = adapters.image.body(image), adapters.text.body(text)
+    batch = batch._replace(image=plan.team.whole(image), text=plan.team.whole(text))
     for transform in plan.outputs:
         batch = transform(batch, slices)
     scale, bias = adapters.scale_and_bias()
@@ -92,6 +95,7 @@ def _validated(plan: Plan, state: TrainState, epoch: int) -> Iterator[Warned | V
         metrics = validate(state.judged, plan.val)
     except DataError as problem:  # the loss was finite, but the last update was not
         raise diverged("the validation embeddings are not finite", plan, state) from problem
+    metrics["mean_recall"] = plan.team.agree(metrics["mean_recall"])
     is_best = state.best is None or metrics["mean_recall"] > state.best.metrics["mean_recall"]
     state.validations_since_best += 1
     if is_best:

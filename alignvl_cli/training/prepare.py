@@ -30,8 +30,10 @@ from alignvl_cli.training.machine import automatic_tile, fits_on
 from alignvl_cli.training.optimiser import adamw
 from alignvl_cli.training.records import Started
 from alignvl_cli.training.state import Plan, TrainState
+from alignvl_cli.training.team import Team
 from alignvl_cli.training.windows import FLOAT_BYTES, WindowedLatents
 
+ALONE = Team()
 TRAIN, VAL = "train", "val"
 TRAIN_REMEDY = "train on a store that has one"
 VAL_REMEDY = "training selects its epoch there: name a store that has it with --val, or declare it and extract again"
@@ -40,7 +42,7 @@ FAINT_NOISE = 0.05
 
 
 def prepare(
-    stores: Sequence[Store], val_store: Store, config: TrainConfig, device: str
+    stores: Sequence[Store], val_store: Store, config: TrainConfig, device: str, team: Team = ALONE
 ) -> tuple[Plan, TrainState, Started]:
     """Everything before the first step: data resident and normalised, adapters initialised, ingredients collected.
 
@@ -52,6 +54,7 @@ def prepare(
     require_split(val_store, VAL, VAL_REMEDY)
     precision = choose_precision(config.precision, device)
     pairs = sum(len(store.rows(TRAIN).text) for store in stores)
+    team.require_shares(config.batch_size)
     epoch_steps = steps_per_epoch(pairs, config.batch_size)  # before reading gigabytes
     train, val = _training_latents(stores, config), load_split([val_store], VAL)
     streams = Streams(config.seed, device)
@@ -72,6 +75,7 @@ def prepare(
         train, keys = train.to(device), None if keys is None else keys.to(device)
     gather = Gather(train, keys, device)
     adapters.to(device)
+    team.place_dropout(adapters)
     plan = Plan(
         config=config,
         gather=gather,
@@ -80,6 +84,7 @@ def prepare(
         val=val.to(device),
         steps_per_epoch=epoch_steps,
         precision=precision,
+        team=team,
         loss_tile=config.loss_tile or automatic_tile(config.batch_size, device),
     )
     noise_share = _noise_share(config, latent_rms)

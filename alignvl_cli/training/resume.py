@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +19,10 @@ from alignvl_cli.runs.writer import RunWriter, held
 from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.prepare import prepare
 from alignvl_cli.training.records import Record
-from alignvl_cli.training.run import fill
+from alignvl_cli.training.run import fill, follow
 from alignvl_cli.training.snapshot import CHECKPOINT_SECONDS, Checkpoints, restore
+from alignvl_cli.training.state import TrainState
+from alignvl_cli.training.team import joined
 
 
 def resume_run(
@@ -37,30 +39,43 @@ def resume_run(
     """
     began = time.perf_counter()
     unfinished = load_unfinished(run)
-    with held(run), _threads(unfinished.threads):
-        unfinished = load_unfinished(run)  # another process may have finished it while we waited for nobody
+    with ExitStack() as held_open:
+        device = choose_device(Device(unfinished.device))
+        team = held_open.enter_context(joined(device))
+        if team.leads:
+            held_open.enter_context(held(run))
+            unfinished = load_unfinished(run)  # another process may have finished it just now
+        held_open.enter_context(_threads(unfinished.threads))
         stores = [_open(reference, elsewhere, unfinished.config["encoder_hash"]) for reference in unfinished.stores]
         val_store = _open(unfinished.selection_store, elsewhere, unfinished.config["encoder_hash"])
-        device = choose_device(Device(unfinished.device))
         settings = replace(unfinished.settings, precision=unfinished.precision)
-        plan, state, started = prepare(stores, val_store, settings, device)
-        point, rates, before_s, length = read_checkpoint(run), [], 0.0, 0
-        if point is not None:
-            tensors, values = point
-            try:
-                restore(state, tensors, values)
-                length, before_s = int(values["metrics_bytes"]), float(values["wall_s"])
-            except (KeyError, TypeError, ValueError, RuntimeError) as problem:
-                raise DataError(
-                    f"{run}: its checkpoint is not of this run ({problem}); "
-                    f"train it again with `alignvl train --output {run} --overwrite`"
-                ) from problem
+        plan, state, started = prepare(stores, val_store, settings, device, team)
+        before_s, length = _restore(run, state)
+        if not team.leads:
+            yield from follow(plan, state)
+            return
         with RunWriter.reopen(run, unfinished.config, length) as writer:
             lines = (json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines())
             rates = [line["pairs_per_s"] for line in lines if line["kind"] == "step"]
             checkpoints = Checkpoints(writer, checkpoint_s, wall_s=before_s + time.perf_counter() - began)
             started = replace(started, first_step=state.step, notes=(*started.notes, *_other_versions(run)))
             yield from fill(writer, plan, state, started, checkpoints, rates)
+
+
+def _restore(run: Path, state: TrainState) -> tuple[float, int]:
+    """Bring `state` to the checkpoint, if there is one: seconds that the run had taken, and bytes of its metrics."""
+    point = read_checkpoint(run)
+    if point is None:
+        return 0.0, 0
+    tensors, values = point
+    try:
+        restore(state, tensors, values)
+        return float(values["wall_s"]), int(values["metrics_bytes"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as problem:
+        raise DataError(
+            f"{run}: its checkpoint is not of this run ({problem}); "
+            f"train it again with `alignvl train --output {run} --overwrite`"
+        ) from problem
 
 
 def _open(reference: StoreReference, elsewhere: Sequence[Path], encoder_hash: str) -> Store:

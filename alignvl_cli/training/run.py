@@ -15,10 +15,12 @@ from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.data import require_split
 from alignvl_cli.training.loop import fit
 from alignvl_cli.training.machine import device_name, peak_memory_bytes
+from alignvl_cli.training.meter import diverged
 from alignvl_cli.training.prepare import TRAIN, TRAIN_REMEDY, VAL, prepare
 from alignvl_cli.training.records import Finished, Record, Started, Step, log_line
 from alignvl_cli.training.snapshot import CHECKPOINT_SECONDS, Checkpoints
 from alignvl_cli.training.state import Plan, TrainState
+from alignvl_cli.training.team import joined
 
 
 def count_pairs(stores: Sequence[Path]) -> int:
@@ -47,18 +49,33 @@ def train_run(
     unreadable, split absent, another process in the folder), MismatchError (stores of other encoders), all before
     anything is written; and DivergedError, which leaves the best weights so far in the folder, as does abandoning
     the iterator.
+
+    Under `torchrun` every process calls this with the same arguments; the first writes and yields the records, the
+    others yield nothing.
     """
     began = time.perf_counter()
     device = choose_device(config.device)
     opened = [store if isinstance(store, Store) else open_store(store) for store in stores]
     val_store = opened[0] if val is None else open_store(val)
-    plan, state, started = prepare(opened, val_store, config, device)
-    claim_run(output, overwrite)
-    with held(output):
-        environment = made_by("train", config.to_json(), device=device_name(device), threads=started.threads)
-        with RunWriter(output, _describe(opened, val_store, state, config, started), environment) as writer:
-            checkpoints = Checkpoints(writer, checkpoint_s, wall_s=time.perf_counter() - began)
-            yield from fill(writer, plan, state, started, checkpoints, rates=[])
+    with joined(device) as team:
+        plan, state, started = prepare(opened, val_store, config, device, team)
+        if not team.leads:
+            yield from follow(plan, state)
+            return
+        claim_run(output, overwrite)
+        with held(output):
+            environment = made_by("train", config.to_json(), device=device_name(device), threads=started.threads)
+            with RunWriter(output, _describe(opened, val_store, state, config, started), environment) as writer:
+                checkpoints = Checkpoints(writer, checkpoint_s, wall_s=time.perf_counter() - began)
+                yield from fill(writer, plan, state, started, checkpoints, rates=[])
+
+
+def follow(plan: Plan, state: TrainState) -> Generator[Record, None, None]:
+    """Take part in the training that another process leads: nothing is written, and no record passes."""
+    plan.team.start_alike(state.adapters)
+    for _ in fit(plan, state):
+        pass
+    yield from ()
 
 
 def fill(
@@ -71,6 +88,7 @@ def fill(
 ) -> Generator[Record, None, None]:
     """Train from where `state` stands to the end, and complete the run folder. `rates` are those logged before."""
     yield started
+    plan.team.start_alike(state.adapters)
     try:
         for record in fit(plan, state):
             writer.log(log_line(record))
@@ -81,6 +99,8 @@ def fill(
     finally:
         if state.best is not None:
             writer.save_adapters(state.best.weights)
+    if not rates:
+        raise diverged("no step had a finite loss", plan, state)
     result = _result(state, started, rates, checkpoints.wall_s)
     writer.finish(result)
     yield Finished(result=result)

@@ -14,6 +14,7 @@ from alignvl_cli.training.averaging import Average
 from alignvl_cli.training.data import SplitLatents
 from alignvl_cli.training.health import Skips
 from alignvl_cli.training.ingredients import Gather, Transform
+from alignvl_cli.training.team import Team
 from alignvl_cli.training.validation import is_validation_epoch
 
 LOGGED_STEPS = 200
@@ -65,6 +66,7 @@ class Plan:
     val: SplitLatents
     steps_per_epoch: int
     precision: Precision
+    team: Team
     loss_tile: int
     """Side of the tiles that the loss is computed in."""
 

@@ -81,6 +81,15 @@ class DatasetFormat(StrEnum):
     huggingface = "huggingface"
 
 
+class Method(StrEnum):
+    """How the adapters are found: by training, or in closed form."""
+
+    contrastive = "contrastive"
+    procrustes = "procrustes"
+    cca = "cca"
+    ridge = "ridge"
+
+
 class NoiseKind(StrEnum):
     gaussian = "gaussian"
     uniform = "uniform"
@@ -193,6 +202,7 @@ class ExtractConfig:
 class TrainConfig:
     """Every setting that decides a trained adapter pair, resolved: no field is left open."""
 
+    method: Method
     recipe: Recipe
     size: Size
 
@@ -254,6 +264,8 @@ class TrainConfig:
     @property
     def name(self) -> str:
         """Recipe, what departs from it, and the seed: the readable part of a run's folder name."""
+        if self.method is not Method.contrastive:
+            return f"{self.method.value}-s{self.seed}"
         plain = resolve_train({"recipe": self.recipe})
         parts = [self.recipe.value]
         if self.mix != plain.mix:
@@ -333,6 +345,7 @@ SWITCHED_BY = {
 """Setting a detail of an ingredient switches the ingredient on."""
 
 DETAIL_DEFAULTS: dict[str, Any] = {
+    "method": Method.contrastive,
     "mix-alpha": 1.0,
     "mix-coefficient": MixCoefficient.batch,
     "noise": NoiseKind.gaussian,
@@ -396,9 +409,10 @@ def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> Train
     size depends on; without it the check of the settings is complete and the size a placeholder.
     Raises UsageError for an unknown key, a wrong value, a contradiction, or a setting without effect.
     """
-    checked = [{key: _parsed(key, value) for key, value in layer.items()} for layer in layers]
+    checked = _without_idle([{key: _parsed(key, value) for key, value in layer.items()} for layer in layers])
     asked: dict[str, Any] = {key: value for layer in checked for key, value in layer.items()}
-    recipe = asked.get("recipe", Recipe.alignvl)
+    is_solved = asked.get("method", Method.contrastive) is not Method.contrastive
+    recipe = Recipe.clip if is_solved else asked.get("recipe", Recipe.alignvl)
     on = dict(INGREDIENTS[recipe])
     for layer in checked:
         on |= _switches(layer)
@@ -410,6 +424,8 @@ def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> Train
     shape = RELEASED_SHAPE if size is Size.released else auto_shape(10_000 if pairs is None else pairs)
     shape_values = {key.replace("_", "-"): value for key, value in asdict(shape).items()}
     values = shape_values | values | {"recipe": recipe, "size": size, "mix": on["mix"]}
+    if is_solved:
+        values |= {"adapter": AdapterKind.linear, "epochs": 0}
     values["noise"] = values["noise"] if on["rp"] else NoiseKind.none
     values["smoothing"] = values["smoothing"] if on["es"] else 0.0
     values["temperature"] = _temperature(values["temperature"])
@@ -484,6 +500,27 @@ def _switches(layer: Mapping[str, Any]) -> dict[str, bool]:
         elif given:
             switched[ingredient] = not off_by_kind
     return switched
+
+
+ACT_ON_CLOSED_FORMS = (
+    *("method", "seed", "size", "embed-dim", "latent-norm", "temperature"),
+    *("device", "memory-budget"),
+)
+
+
+def _without_idle(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The layers, without what a closed form asked for in a stronger layer leaves idle; UsageError for what is asked
+    for beside it, or above it."""
+    places = [place for place, layer in enumerate(layers) if "method" in layer]
+    if not places or layers[places[-1]]["method"] is Method.contrastive:
+        return layers
+    for layer in layers[places[-1] :]:
+        for key, value in layer.items():
+            if key not in ACT_ON_CLOSED_FORMS:
+                flag = f"--no-{key}" if value is False else f"--{key}"
+                method = layers[places[-1]]["method"]
+                raise UsageError(f"--method {method} is a closed form, on which {flag} has no effect; leave it out")
+    return [{key: value for key, value in layer.items() if key in ACT_ON_CLOSED_FORMS} for layer in layers]
 
 
 def _refuse_idle(asked: Mapping[str, Any], values: Mapping[str, Any], on: Mapping[str, bool]) -> None:

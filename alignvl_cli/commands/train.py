@@ -17,6 +17,7 @@ from alignvl_cli.config import (
     EsTarget,
     LatentNorm,
     Loss,
+    Method,
     MixCoefficient,
     NoiseKind,
     NoiseMatch,
@@ -57,6 +58,10 @@ def train(
         typer.Option(metavar="RUN", help="Go on with an unfinished run, by its own settings: no other flag."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; flags beat it.")] = None,
+    method: Annotated[
+        Method | None,
+        typer.Option(help="Training, or a closed form in seconds (a baseline). [default: contrastive]"),
+    ] = None,
     recipe: Annotated[
         Recipe | None, typer.Option(help="Ingredients to start from; flags change them. [default: alignvl]")
     ] = None,

@@ -85,6 +85,7 @@ class TrainingProgress(Display):
             records.Started: self._started,
             records.Step: self._stepped,
             records.Validated: self._validated,
+            records.Tried: self._tried,
             records.Warned: self._warned,
             records.Finished: self._finished,
         }
@@ -99,10 +100,10 @@ class TrainingProgress(Display):
 
     def _started(self, start: records.Started) -> None:
         self._start = start
+        work = f"{start.epochs:,} epochs of {start.steps_per_epoch:,} steps of {start.batch_size:,} rows"
         self._say(
-            f"{start.pairs:,} pairs of {start.images:,} images; {start.epochs:,} epochs of {start.steps_per_epoch:,} "
-            f"steps of {start.batch_size:,} rows; {start.parameters:,} parameters; "
-            f"{start.device}, {start.precision}, {_counted(start.threads, 'thread')}"
+            f"{start.pairs:,} pairs of {start.images:,} images; {work if start.epochs else 'a closed form'}; "
+            f"{start.parameters:,} parameters; {start.device}, {start.precision}, {_counted(start.threads, 'thread')}"
         )
         if start.first_step:
             self._say(f"going on after step {start.first_step:,} of {start.total_steps:,}")
@@ -120,6 +121,11 @@ class TrainingProgress(Display):
 
     def _warned(self, warned: records.Warned) -> None:
         self._say(f"warning: step {warned.step:,}: {warned.text}", "yellow")
+
+    def _tried(self, tried: records.Tried) -> None:
+        ridge = "" if tried.ridge is None else f"ridge {tried.ridge:g}: "
+        best = " (the best so far)" if tried.best else ""
+        self._say(f"{ridge}validation mean recall {tried.metrics['mean_recall']:.2f}{best}")
 
     def _validated(self, validated: records.Validated) -> None:
         self._last = validated

@@ -7,7 +7,7 @@ import torch
 
 from alignvl_cli.align.adapters import AdapterShape, new_pair
 from alignvl_cli.align.streams import Streams
-from alignvl_cli.config import NoiseKind, NoisePosition, TrainConfig
+from alignvl_cli.config import Method, NoiseKind, NoisePosition, Precision, TrainConfig
 from alignvl_cli.devices import choose_precision
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.averaging import Average
@@ -52,7 +52,8 @@ def prepare(
     for store in stores:
         require_split(store, TRAIN, TRAIN_REMEDY)
     require_split(val_store, VAL, VAL_REMEDY)
-    precision = choose_precision(config.precision, device)
+    is_solved = config.method is not Method.contrastive
+    precision = Precision.fp32 if is_solved else choose_precision(config.precision, device)
     pairs = sum(len(store.rows(TRAIN).text) for store in stores)
     team.require_shares(config.batch_size)
     epoch_steps = steps_per_epoch(pairs, config.batch_size)  # before reading gigabytes
@@ -126,13 +127,14 @@ def _training_latents(stores: Sequence[Store], config: TrainConfig) -> SplitLate
 
 
 def _shape(config: TrainConfig, image_width: int, text_width: int) -> AdapterShape:
+    widest = config.embed_dim if config.method is Method.contrastive else min(image_width, text_width)
     return AdapterShape(
         kind=config.adapter,
         image_width=image_width,
         text_width=text_width,
         depth=config.adapter_depth,
         expansion=config.adapter_expansion,
-        embed_dim=config.embed_dim,
+        embed_dim=min(config.embed_dim, widest),
         dropout=config.dropout,
         latent_norm=config.latent_norm,
         temperature=config.temperature,

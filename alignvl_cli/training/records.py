@@ -75,6 +75,17 @@ class Warned:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Tried:
+    """A closed form with one ridge, and its recall on the validation split."""
+
+    ridge: float | None
+    """In units of the latents' mean variance; None: the form has none."""
+    metrics: dict[str, Any]
+    """As `Validated.metrics`."""
+    best: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Finished:
     """Said once, when the run is complete."""
 
@@ -82,9 +93,9 @@ class Finished:
     """What `result.json` holds."""
 
 
-Record = Started | Step | Validated | Warned | Finished
+Record = Started | Step | Validated | Tried | Warned | Finished
 
 
-def log_line(record: Step | Validated | Warned) -> dict[str, Any]:
+def log_line(record: Step | Validated | Tried | Warned) -> dict[str, Any]:
     """The line of `metrics.jsonl` for a record."""
     return {"kind": type(record).__name__.lower(), **asdict(record)}

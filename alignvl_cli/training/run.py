@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from alignvl_cli.align.adapters import temperature_of
-from alignvl_cli.config import TrainConfig
+from alignvl_cli.config import Method, TrainConfig
 from alignvl_cli.devices import choose_device
 from alignvl_cli.provenance import made_by
 from alignvl_cli.runs.writer import RunWriter, claim_run, held
 from alignvl_cli.store.reader import Store, open_store
+from alignvl_cli.training.closed_form import solve
 from alignvl_cli.training.data import require_split
 from alignvl_cli.training.loop import fit
 from alignvl_cli.training.machine import device_name, peak_memory_bytes
@@ -73,8 +74,9 @@ def train_run(
 def follow(plan: Plan, state: TrainState) -> Generator[Record, None, None]:
     """Take part in the training that another process leads: nothing is written, and no record passes."""
     plan.team.start_alike(state.adapters)
-    for _ in fit(plan, state):
-        pass
+    if plan.config.method is Method.contrastive:  # a closed form is solved by the leader alone
+        for _ in fit(plan, state):
+            pass
     yield from ()
 
 
@@ -90,7 +92,7 @@ def fill(
     yield started
     plan.team.start_alike(state.adapters)
     try:
-        for record in fit(plan, state):
+        for record in fit(plan, state) if plan.config.method is Method.contrastive else solve(plan, state):
             writer.log(log_line(record))
             if isinstance(record, Step):
                 rates.append(record.pairs_per_s)
@@ -99,7 +101,7 @@ def fill(
     finally:
         if state.best is not None:
             writer.save_adapters(state.best.weights)
-    if not rates:
+    if not rates and plan.config.method is Method.contrastive:
         raise diverged("no step had a finite loss", plan, state)
     result = _result(state, started, rates, checkpoints.wall_s)
     writer.finish(result)
@@ -144,7 +146,7 @@ def _result(state: TrainState, started: Started, rates: Sequence[float], wall_s:
         "stopped_early": state.step < started.total_steps,
         "pairs": started.pairs,
         "parameters": started.parameters,
-        "pairs_per_s": statistics.median(rates),
+        "pairs_per_s": statistics.median(rates) if rates else started.pairs / wall_s,
         "wall_s": wall_s,
         "peak_memory_bytes": peak_memory_bytes(started.device),
         "device": started.device,

@@ -1,0 +1,104 @@
+"""Runs by closed form: an ordinary run folder, its ridge chosen on validation."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from fakes import make_store
+
+from alignvl_cli.config import resolve_train
+from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.runs.folder import METRICS, load_run
+from alignvl_cli.store.reader import open_store
+from alignvl_cli.training.closed_form import fitted_tau
+from alignvl_cli.training.data import load_split
+from alignvl_cli.training.records import Finished, Started, Tried
+from alignvl_cli.training.run import train_run
+from alignvl_cli.training.validation import validate
+
+METHODS = ["procrustes", "cca", "ridge"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("stores") / "store.h5", images=160, dim=12, text_dim=10, noise=0.3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("latent_norm", ["none", "standardize"])
+def test_a_closed_form_is_an_ordinary_run(store, tmp_path, method, latent_norm):
+    config = resolve_train({"method": method, "latent-norm": latent_norm, "device": "cpu"}, pairs=300)
+    started, *tried, finished = train_run([store], tmp_path / "run", config)
+    assert isinstance(started, Started)
+    assert isinstance(finished, Finished)
+    assert all(isinstance(record, Tried) for record in tried)
+    assert len(tried) == (1 if method == "procrustes" else 4)
+    best = max(tried, key=lambda record: record.metrics["mean_recall"])
+    assert finished.result["best"] == {"step": 0, "epoch": 0, **best.metrics, "ridge": best.ridge}
+    run = load_run(tmp_path / "run")
+    assert run.adapters.shape.embed_dim == 10
+    assert run.temperature == pytest.approx(finished.result["tau"])
+    opened = open_store(store)
+    val = load_split([opened], "val")
+    for tower, rows in ((run.adapters.image, val.image_ID), (run.adapters.text, val.text_TC)):
+        rows.copy_(tower.norm(rows))
+    assert validate(run.adapters, val)["mean_recall"] == best.metrics["mean_recall"] > 60
+    lines = [json.loads(line) for line in (tmp_path / "run" / METRICS).read_text().splitlines()]
+    assert [line["ridge"] for line in lines] == [record.ridge for record in tried]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_centring_is_in_the_bias_and_the_memory_budget_changes_nothing(tmp_path, method):
+    latents = np.random.default_rng(0).standard_normal((400, 12)).astype(np.float32)
+    plain = make_store(tmp_path / "a.h5", images=400, captions_per_image=(2,), dim=12, image_latent=latents)
+    moved = make_store(tmp_path / "b.h5", images=400, captions_per_image=(2,), dim=12, image_latent=latents + 5)
+    asked = {"method": method, "device": "cpu"}
+    recalls = {}
+    for name, path, more in (
+        ("plain", plain, {}),
+        ("moved", moved, {}),
+        ("budget", plain, {"memory-budget": "0.05MB"}),
+    ):
+        *_, finished = train_run([path], tmp_path / name, resolve_train(asked | more, pairs=480))
+        recalls[name] = finished.result["best"]["mean_recall"]
+    assert recalls["plain"] == pytest.approx(recalls["budget"], abs=0.5) == pytest.approx(recalls["moved"], abs=0.5)
+
+
+def test_the_temperature_is_fitted_or_as_asked(store, tmp_path):
+    fixed = resolve_train({"method": "cca", "temperature": "fixed:0.2", "device": "cpu"}, pairs=300)
+    *_, finished = train_run([store], tmp_path / "fixed", fixed)
+    assert finished.result["tau"] == pytest.approx(0.2)
+    free = resolve_train({"method": "cca", "device": "cpu"}, pairs=300)
+    *_, finished = train_run([store], tmp_path / "free", free)
+    run = load_run(tmp_path / "free")
+    assert fitted_tau(run.adapters, load_split([open_store(store)], "val")) == pytest.approx(finished.result["tau"])
+    assert 0.001 < finished.result["tau"] < 0.5
+
+
+def test_latents_that_do_not_vary_are_refused(tmp_path):
+    flat = make_store(tmp_path / "flat.h5", images=60, dim=12, image_latent=np.ones((60, 12), dtype=np.float32))
+    with pytest.raises(DataError, match="do not vary together"):
+        list(train_run([flat], tmp_path / "run", resolve_train({"method": "cca", "device": "cpu"}, pairs=100)))
+
+
+@pytest.mark.parametrize(
+    "idle",
+    [{"mix": True}, {"noise": "uniform"}, {"rp": False}, {"es": True}, {"smoothing": 0.1}, {"epochs": 3}, {"lr": 1e-3},
+     {"batch-size": 8}, {"recipe": "alignvl"}, {"adapter": "linear"}, {"loss": "sigmoid"}, {"dropout": 0.1}],
+    ids=str,
+)  # fmt: skip
+def test_what_has_no_effect_on_a_closed_form_is_refused_beside_it(idle):
+    with pytest.raises(UsageError, match=r"--method cca is a closed form, on which --(no-)?\S+ has no effect"):
+        resolve_train({"method": "cca"} | idle)
+    with pytest.raises(UsageError, match="has no effect"):
+        resolve_train({"method": "cca"}, idle)
+    config = resolve_train(idle, {"method": "cca", "seed": 3})  # a stronger layer's method sets a weaker one's aside
+    assert (config.name, config.mix, config.smoothing, config.epochs) == ("cca-s3", False, 0.0, 0)
+    assert resolve_train({"method": "cca"}, {"method": "contrastive"} | idle).method == "contrastive"
+
+
+def test_torch_is_left_as_it_was(store, tmp_path):
+    before = torch.random.get_rng_state()
+    list(train_run([store], tmp_path / "run", resolve_train({"method": "ridge", "device": "cpu"}, pairs=300)))
+    assert torch.equal(torch.random.get_rng_state(), before)

@@ -87,6 +87,7 @@ class SectionedHelp(TyperCommand):
 AGAIN = "run the same command again"
 AFTER_INTERRUPTION = {
     "extract": "run the same command again to go on where it stopped",
+    "ablate": "run the same command again to go on where it stopped",
 }
 """Command -> what the user does next; for the others the same command again is all there is to do. What a command
 adds to the exception as a note goes before."""

@@ -89,5 +89,8 @@ def crossed_interval(mean: float, seed_S: np.ndarray, resampled_SB: np.ndarray, 
     if variance == 0:
         return mean, mean
     freedom = variance**2 / (of_seeds**2 / (seeds - 1) + of_images**2 / (images - 1))
-    half = float(stats.t.ppf(1 - LEVEL / 2, max(freedom, seeds - 1))) * variance**0.5
+    half = max(  # never surer of all images than of these
+        float(stats.t.ppf(1 - LEVEL / 2, freedom)) * variance**0.5,
+        float(stats.t.ppf(1 - LEVEL / 2, seeds - 1)) * of_seeds**0.5,
+    )
     return mean - half, mean + half

@@ -23,7 +23,7 @@ from alignvl_cli.runs.checkpoint import has_checkpoint
 from alignvl_cli.runs.folder import CONFIG, is_complete_run, load_run
 from alignvl_cli.runs.folder import RESULT as RUN_RESULT
 from alignvl_cli.store.reader import Store, open_store
-from alignvl_cli.training.records import Record
+from alignvl_cli.training.records import Record, Warned
 from alignvl_cli.training.resume import resume_run
 from alignvl_cli.training.run import train_run
 
@@ -66,6 +66,8 @@ class Made:
     mean_recall: float | None
     """On the evaluated split; None when the run failed."""
     failure: str | None
+    warnings: tuple[str, ...] = ()
+    """What its training warned of."""
     seconds: float = 0.0
 
 
@@ -77,18 +79,24 @@ def make(job: Job) -> Made:
     `evaluate` do otherwise.
     """
     store = _store(job.store)
+    warnings: list[str] = []
     with _threads(job.threads):
         if not is_complete_run(job.folder):
             try:
-                for _ in _training(job, store):
-                    pass
+                warnings += [record.text for record in _training(job, store) if isinstance(record, Warned)]
             except DivergedError as problem:
                 write_json(job.folder / FAILED, {"reason": str(problem), "decides": job.decides})
                 return Made(arm=job.arm, seed=job.seed, mean_recall=None, failure=str(problem))
         run = load_run(job.folder, job.device)
         evaluation = evaluate(run, store, job.split, calibration=True, device=job.device)
         save_evaluation(run, evaluation)
-    return Made(arm=job.arm, seed=job.seed, mean_recall=evaluation.metrics.mean_recall, failure=None)
+    return Made(
+        arm=job.arm,
+        seed=job.seed,
+        mean_recall=evaluation.metrics.mean_recall,
+        failure=None,
+        warnings=tuple(warnings),
+    )
 
 
 def _training(job: Job, store: Store) -> Iterator[Record]:

@@ -220,7 +220,7 @@ def _warnings(study: Study, arms: Sequence[ArmVerdict]) -> list[str]:
     needed = seeds_for_any_verdict(len(arms) - 1)
     if len(study.seeds) < needed:
         warnings.append(
-            f"{len(study.seeds)} seeds cannot find a difference among {len(arms) - 1} contrasts: "
-            f"the exact test needs {needed} (--seeds 0-{needed - 1})"
+            f"{len(study.seeds)} seeds cannot find any difference to the reference, whatever it is: the exact test "
+            f"with Holm over {len(arms) - 1} needs {needed} seeds (--seeds 0-{needed - 1})"
         )
     return warnings

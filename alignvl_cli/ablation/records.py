@@ -8,7 +8,8 @@ STUDY/results.parquet     one row an arm, seed, split and metric
 STUDY/ranks.parquet       one row a query of each finished run
 STUDY/verdicts.json       statistics and verdicts; written last: a study is complete when it exists
 ```
-`study.json`: `schema` "alignvl.study/1", `name`, `question`, `reference` (an arm), `seeds`, `margin` (points of mean
+`study.json`: `schema` "alignvl.study/1", `counter` (which study of its workspace this
+was), `name`, `question`, `reference` (an arm), `seeds`, `margin` (points of mean
 recall), `base` (settings as flags), `factors` ({factor: [its levels]}, in order; empty when the arms are listed),
 `arms` ({arm: {"layers": [settings as flags, ...], "levels": [a level of each factor] or [], "settings": every resolved
 setting of train, without the seed}}), `store` ({"path", "content_hash", "encoder_hash"}), `split`, `selection_split`,
@@ -80,6 +81,14 @@ def run_folder(study: Path, arm: str, seed: int) -> Path:
 
 def is_complete_study(path: Path) -> bool:
     return (path / VERDICTS).is_file()
+
+
+def creation_counter(path: Path) -> int:
+    """Which study of its workspace this was, from 1; 0 for what is no study."""
+    try:
+        return int(read_json(path / STUDY, "study").get("counter", 0))
+    except DataError:
+        return 0
 
 
 def read_study(path: Path) -> dict[str, Any]:

@@ -11,7 +11,14 @@ from typing import Any
 from alignvl_cli.ablation import jobs, pool
 from alignvl_cli.ablation.jobs import Job, Made
 from alignvl_cli.ablation.judging import judge
-from alignvl_cli.ablation.records import STUDY, STUDY_SCHEMA, VERDICTS, run_folder, write_outcomes
+from alignvl_cli.ablation.records import (
+    STUDY,
+    STUDY_SCHEMA,
+    VERDICTS,
+    creation_counter,
+    run_folder,
+    write_outcomes,
+)
 from alignvl_cli.ablation.study import Arm, Study
 from alignvl_cli.ablation.verdicts import StudyVerdicts
 from alignvl_cli.config import Device
@@ -158,7 +165,7 @@ def run_study(setup: Setup, folder: Path, processes: int | None = None) -> Itera
     """
     setup = begin(setup, folder)
     with _locked(folder):
-        write_json(folder / STUDY, setup.record())
+        write_json(folder / STUDY, {"counter": _counter(folder), **setup.record()})
         every = setup.jobs(folder)
         missing = [job for job in every if jobs.read_outcome(job) is None]
         if missing:
@@ -185,6 +192,7 @@ def _conclude(setup: Setup, folder: Path, every: Sequence[Job]) -> StudyVerdicts
     facts = {key: evaluation[key] for key in ("split", "selection_split", "images", "captions", "repeated_captions")}
     facts |= {"protocol": evaluation["protocol"], "store": setup.store.name}
     verdicts = judge(setup.study, outcomes, TEST, facts)
+    verdicts = replace(verdicts, warnings=(*verdicts.warnings, *evaluation["warnings"]))
     write_json(folder / VERDICTS, verdicts.to_json())
     return verdicts
 
@@ -206,6 +214,12 @@ def begin(setup: Setup, folder: Path) -> Setup:
         )
     kept = [seed for seed in before["seeds"] if seed not in setup.study.seeds]
     return replace(setup, study=setup.study.with_seeds((*setup.study.seeds, *kept)))
+
+
+def _counter(folder: Path) -> int:
+    """Which study of its parent folder this is; one that was begun before stays what it was."""
+    siblings = (creation_counter(path) for path in folder.absolute().parent.iterdir() if path.is_dir())
+    return creation_counter(folder) or 1 + max(siblings, default=0)
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

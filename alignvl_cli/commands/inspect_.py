@@ -23,7 +23,7 @@ NAMED = 5
 def inspect_(
     session: Session,
     path: Annotated[
-        Path | None, typer.Argument(help="A store, run or index. Default: list the whole workspace.")
+        Path | None, typer.Argument(help="A store, run, index or study. Default: list the whole workspace.")
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Read every byte and verify it.")] = False,
     verify: Annotated[
@@ -106,7 +106,12 @@ def _judge(session: Session, path: Path, found: "Verification") -> None:
 
 def _workspace(session: Session) -> dict[str, list[Path]]:
     workspace = session.workspace
-    return {"store": workspace.stores(), "run": workspace.runs(), "index": workspace.indexes()}
+    return {
+        "store": workspace.stores(),
+        "run": workspace.runs(),
+        "index": workspace.indexes(),
+        "study": workspace.studies(),
+    }
 
 
 def _summary(kind: str, path: Path, check: bool) -> dict[str, Any]:
@@ -124,10 +129,12 @@ def _kind(path: Path) -> str:
         raise DataError(f"{path}: no such artefact; `alignvl inspect` lists those of the workspace")
     if path.is_file():
         return "store"
-    for kind, mark in (("run", "config.json"), ("index", "index.json")):
+    for kind, mark in (("run", "config.json"), ("index", "index.json"), ("study", "study.json")):
         if (path / mark).is_file():
             return kind
-    raise DataError(f"{path}: no store, run or index (a run has a config.json, an index an index.json)")
+    raise DataError(
+        f"{path}: no store, run, index or study (a run has a config.json, an index an index.json, a study a study.json)"
+    )
 
 
 def _store_facts(path: Path, check: bool) -> dict[str, Any]:
@@ -183,8 +190,27 @@ def _index_facts(path: Path, check: bool) -> dict[str, Any]:
     }
 
 
+def _study_facts(path: Path, check: bool) -> dict[str, Any]:
+    from alignvl_cli.ablation.records import read_study, read_verdicts, run_folder
+    from alignvl_cli.runs.folder import load_run
+
+    study, verdicts = read_study(path), read_verdicts(path)
+    seeds = {arm["arm"]: arm["seeds"] for arm in verdicts["arms"]}
+    if check:
+        for arm, finished in seeds.items():
+            for seed in finished:
+                load_run(run_folder(path, arm, seed))
+    return {
+        "what": f"{verdicts['question']} {len(seeds)} arms, {len(verdicts['seeds'])} seeds",
+        "verdicts": {arm["arm"]: arm["words"] for arm in verdicts["arms"]},
+        **study,
+        "check": "the weights of every run equal their SHA-256" if check else "its records only; try --check",
+    }
+
+
 FACTS: dict[str, Callable[[Path, bool], dict[str, Any]]] = {
     "store": _store_facts,
     "run": _run_facts,
     "index": _index_facts,
+    "study": _study_facts,
 }

@@ -35,11 +35,21 @@ class Workspace:
         """Complete indexes, oldest first."""
         return _numbered(self.root / "indexes", "index.json")
 
+    def studies(self) -> list[Path]:
+        """Complete studies, oldest first."""
+        from alignvl_cli.ablation.records import creation_counter, is_complete_study
+
+        found = [path for path in (self.root / "studies").glob("*") if is_complete_study(path)]
+        return sorted(found, key=lambda path: (creation_counter(path), path.name))
+
     def newest_store(self) -> Path:
         return _last(self.stores(), self.root, "store", "alignvl extract")
 
     def newest_run(self) -> Path:
         return _last(self.runs(), self.root, "run", "alignvl train")
+
+    def newest_study(self) -> Path:
+        return _last(self.studies(), self.root, "study", "alignvl ablate STUDY.toml")
 
     def store_path(self, dataset: str, encoder_hash: str) -> Path:
         """Where the store of this dataset by these encoders belongs: the same inputs, the same place."""

@@ -27,13 +27,14 @@ def plan_text(plan: "StudyPlan") -> RenderableType:
     contrasts = plan.arms - 1
     if plan.can_settle:
         lines.append(
-            f"{plan.seeds} seeds can settle it: {contrasts} contrasts need {plan.seeds_needed} or more "
-            "(exact sign-flip test, Holm)"
+            f"{plan.seeds} seeds can settle it: {plan.seeds_needed} or more are needed "
+            f"(exact sign-flip test, Holm over {contrasts})"
         )
     else:
         lines.append(
-            f"{plan.seeds} seeds cannot find any difference: {contrasts} contrasts need {plan.seeds_needed} "
-            f"(exact sign-flip test, Holm), e.g. --seeds 0-{plan.seeds_needed - 1}"
+            f"{plan.seeds} {'seed' if plan.seeds == 1 else 'seeds'} cannot find any difference: "
+            f"{plan.seeds_needed} are needed (exact sign-flip test, Holm over {contrasts}), "
+            f"e.g. --seeds 0-{plan.seeds_needed - 1}"
         )
     return Group(*map(safe, lines))
 

@@ -106,7 +106,7 @@ def _recalls(verdicts: Verdicts) -> Table:
                 Cell(
                     "-" if summary is None else f"{summary['mean']:.1f}",
                     bold=arm["arm"] == best[metric],
-                    below="" if difference is None else f"{difference['mean']:+.1f}",
+                    below="" if difference is None else _signed(difference["mean"], 1),
                 )
             )
         rows.append(tuple(cells))
@@ -122,7 +122,7 @@ def _contrast_cells(contrast: Mapping[str, Any] | None) -> list[Cell]:
     if contrast is None:
         return [Cell(""), Cell(""), Cell("")]
     return [
-        Cell(f"{contrast['mean']:+.2f}", below=_interval(contrast["ci95"])),
+        Cell(_signed(contrast["mean"], 2), below=_interval(contrast["ci95"])),
         Cell(_interval(contrast["crossed_ci95"])),
         Cell(_p(contrast["p_holm"])),
     ]
@@ -146,7 +146,13 @@ def _mean_sd(summary: Mapping[str, Any] | None) -> str:
 
 
 def _interval(bounds: tuple[float, float] | list[float]) -> str:
-    return f"{bounds[0]:+.2f} to {bounds[1]:+.2f}"
+    return f"{_signed(bounds[0], 2)} to {_signed(bounds[1], 2)}"
+
+
+def _signed(value: float, digits: int) -> str:
+    """With its sign, and none for what rounds to nothing."""
+    rounded = round(value, digits)
+    return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
 
 
 def _p(value: float) -> str:

@@ -35,7 +35,8 @@ class StudyProgress(Display):
         self._since = self._clock()
         reused = f", {begun.reused:,} of them finished before" if begun.reused else ""
         threads = f"{begun.threads} {'thread' if begun.threads == 1 else 'threads'}"
-        self._say(f"{begun.runs:,} runs{reused}; {begun.processes} at a time on {begun.device}, {threads} each")
+        how = f"; {begun.processes} at a time on {begun.device}, {threads} each" if begun.reused < begun.runs else ""
+        self._say(f"{begun.runs:,} runs{reused}{how}")
         if self._bar and begun.reused < begun.runs:
             self._bar.update("runs", begun.reused, begun.runs, Text(""))
 
@@ -46,6 +47,8 @@ class StudyProgress(Display):
         what = f"{made.arm}, seed {made.seed}: "
         what += f"mean recall {made.mean_recall:.2f}" if made.failure is None else f"failed: {made.failure}"
         what += f" ({duration(made.seconds)})"
+        for warning in made.warnings:
+            self._say(f"{made.arm}, seed {made.seed}: {warning}", "yellow")
         ahead = f", about {duration(left)} left" if event.done < event.runs else ""
         if self._bar:
             self._bar.update("runs", event.done, event.runs, safe(what + ahead))

@@ -58,6 +58,18 @@ def test_without_a_difference_between_images_it_is_the_t_interval():
     assert (low, high) == pytest.approx(tuple(t_interval(seed_S)), rel=0.05)
 
 
+def test_it_is_never_narrower_than_the_interval_for_these_images_alone():
+    rng = np.random.default_rng(6)
+    for seeds in (2, 3, 8):
+        delta_SI = rng.normal(0, 5, (seeds, 1)) + rng.normal(0, 20, (seeds, 40))
+        times_BI = rng.multinomial(40, np.full(40, 1 / 40), 400) / 40
+        seed_S = delta_SI.mean(axis=1)
+        crossed = np.array(crossed_interval(seed_S.mean(), seed_S, delta_SI @ times_BI.T, images=40))
+        alone = t_interval(seed_S)
+        assert crossed[0] <= alone[0] + 1e-9
+        assert crossed[1] >= alone[1] - 1e-9
+
+
 def test_no_spread_at_all_is_a_point():
     assert crossed_interval(2.0, np.full(4, 2.0), np.full((4, 50), 2.0), images=9) == (2.0, 2.0)
 

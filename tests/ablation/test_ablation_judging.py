@@ -113,7 +113,7 @@ def test_a_difference_within_the_margin_is_called_that():
 def test_seeds_too_few_are_said_to_be_and_nothing_is_found():
     verdicts, _ = judged(seeds=5)
     assert verdicts.seeds_needed == 8
-    assert any("5 seeds cannot find a difference" in warning for warning in verdicts.warnings)
+    assert any("5 seeds cannot find any difference" in warning for warning in verdicts.warnings)
     assert {arm.verdict for arm in verdicts.arms} <= {None, Verdict.undecided, Verdict.equivalent}
 
 

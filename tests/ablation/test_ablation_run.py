@@ -104,6 +104,14 @@ def test_again_makes_nothing_and_says_the_same(copied, store, tmp_path):
     assert records(copied) == before
 
 
+def test_studies_are_counted_in_their_folder(finished, store, tmp_path):
+    assert read_study(finished[0])["counter"] == 1
+    setup = setup_of(store, tmp_path, seeds="[0]")
+    for name, counter in (("one", 1), ("two", 2), ("one", 1)):
+        run(setup, tmp_path / "studies" / name)
+        assert read_study(tmp_path / "studies" / name)["counter"] == counter
+
+
 def test_a_removed_run_is_made_again_and_comes_out_the_same(copied, store, tmp_path):
     before = records(copied)
     shutil.rmtree(run_folder(copied, "noisy", 1))

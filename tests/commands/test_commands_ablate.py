@@ -51,6 +51,16 @@ def test_the_report_shows_it_again_in_every_format(studied):
     assert {row["name"] for row in rows} == {"plain", "noisy", 'a"b<c'}
 
 
+def test_inspect_lists_and_describes_it(studied):
+    alignvl, _, _ = studied
+    listed = json.loads(alignvl.succeeds("inspect", "--json"))["artefacts"]
+    (row,) = [row for row in listed if row["kind"] == "study"]
+    assert row["what"] == "Does it help? 3 arms, 2 seeds"
+    facts = json.loads(alignvl.succeeds("inspect", row["path"], "--check", "--json"))
+    assert facts["verdicts"]["plain"] == "the reference"
+    assert facts["counter"] == 1
+
+
 def test_the_plan_makes_nothing(studied, tmp_path):
     alignvl, study, _ = studied
     shown = alignvl.succeeds("ablate", study, "--plan", "--seeds", "0-6", "-o", tmp_path / "none", "--device", "cpu")

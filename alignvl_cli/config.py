@@ -183,7 +183,7 @@ class ExtractConfig:
     """Settings of one extraction, besides the encoders."""
 
     batch_size: int | None = None
-    """Pictures, and captions, in one forward; None: by the device (extraction/plan.py)."""
+    """Pictures, and captions, in one forward; None: as measured, or by the rule for CPUs (extraction/batches.py)."""
     workers: int | None = None
     """Processes that decode images; None: one for each core but one, none on small machines."""
     dtype: StoreDtype = StoreDtype.float32

@@ -1,8 +1,9 @@
 """`alignvl extract`: frozen-encoder latents of a dataset into a store."""
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,7 +23,12 @@ from alignvl_cli.commands.options import (
 from alignvl_cli.commands.session import Session
 from alignvl_cli.config import MAX_PIXELS, DatasetOptions, Device, ExtractConfig, Pooling, Precision, StoreDtype, Trust
 from alignvl_cli.encoders.names import DEFAULT_TEXT, DEFAULT_VISION
-from alignvl_cli.errors import RejectedError
+from alignvl_cli.errors import RejectedError, UsageError
+
+if TYPE_CHECKING:
+    from alignvl_cli.encoders.text import TextEncoder
+    from alignvl_cli.encoders.vision import VisionEncoder
+    from alignvl_cli.pairs.items import Dataset
 
 ENCODERS, WORK = "Encoders", "Work"
 
@@ -57,9 +63,13 @@ def extract(
     max_pixels: MaxPixelsOption = MAX_PIXELS,
     max_rejected: MaxRejectedOption = 0.01,
     batch_size: Annotated[
-        int | None,
-        typer.Option(help="Pictures or captions in one forward. Default: by the device.", rich_help_panel=WORK),
-    ] = None,
+        str,
+        typer.Option(
+            metavar="N|auto",
+            help="Items in one forward; auto: measured on a GPU, by rule on a CPU.",
+            rich_help_panel=WORK,
+        ),
+    ] = "auto",
     workers: Annotated[
         int | None, typer.Option(help="Processes that decode images. Default: by the machine.", rich_help_panel=WORK)
     ] = None,
@@ -70,6 +80,10 @@ def extract(
         bool, typer.Option("--restart", help="Discard what an interrupted extraction left.", rich_help_panel=WORK)
     ] = False,
     overwrite: OverwriteOption = False,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Time a few batches, say what it would take, write nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --plan: one JSON document on stdout.")] = False,
 ) -> None:
     """Encode images and captions into a store.
 
@@ -77,8 +91,14 @@ def extract(
 
     The same command again does nothing when the store is complete, and goes on where it stopped when it is not.
     """
+    if as_json and not plan_only:
+        raise UsageError("--json acts on --plan alone: without it the result is the store's path")
     config = ExtractConfig(
-        batch_size=batch_size, workers=workers, dtype=dtype, max_pixels=max_pixels, max_rejected=max_rejected
+        batch_size=_batch_size(batch_size),
+        workers=workers,
+        dtype=dtype,
+        max_pixels=max_pixels,
+        max_rejected=max_rejected,
     )
     options = DatasetOptions(
         image_root=image_root, image_column=image_column, caption_column=caption_column, format=data_format
@@ -100,6 +120,7 @@ def extract(
 
     from alignvl_cli.encoders.text import load_text
     from alignvl_cli.encoders.vision import load_vision
+    from alignvl_cli.extraction.batches import choose_batches
     from alignvl_cli.extraction.events import Finished
     from alignvl_cli.extraction.occupancy import remove_leftover
     from alignvl_cli.extraction.plan import existing_store_matches, make_plan
@@ -111,6 +132,9 @@ def extract(
     captions = load_text(text, pooling=text_pooling, device=place, precision=precision, trust=trust)
     plan = make_plan(pairs, images, captions, config)
     store = output or session.workspace.store_path(pairs.name, plan.encoder_hash)
+    if plan_only:
+        _show_estimate(session, pairs, images, captions, config, store, as_json=as_json)
+        return
     if not (overwrite or restart) and existing_store_matches(store, plan):
         remove_leftover(store)
         session.note(f"{store} is complete and made of the same data by the same encoders: nothing to do")
@@ -128,6 +152,7 @@ def extract(
         settings={"vision": vision, "text": text, "image_root": image_root and str(image_root), **asdict(config)},
         counter=session.workspace.next_store_counter(),
         ranks=ranks,
+        batches=choose_batches(pairs, images, captions, config, store, ranks),
     )
     event = None
     with ExtractionProgress(session.err, quiet=session.quiet) as progress:
@@ -140,3 +165,32 @@ def extract(
             f"{event.summary.rejected} of {len(pairs.items)} images were rejected, more than --max-rejected"
             f" {max_rejected:g} allows; the store is complete without them, and its /rejected says why each was"
         )
+
+
+def _show_estimate(
+    session: Session,
+    pairs: "Dataset",
+    images: "VisionEncoder",
+    captions: "TextEncoder",
+    config: ExtractConfig,
+    store: Path,
+    *,
+    as_json: bool,
+) -> None:
+    from alignvl_cli.extraction.estimate import estimate
+    from alignvl_cli.report.estimate import estimate_table
+
+    found = estimate(pairs, images, captions, store, config)
+    if as_json:
+        session.result(json.dumps({"schema": "alignvl.extract-plan/1", "store": str(store), **asdict(found)}, indent=2))
+    else:
+        session.show(estimate_table(str(store), found))
+
+
+def _batch_size(text: str) -> int | None:
+    """None for `auto`."""
+    if text == "auto":
+        return None
+    if not text.isdecimal():
+        raise UsageError(f"--batch-size: wanted a whole number or 'auto', got '{text}'")
+    return int(text)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.extraction.locks import FileLock
@@ -66,6 +67,15 @@ def _enter(folder: WorkFolder, output: Path, plan: Plan) -> FileLock:
             lock.close()
         time.sleep(POLL_SECONDS)
     raise _occupied(output)
+
+
+def recorded_plan(output: Path) -> dict[str, Any] | None:
+    """The plan of the unfinished work on `output`, as JSON; None where there is none."""
+    path = _folder_of(output).path / PLAN
+    try:
+        return read_json(path, "extraction plan") if path.exists() else None
+    except DataError:  # removed, or damaged, which `work_folder` says
+        return None
 
 
 def remove_leftover(output: Path) -> None:

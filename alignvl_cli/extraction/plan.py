@@ -14,13 +14,16 @@ from alignvl_cli.store.reader import read_made_by
 if TYPE_CHECKING:
     from alignvl_cli.encoders.text import TextEncoder
     from alignvl_cli.encoders.vision import VisionEncoder
+    from alignvl_cli.extraction.batches import Batches
 
 CPU_IMAGES = 8
 """Pictures in a forward on a CPU, by default: their activations must fit its caches (32 take half as long again)."""
-DEVICE_IMAGES = 64
+ONE_THREAD_IMAGES = 32
+"""On a CPU with one thread, as under torchrun: below 16 torch takes a slower way through convolutions (docs/LOG.md)."""
 TEXTS = 32
+"""Captions in a forward on a CPU, by default."""
 IMAGE_SHARD_BATCHES = 16
-"""128 pictures a shard on a CPU, 1,024 on a GPU: a few seconds of work."""
+"""128 or 512 pictures a shard on a CPU, a few seconds of work; more on a GPU."""
 TEXT_SHARD_BATCHES = 64
 """Shards long enough that sorting by length leaves next to no padding."""
 CONTENT = ("dataset", "images", "encoder_hash", "vision", "text", "precision", "max_pixels", "dtype")
@@ -59,12 +62,21 @@ class Plan:
         return _content(self.to_json())
 
 
-def make_plan(dataset: Dataset, vision: "VisionEncoder", text: "TextEncoder", config: ExtractConfig) -> Plan:
-    """The plan of `run_extraction` with these arguments; reads no image and encodes nothing."""
+def make_plan(
+    dataset: Dataset,
+    vision: "VisionEncoder",
+    text: "TextEncoder",
+    config: ExtractConfig,
+    batches: "Batches | None" = None,
+) -> Plan:
+    """The plan of `run_extraction` with these arguments; reads no image and encodes nothing.
+
+    Without `batches` the sizes are those of `config`, or of the rule for CPUs.
+    """
     versions = library_versions()
     device = {"vision": str(vision.about["device"]), "text": str(text.about["device"])}
-    image_batch = config.batch_size or (CPU_IMAGES if device["vision"] == "cpu" else DEVICE_IMAGES)
-    text_batch = config.batch_size or TEXTS
+    image_batch = batches.images if batches else config.batch_size or cpu_images()
+    text_batch = batches.texts if batches else config.batch_size or TEXTS
     return Plan(
         dataset=dataset.record,
         images=len(dataset.items),
@@ -81,6 +93,13 @@ def make_plan(dataset: Dataset, vision: "VisionEncoder", text: "TextEncoder", co
         image_shard=IMAGE_SHARD_BATCHES * image_batch,
         text_shard=TEXT_SHARD_BATCHES * text_batch,
     )
+
+
+def cpu_images() -> int:
+    """Pictures in a forward on a CPU where nobody says."""
+    import torch  # the encoders have loaded it
+
+    return ONE_THREAD_IMAGES if torch.get_num_threads() == 1 else CPU_IMAGES
 
 
 def existing_store_matches(output: Path, plan: Plan) -> bool:

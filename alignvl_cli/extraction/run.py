@@ -10,6 +10,7 @@ import h5py
 from alignvl_cli.config import ALWAYS_FORGIVEN, ExtractConfig
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.extraction.assembly import Encoded, assemble
+from alignvl_cli.extraction.batches import Batches
 from alignvl_cli.extraction.events import Event, ExtractSummary, Finished, Note, Seconds
 from alignvl_cli.extraction.images import EncodedImages, encode_images
 from alignvl_cli.extraction.occupancy import remove_leftover, work_folder
@@ -39,6 +40,7 @@ def run_extraction(
     settings: Mapping[str, Any],
     counter: int = 0,
     ranks: Ranks = ALONE,
+    batches: Batches | None = None,
 ) -> Iterator[Event]:
     """Encode `dataset` into the store `output`, yielding progress; the last record is `Finished`.
 
@@ -55,7 +57,7 @@ def run_extraction(
         raise UsageError(
             f"several processes cannot agree on --overwrite or --restart; remove {output} and {output}.partial first"
         )
-    plan = make_plan(dataset, vision, text, config)
+    plan = make_plan(dataset, vision, text, config, batches)
     if not (ranks.is_shared and existing_store_matches(output, plan)):
         remove_leftover(output)
         _check_output(output, overwrite)

@@ -187,7 +187,7 @@ class ExtractionProgress(Display):
         self._show(event)
 
     def _progressed(self, progress: events.Progress) -> None:
-        left = _seconds((progress.total - progress.done) / progress.rate) + " left" if progress.rate else ""
+        left = as_time((progress.total - progress.done) / progress.rate) + " left" if progress.rate else ""
         rate = f"{progress.rate:,.1f}/s" if progress.rate else ""
         if self._bar:
             beneath = Text(_joined([rate, left]))
@@ -243,10 +243,10 @@ def extraction_summary(summary: events.ExtractSummary) -> list[str]:
 def _left(start: records.Started, step: records.Step) -> str:
     if not step.pairs_per_s:
         return ""
-    return _seconds((start.total_steps - step.step) * start.batch_size / step.pairs_per_s) + " left"
+    return as_time((start.total_steps - step.step) * start.batch_size / step.pairs_per_s) + " left"
 
 
-def _seconds(seconds: float) -> str:
+def as_time(seconds: float) -> str:
     """A time as a person says it: 42 s, 3:07, 2:05:09."""
     whole = round(seconds)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60

@@ -1,0 +1,178 @@
+"""What an extraction would take, from a few timed batches: rows, distinct contents, disk, memory, time."""
+
+import hashlib
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from alignvl_cli.config import ExtractConfig
+from alignvl_cli.errors import DataError
+from alignvl_cli.extraction.batches import choose_batches
+from alignvl_cli.extraction.pictures import MOST_BYTES, hash_sources, prepare_sources
+from alignvl_cli.extraction.plan import make_plan
+from alignvl_cli.extraction.workers import choose_workers
+from alignvl_cli.pairs.items import Dataset, Item
+
+if TYPE_CHECKING:
+    from alignvl_cli.encoders.text import TextEncoder
+    from alignvl_cli.encoders.vision import VisionEncoder
+
+Row = TypeVar("Row")
+
+BATCHES = 4
+"""Timed of each kind, after one that is not: it takes memory and chooses kernels."""
+HASH_SECONDS = 10.0
+"""Spent on counting distinct contents; a larger dataset is counted in part."""
+LATENT_BYTES = 4
+"""Of an entry in a shard."""
+ROW_BYTES = 400
+"""Memory that an image or a caption takes beyond its text: hashes, numbers, table entries."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    images: int
+    captions: int
+    distinct_captions: int
+    hashed_images: int
+    """Files read to count contents: all of them, or as many as time allowed."""
+    distinct_images: int
+    """Contents among them."""
+    sampled_images: int
+    rejected_in_sample: int
+    image_batch: int
+    text_batch: int
+    workers: int
+    images_per_second: float
+    """Decoding included, as far as the workers do not hide it."""
+    captions_per_second: float
+    store_bytes: int
+    work_bytes: int
+    """On disk at the worst moment: shards and the store."""
+    free_bytes: int
+    memory_bytes: int | None
+    """Of the main process; None where nobody counts."""
+    seconds: float
+    """From the start: what an interrupted run has finished is not taken off."""
+
+
+def estimate(
+    dataset: Dataset, vision: "VisionEncoder", text: "TextEncoder", output: Path, config: ExtractConfig
+) -> Estimate:
+    """Time a few batches of pictures and captions spread over `dataset`. Writes nothing.
+
+    DataError when not one picture of the sample can be read.
+    """
+    plan = make_plan(dataset, vision, text, config, choose_batches(dataset, vision, text, config, output))
+    workers = choose_workers(config.workers, len(dataset.items))
+    sample = _spread(dataset.items, (BATCHES + 1) * plan.image_batch)
+    decode, encode, rejected = _time_images(sample, vision, plan.image_batch, plan.max_pixels)
+    captions = [caption for item in dataset.items for caption in item.captions]
+    distinct = list(dict.fromkeys(captions))
+    a_caption = _time_texts(_spread(distinct, (BATCHES + 1) * plan.text_batch), text, plan.text_batch)
+    hashed, contents = _count_contents(dataset.items)
+    images = len(dataset.items) * (1 - rejected / len(sample))
+    pictures = images * contents / hashed if hashed else images
+    an_image = max(encode, decode / workers) if workers else decode + encode
+    words = sum(len(caption.encode()) for caption in captions)
+    words += sum(len(item.id.encode()) + len(item.uri.encode()) + len(item.label.encode()) for item in dataset.items)
+    rows = images * vision.width + len(captions) * text.width
+    store = round(rows * np.dtype(plan.dtype).itemsize + words)
+    shards = round((pictures * vision.width + len(distinct) * text.width) * LATENT_BYTES)
+    peak = _peak_bytes()
+    return Estimate(
+        images=len(dataset.items),
+        captions=len(captions),
+        distinct_captions=len(distinct),
+        hashed_images=hashed,
+        distinct_images=contents,
+        sampled_images=len(sample),
+        rejected_in_sample=rejected,
+        image_batch=plan.image_batch,
+        text_batch=plan.text_batch,
+        workers=workers,
+        images_per_second=1 / an_image,
+        captions_per_second=1 / a_caption,
+        store_bytes=store,
+        work_bytes=store + shards,
+        free_bytes=shutil.disk_usage(_existing(output)).free,
+        memory_bytes=None if peak is None else peak + ROW_BYTES * (len(dataset.items) + len(captions)),
+        seconds=pictures * an_image + len(distinct) * a_caption,
+    )
+
+
+def _time_images(
+    items: Sequence[Item], vision: "VisionEncoder", batch: int, max_pixels: int
+) -> tuple[float, float, int]:
+    """Seconds a picture for reading and decoding, and for its forward pass; and how many cannot be read."""
+    sources = [item.source for item in items]
+    began = time.perf_counter()
+    hashes = hash_sources(sources)
+    found = [(source, one) for source, one in zip(sources, hashes, strict=True) if isinstance(one, bytes)]
+    pictures = prepare_sources(vision.preprocess, max_pixels, [one for one, _ in found], [one for _, one in found])
+    decode = (time.perf_counter() - began) / len(items)
+    pixels = [picture for picture in pictures if not isinstance(picture, str)]
+    if not pixels:
+        reason = next(one for one in [*hashes, *pictures] if isinstance(one, str))
+        raise DataError(
+            f"none of {len(items)} sampled images can be read; the first: {reason}; are the paths right (--image-root)?"
+        )
+    groups = [pixels[first : first + batch] for first in range(0, len(pixels), batch)]
+    vision.encode(np.stack(groups[0]))
+    timed = groups[1:] or groups
+    began = time.perf_counter()
+    for group in timed:
+        vision.encode(np.stack(group))
+    return decode, (time.perf_counter() - began) / sum(map(len, timed)), len(items) - len(pixels)
+
+
+def _time_texts(captions: Sequence[str], text: "TextEncoder", batch: int) -> float:
+    """Seconds a caption, in batches of like length as in a shard."""
+    text.encode(captions[:batch])
+    began = time.perf_counter()
+    tokens = text.lengths(captions)
+    order = sorted(range(len(captions)), key=lambda position: -tokens[position])
+    for first in range(0, len(order), batch):
+        text.encode([captions[position] for position in order[first : first + batch]])
+    return (time.perf_counter() - began) / len(captions)
+
+
+def _count_contents(items: Sequence[Item]) -> tuple[int, int]:
+    """Files read until time is up, from the first on, and the distinct contents among them."""
+    deadline = time.monotonic() + HASH_SECONDS
+    seen: set[bytes] = set()
+    for number, item in enumerate(items):
+        if time.monotonic() > deadline:
+            return number, len(seen)
+        try:
+            seen.add(hashlib.sha256(item.source.read(MOST_BYTES)).digest()[:16])
+        except OSError:
+            continue
+    return len(items), len(seen)
+
+
+def _spread(rows: Sequence[Row], count: int) -> Sequence[Row]:
+    """At most `count` of the rows, evenly from the first to the last."""
+    if len(rows) <= count:
+        return rows
+    return [rows[position] for position in np.linspace(0, len(rows) - 1, count).round().astype(int).tolist()]
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above `path` that is there."""
+    return next(folder for folder in path.absolute().parents if folder.exists())
+
+
+def _peak_bytes() -> int | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

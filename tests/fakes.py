@@ -1,6 +1,7 @@
 """Fakes with a known answer: a latent is a function of the pair's id, so perfect recall is what must come out."""
 
 import hashlib
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -134,7 +135,9 @@ def make_dataset(
         look = 0 if repeat_image_every and i % repeat_image_every == 0 else i
         colour = (look % 256, look // 256, 77)
         path = folder / f"{i:05d}.png"
-        Image.new("RGB", (12, 10), colour).save(path)
+        scratch = path.with_suffix(f".{os.getpid()}.tmp")  # another process may be making, or reading, the same
+        Image.new("RGB", (12, 10), colour).save(scratch, "PNG")
+        scratch.replace(path)
         name = "-".join(map(str, colour))
         captions = [f"{name} caption {n} of item {i}{' and more' * (i % 7)}" for n in range(count)]
         if captions and items and repeat_caption_every and i % repeat_caption_every == 0:

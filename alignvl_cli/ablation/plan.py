@@ -17,6 +17,7 @@ from alignvl_cli.provenance import read_json
 from alignvl_cli.runs.folder import RESULT
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.batches import epoch_slices
+from alignvl_cli.training.closed_form import solve
 from alignvl_cli.training.loop import take_step
 from alignvl_cli.training.prepare import prepare
 from alignvl_cli.training.validation import VALIDATIONS, validate
@@ -120,6 +121,9 @@ def _timed(setup: Setup, job: Job) -> tuple[float, int]:
         plan, state, started = prepare([store], store, job.config, job.device)
         prepared = time.perf_counter() - began
         order_P = plan.gather.data.epoch_order(torch.Generator().manual_seed(0))
+        if not started.total_steps:  # a closed form: solved, so that nothing is guessed
+            list(solve(plan, state))
+            return time.perf_counter() - began, started.parameters
         slices = epoch_slices(order_P, job.config.batch_size)
         chosen = [next(slices) for _ in range(min(TIMED_STEPS, started.steps_per_epoch))]
         take_step(plan, state, chosen[0])  # the first one allocates

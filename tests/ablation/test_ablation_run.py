@@ -284,6 +284,16 @@ def test_killed_twice_it_ends_as_if_undisturbed(finished, store, tmp_path):
     assert records(tmp_path / "study") == records(finished[0])
 
 
+def test_a_closed_form_is_an_arm_like_any_other(store, tmp_path):
+    text = STUDY.split("[base]")[0] + "[arms.plain]\nepochs = 1\nbatch-size = 16\n[arms.cca]\nmethod = 'cca'\n"
+    setup = setup_of(store, tmp_path, text)
+    assert plan_study(setup, tmp_path / "study").seconds_by_arm["cca"] > 0
+    run(setup, tmp_path / "study")
+    cca = read_verdicts(tmp_path / "study")["arms"][1]
+    assert cca["metrics"]["mean_recall"]["sd"] == 0
+    assert cca["difference"]["seeds"] == 2
+
+
 def test_a_plan_writes_nothing_and_knows_what_is_finished(copied, store, tmp_path):
     shutil.rmtree(run_folder(copied, "noisy", 1))
     before = sorted(copied.rglob("*"))

@@ -164,6 +164,12 @@ class Size(StrEnum):
     released = "released"
 
 
+class ReportTo(StrEnum):
+    """Where a run's figures go besides `metrics.jsonl`."""
+
+    tensorboard = "tensorboard"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetOptions:
     """How to read the user's own data."""

@@ -1,15 +1,14 @@
 """`alignvl train`: fit the two adapters on stored latents."""
 
-import shlex
-from collections.abc import Generator
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from alignvl_cli.commands.options import OverwriteOption
 from alignvl_cli.commands.session import Session
+from alignvl_cli.commands.training import TENSORBOARD, show_training
 from alignvl_cli.config import (
     AdapterKind,
     Device,
@@ -25,19 +24,15 @@ from alignvl_cli.config import (
     NoiseUnits,
     Precision,
     Recipe,
+    ReportTo,
     Size,
     read_settings,
     resolve_train,
 )
 from alignvl_cli.errors import UsageError
 
-if TYPE_CHECKING:
-    from alignvl_cli.training.records import Record
-
-PLACES = ("stores", "output", "val", "config", "overwrite", "resume")
+PLACES = ("stores", "output", "val", "config", "overwrite", "resume", "report-to")
 """What says where; all the rest are settings."""
-CONFIG = "config.json"
-"""A run folder has it once there is something to go on with."""
 MIXING, PERTURBATION, SMOOTHING = "Mixing (FuseMix)", "Random Perturbation (RP)", "Embedding Smoothing (ES)"
 MODEL, SCHEDULE = "Adapters and loss", "Schedule and machine"
 
@@ -210,6 +205,9 @@ def train(
             rich_help_panel=SCHEDULE,
         ),
     ] = None,
+    report_to: Annotated[
+        ReportTo | None, typer.Option(help="Event files in the run folder, besides metrics.jsonl. [default: none]")
+    ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Fit the two adapters on stored latents.
@@ -229,6 +227,10 @@ def train(
     layers = [read_settings(config)] if config else []
     resolve_train(*layers, flags)  # wrong whatever the data: said before any data are opened
 
+    if report_to is not None:
+        from alignvl_cli.report.tensorboard import require_tensorboard
+
+        require_tensorboard()
     from alignvl_cli.training.run import count_pairs, train_run
 
     if not stores:
@@ -237,7 +239,8 @@ def train(
     settings = resolve_train(*layers, flags, pairs=count_pairs(stores))
     place = session.workspace.place_for(output, "runs", settings.name) if session.leads else nullcontext(Path())
     with place as run:
-        _show(session, run, train_run(stores, run, settings, val=val, overwrite=overwrite))
+        records = train_run(stores, run, settings, val=val, overwrite=overwrite)
+        show_training(session, run, records, tensorboard=report_to is ReportTo.tensorboard)
     session.result(run)
 
 
@@ -253,19 +256,6 @@ def _resume(session: Session, run: Path, asked: dict[str, Any]) -> None:
         raise UsageError(f"--resume goes on with the run's own settings, so leave out {', '.join(others)}")
     from alignvl_cli.training.resume import resume_run
 
-    _show(session, run, resume_run(run, [*reversed(session.workspace.stores())]))
+    records = resume_run(run, [*reversed(session.workspace.stores())])
+    show_training(session, run, records, tensorboard=(run / TENSORBOARD).is_dir())
     session.result(run)
-
-
-def _show(session: Session, run: Path, records: Generator["Record", None, None]) -> None:
-    """Draw the records as they come; an interruption learns how to go on."""
-    from alignvl_cli.report.progress import TrainingProgress
-
-    try:
-        with closing(records), TrainingProgress(session.err, quiet=session.quiet) as progress:
-            for record in records:
-                progress.show(record)
-    except KeyboardInterrupt as stop:
-        if (run / CONFIG).is_file():
-            stop.add_note(f"go on with `alignvl train --resume {shlex.quote(str(run))}`")
-        raise

@@ -1,5 +1,7 @@
 """`alignvl train --resume`: what an interruption says, and what the flag takes and refuses."""
 
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
@@ -93,3 +95,17 @@ def test_the_help_names_the_flag():
     from alignvl_cli.app import app
 
     assert "--resume RUN" in CliRunner().invoke(app, ["train", "--help"]).output
+
+
+def test_tensorboard_is_silent_unless_asked_for_and_goes_on_with_the_run(alignvl, interrupted):
+    assert not list(alignvl.workspace.rglob("events.out*"))
+    run = alignvl.workspace / "runs" / "0003-alignvl-s0"
+    assert alignvl.succeeds("train", "--report-to", "tensorboard", *SETTINGS) == f"{run}\n"
+    assert len(list((run / "tensorboard").iterdir())) == 1
+    plain = alignvl.succeeds("train", *SETTINGS).strip()
+    assert (run / "adapters.safetensors").read_bytes() == Path(plain, "adapters.safetensors").read_bytes()
+    assert "wandb" in alignvl.fails(2, "train", "--report-to", "wandb")
+    assert interrupted(KeyboardInterrupt(), "train", "--report-to", "tensorboard", *SETTINGS).exit_code == 130
+    stopped = alignvl.workspace / "runs" / "0005-alignvl-s0"
+    alignvl.succeeds("train", "--resume", stopped)
+    assert len(list((stopped / "tensorboard").iterdir())) == 2

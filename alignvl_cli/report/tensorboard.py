@@ -1,0 +1,57 @@
+"""A training run for TensorBoard (`--report-to tensorboard`): event files in the run folder, nothing sent anywhere."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from alignvl_cli.errors import UsageError
+from alignvl_cli.training import records
+
+
+class TensorBoardLog:
+    """Writes the figures of each record. Use as a context manager."""
+
+    def __init__(self, folder: Path, first_step: int = 0) -> None:
+        """Event files in `folder` of what comes after `first_step`; what was logged of later steps before, which are
+        done again, is hidden. UsageError when tensorboard is not installed."""
+        require_tensorboard()
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+
+    def show(self, record: records.Record) -> None:
+        """Log one record; only steps, validations and warnings have something to log."""
+        if isinstance(record, records.Step):
+            for name in ("loss", "hard_loss", "tau", "lr", "skipped", "pairs_per_s"):
+                self._writer.add_scalar(f"train/{name}", getattr(record, name), record.step)
+        elif isinstance(record, records.Validated):
+            for name, value in _flat(record.metrics):
+                self._writer.add_scalar(f"validation/{name}", value, record.step)
+        elif isinstance(record, records.Warned):
+            self._writer.add_text("warning", record.text, record.step)
+
+
+def require_tensorboard() -> None:
+    """UsageError, saying what to install, without tensorboard."""
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError as problem:
+        raise UsageError(
+            '--report-to tensorboard needs the package: pip install "alignvl[tensorboard]" (or leave the flag out)'
+        ) from problem
+
+
+def _flat(metrics: dict[str, Any], above: str = "") -> list[tuple[str, float]]:
+    """Figures by their path, `image_to_text/R@1`."""
+    found = []
+    for name, value in metrics.items():
+        found += _flat(value, f"{above}{name}/") if isinstance(value, dict) else [(above + name, float(value))]
+    return found

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignvl_cli.align.dropout import StreamDropout
-from alignvl_cli.align.latent_norm import LATENT_NORM, Standardize
+from alignvl_cli.align.latent_norm import LATENT_NORM, AsStored, PrincipalComponents, Standardize
 from alignvl_cli.align.streams import Stream, Streams
 from alignvl_cli.config import AdapterKind, LatentNorm, Loss
 
@@ -41,6 +41,8 @@ class AdapterShape:
     """Fixed tau, or None: learned."""
     loss: Loss = Loss.infonce
     """It decides how the temperature is held: tau itself, or SigLIP's log t and b."""
+    latent_width: int = 0
+    """Wider latents are reduced to so many principal components; 0: none is."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -113,15 +115,18 @@ assert ADAPTERS.keys() == set(AdapterKind)
 
 
 class Adapter(nn.Module):
-    """Raw latents in, embeddings out (not normalised). `body` alone takes latents that are normalised already."""
+    """Raw latents in, embeddings out (not normalised). `body` alone takes latents that are prepared already:
+    normalised (`norm`), and then reduced (`reduce`)."""
 
     def __init__(self, width: int, shape: AdapterShape) -> None:
         super().__init__()
         self.norm = LATENT_NORM[shape.latent_norm](width)
-        self.body = ADAPTERS[shape.kind](width, shape)
+        kept = min(width, shape.latent_width or width)
+        self.reduce = PrincipalComponents(width, kept) if kept < width else AsStored(width)
+        self.body = ADAPTERS[shape.kind](kept, shape)
 
     def forward(self, latent_ND: Tensor) -> Tensor:
-        return self.body(self.norm(latent_ND))
+        return self.body(self.reduce(self.norm(latent_ND)))
 
 
 class AdapterPair(nn.Module):
@@ -206,7 +211,7 @@ def new_pair(shape: AdapterShape, streams: Streams) -> AdapterPair:
                 with torch.no_grad():
                     module.weight.uniform_(-bound, bound, generator=streams[init])
                     module.bias.uniform_(-bound, bound, generator=streams[init])
-            elif isinstance(module, nn.LayerNorm | Standardize):
+            elif isinstance(module, nn.LayerNorm | Standardize | PrincipalComponents):
                 module.reset_parameters()
             elif isinstance(module, StreamDropout):
                 module.generator = streams[dropout]

@@ -141,6 +141,13 @@ def train(
             rich_help_panel=MODEL,
         ),
     ] = None,
+    latent_width: Annotated[
+        int | None,
+        typer.Option(
+            help="Reduce wider latents to so many principal components; 0: never. [default: by size]",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     adapter_depth: Annotated[
         int | None,
         typer.Option(help="Blocks of fusemix, hidden layers of mlp. [default: by size]", rich_help_panel=MODEL),

@@ -75,7 +75,7 @@ def require_split(store: Store, split: str, remedy: str) -> None:
 class StoredRows:
     """One modality of a split as it lies in the stores, one after the other; what is read is verified.
 
-    Stands in for a resident tensor (`shape`, `split`, `len`); `norm` is applied to whatever is read.
+    Stands in for a resident tensor (`shape`, `split`, `len`); `prepare` has a step applied to whatever is read.
     """
 
     def __init__(
@@ -86,7 +86,13 @@ class StoredRows:
         self._offsets = np.cumsum([0, *map(len, rows)])
         width = (stores[0].image_latent if read is Store.image_block else stores[0].text_latent).shape[1]
         self.shape = (int(self._offsets[-1]), width)
-        self.norm: AsStored | None = None
+        self._stored_width = width
+        self._steps: list[AsStored] = []
+
+    def prepare(self, step: AsStored) -> None:
+        """Apply `step`, after those before it, to all rows that are read from now on."""
+        self._steps.append(step)
+        self.shape = (self.shape[0], step(torch.zeros(1, self.shape[1])).shape[1])
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -96,14 +102,16 @@ class StoredRows:
 
     def read(self, position_N: np.ndarray) -> Tensor:
         """Rows (N, width) by their position in the split; the mapped pages are given back."""
-        found = torch.empty(len(position_N), self.shape[1])
+        found = torch.empty(len(position_N), self._stored_width)
         store_N = np.searchsorted(self._offsets, position_N, side="right") - 1
         for number in np.unique(store_N):
             here_N = np.flatnonzero(store_N == number)
             rows = self._rows[number][position_N[here_N] - self._offsets[number]]
             found[torch.from_numpy(here_N)] = torch.from_numpy(self._read(self._stores[number], rows))
             self._stores[number].release()
-        return found if self.norm is None else self.norm(found)
+        for step in self._steps:
+            found = step(found)
+        return found
 
     def split(self, rows: int) -> Iterator[Tensor]:
         """All rows, so many at a time."""
@@ -149,13 +157,15 @@ def blocks(latent_ND: Tensor | StoredRows) -> Iterator[Tensor]:
     return iter(latent_ND.split(BLOCK_ROWS))
 
 
-def normalise(latent_ND: Tensor | StoredRows, norm: AsStored) -> None:
-    """Apply a latent norm to a resident tensor, in place, block by block; to stored rows as they are read."""
-    if isinstance(latent_ND, StoredRows):
-        latent_ND.norm = norm
-        return
-    for block_BD in blocks(latent_ND):
-        block_BD.copy_(norm(block_BD))
+def prepared(latent_ND: Tensor, step: AsStored) -> Tensor:
+    """A resident tensor after `step` of its preparation, block by block: in place, unless the width changes."""
+    if type(step) is AsStored:
+        return latent_ND
+    width = step(latent_ND[:1]).shape[1]
+    result = latent_ND if width == latent_ND.shape[1] else latent_ND.new_empty(len(latent_ND), width)
+    for block_BD, place_BK in zip(blocks(latent_ND), blocks(result), strict=True):
+        place_BK.copy_(step(block_BD))
+    return result
 
 
 def root_mean_square(latent_ND: Tensor | StoredRows) -> float:

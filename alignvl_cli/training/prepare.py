@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from alignvl_cli.align.adapters import AdapterShape, new_pair
+from alignvl_cli.align.adapters import Adapter, AdapterShape, new_pair
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.config import Method, NoiseKind, NoisePosition, Precision, TrainConfig
 from alignvl_cli.devices import choose_precision
@@ -14,10 +16,11 @@ from alignvl_cli.training.averaging import Average
 from alignvl_cli.training.batches import steps_per_epoch
 from alignvl_cli.training.data import (
     SplitLatents,
+    StoredRows,
     blocks,
     duplicate_keys,
     load_split,
-    normalise,
+    prepared,
     require_same_encoders,
     require_split,
     root_mean_square,
@@ -57,17 +60,20 @@ def prepare(
     pairs = sum(len(store.rows(TRAIN).text) for store in stores)
     team.require_shares(config.batch_size)
     epoch_steps = steps_per_epoch(pairs, config.batch_size)  # before reading gigabytes
-    train, val = _training_latents(stores, config), load_split([val_store], VAL)
+    image, text, text_image_T = _training_rows(stores, config.memory_budget)
+    val = load_split([val_store], VAL)
     streams = Streams(config.seed, device)
-    adapters = new_pair(_shape(config, train.image_ID.shape[1], train.text_TC.shape[1]), streams)
-    for adapter, trained, validated in (
-        (adapters.image, train.image_ID, val.image_ID),
-        (adapters.text, train.text_TC, val.text_TC),
-    ):
-        adapter.norm.fit(blocks(trained))
-        norm = deepcopy(adapter.norm)  # which stays beside the latents when the adapters move
-        normalise(trained, norm)
-        normalise(validated, norm)
+    adapters = new_pair(_shape(config, image.shape[1], text.shape[1]), streams)
+    image, val_image_ID = _prepared(adapters.image, image, val.image_ID)
+    text, val_text_TC = _prepared(adapters.text, text, val.text_TC)
+    val = replace(val, image_ID=val_image_ID, text_TC=val_text_TC)
+    train: SplitLatents | WindowedLatents
+    if isinstance(image, StoredRows) and isinstance(text, StoredRows) and config.memory_budget is not None:
+        train = WindowedLatents(image, text, text_image_T, config.memory_budget, config.batch_size)
+    else:
+        assert isinstance(image, Tensor)
+        assert isinstance(text, Tensor)
+        train = SplitLatents(image, text, text_image_T)
     latent_rms = {"image": root_mean_square(train.image_ID), "text": root_mean_square(train.text_TC)}
     keys = duplicate_keys(stores, TRAIN) if config.mask_duplicates else None
     if isinstance(train, WindowedLatents):
@@ -117,13 +123,28 @@ def prepare(
     return plan, state, started
 
 
-def _training_latents(stores: Sequence[Store], config: TrainConfig) -> SplitLatents | WindowedLatents:
-    """All in memory, or windows of them if they are larger than `--memory-budget`."""
+Rows = Tensor | StoredRows
+
+
+def _training_rows(stores: Sequence[Store], budget: int | None) -> tuple[Rows, Rows, Tensor]:
+    """Image and text latents, in memory unless they are larger than `--memory-budget`; row of each text's image."""
     image, text, text_image_T = stored_split(stores, TRAIN)
-    budget = config.memory_budget
     if budget is None or FLOAT_BYTES * (image.numel() + text.numel()) <= budget:
-        return SplitLatents(image.resident(), text.resident(), text_image_T)
-    return WindowedLatents(image, text, text_image_T, budget, config.batch_size)
+        return image.resident(), text.resident(), text_image_T
+    return image, text, text_image_T
+
+
+def _prepared(adapter: Adapter, trained: Rows, validated: Tensor) -> tuple[Rows, Tensor]:
+    """Both splits as the adapter's body takes them, each step fitted to what the one before makes of the training's."""
+    for fitted in (adapter.norm, adapter.reduce):
+        fitted.fit(blocks(trained))
+        step = deepcopy(fitted)  # which stays beside the latents when the adapters move
+        validated = prepared(validated, step)
+        if isinstance(trained, StoredRows):
+            trained.prepare(step)
+        else:
+            trained = prepared(trained, step)
+    return trained, validated
 
 
 def _shape(config: TrainConfig, image_width: int, text_width: int) -> AdapterShape:
@@ -139,6 +160,7 @@ def _shape(config: TrainConfig, image_width: int, text_width: int) -> AdapterSha
         latent_norm=config.latent_norm,
         temperature=config.temperature,
         loss=config.loss,
+        latent_width=config.latent_width,
     )
 
 

@@ -24,7 +24,7 @@ def validate(adapters: AdapterPair, latents: SplitLatents) -> dict[str, Any]:
     """R@1, R@5, R@10 both ways, their sum (`rsum`) and mean (`mean_recall`), in percent, ties losing; and by modality
     the `mean_squared_cosine` of two embeddings.
 
-    `latents` are normalised already (`--latent-norm`). Puts the adapters into training mode again.
+    `latents` are prepared already (`--latent-norm`, `--latent-width`). Puts the adapters into training mode again.
     """
     adapters.eval()
     img_IE = _unit_rows(adapters.image, latents.image_ID)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from alignvl_cli.align.adapters import AdapterPair, AdapterShape, new_pair
-from alignvl_cli.align.latent_norm import LATENT_NORM
+from alignvl_cli.align.latent_norm import LATENT_NORM, PrincipalComponents
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.config import AdapterKind, LatentNorm, Loss
 
@@ -189,3 +189,28 @@ def test_training_mode_needs_its_streams_and_draws_each_tower_from_its_own():
     pair.image.body[0].dropout.generator = None
     with pytest.raises(ValueError, match="generator"):
         pair.image(rows(6))
+
+
+def test_principal_components_are_those_of_a_singular_value_decomposition():
+    draw = torch.Generator().manual_seed(3)
+    latents = 4 + torch.randn(200, 7, generator=draw) @ torch.randn(7, 7, generator=draw)
+    reduce = PrincipalComponents(7, 3)
+    reduce.fit(latents.split(33))
+    centred = latents.double() - latents.double().mean(dim=0)
+    left, value, _ = torch.linalg.svd(centred, full_matrices=False)
+    by_hand = left[:, :3] * value[:3]
+    reduced = reduce(latents).double()
+    assert torch.allclose(reduced.abs(), by_hand.abs(), atol=1e-3)  # a component's sign is free
+    assert torch.allclose(reduced.T @ reduced / len(latents), torch.diag(value[:3] ** 2 / len(latents)), atol=1e-3)
+    assert torch.allclose(reduce.basis_DK.T @ reduce.basis_DK, torch.eye(3), atol=1e-5)
+    largest = reduce.basis_DK.gather(0, reduce.basis_DK.abs().argmax(dim=0, keepdim=True))
+    assert (largest > 0).all()
+
+
+def test_only_latents_wider_than_the_wanted_width_are_reduced():
+    pair = new_pair(shape(latent_width=5), Streams(0)).eval()
+    names = {name for name in pair.state_dict() if ".reduce." in name}
+    assert names == {"image.reduce.mean_D", "image.reduce.basis_DK"}  # 6 and 4 wide
+    assert pair.project_image(rows(6)).shape == pair.project_text(rows(4)).shape
+    first_five = F.normalize(pair.image.body(rows(6)[:, :5]), dim=1)
+    assert torch.allclose(pair.project_image(rows(6)), first_five)  # before it is fitted

@@ -23,7 +23,7 @@ from alignvl_cli.training.data import (
     blocks,
     duplicate_keys,
     load_split,
-    normalise,
+    prepared,
     require_same_encoders,
     root_mean_square,
     shared_images,
@@ -100,7 +100,7 @@ def test_statistics_of_resident_latents_by_blocks(monkeypatch):
     assert root_mean_square(latents) == pytest.approx(latents.square().mean().sqrt().item(), rel=1e-6)
     norm = Standardize(4)
     norm.fit(blocks(latents))
-    normalise(latents, norm)
+    assert prepared(latents, norm) is latents
     assert torch.allclose(latents.mean(dim=0), torch.zeros(4), atol=1e-5)
     assert torch.allclose(latents.std(dim=0, correction=0), torch.ones(4), atol=1e-5)
 

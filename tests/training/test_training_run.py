@@ -115,6 +115,8 @@ ARMS = {
     "masked": {"mask_duplicates": True},
     "l2": {"latent_norm": "l2"},
     "standardize": {"latent_norm": "standardize"},
+    "reduced": {"latent_width": 5},
+    "reduced after l2": {"latent_width": 5, "latent_norm": "l2"},
     "linear": {"adapter": "linear"},
     "fixed temperature": {"temperature": "fixed:0.05"},
     "laplace": {"noise": "laplace"},

@@ -86,9 +86,9 @@ def settings(**asked):
     return resolve_train(size | asked, pairs=1000)
 
 
-@pytest.mark.parametrize("norm", ["none", "standardize"])
-def test_a_run_is_like_a_resident_one_and_repeats(stores, tmp_path, norm):
-    asked = {"latent-norm": norm, "mask-duplicates": True, "memory-budget": f"{BUDGET / 1000}kB"}
+@pytest.mark.parametrize("prepared", [{}, {"latent-norm": "standardize"}, {"latent-norm": "l2", "latent-width": 6}])
+def test_a_run_is_like_a_resident_one_and_repeats(stores, tmp_path, prepared):
+    asked = prepared | {"mask-duplicates": True, "memory-budget": f"{BUDGET / 1000}kB"}
     paths = [store.path for store in stores]
     results = {}
     for name, changes in (("one", {}), ("two", {}), ("resident", {"memory-budget": "1GB"})):

@@ -322,7 +322,7 @@ RELEASED_SHAPE = Shape(
 """FuseMix release (Vouitsis et al., CVPR 2024): 40,960 drawn pairs for 500 epochs are 20,480 rows for 250 of ours."""
 
 SMALL_DATA = 20_000
-"""Pairs. Below it reduced latents, a narrow block and a narrow space did as well as wide ones, at a tenth of the cost."""
+"""Pairs. Below it reduced latents, a narrow block and a narrow space did as well as wide ones."""
 
 
 def auto_shape(pairs: int) -> Shape:

@@ -204,7 +204,7 @@ def _effect_verdict(effect: Effect, contrast: Contrast | None, study: Study) -> 
         meaning=effect.meaning,
         difference=contrast,
         verdict=verdict,
-        words=in_words(verdict, contrast, study.margin),
+        words=in_words(verdict, contrast, study.margin, of_effect=True),
     )
 
 

@@ -122,19 +122,20 @@ def settle(contrast: Contrast | None) -> Verdict:
     return Verdict.equivalent if is_small else Verdict.undecided
 
 
-def in_words(verdict: Verdict, contrast: Contrast | None, margin: float) -> str:
-    """The verdict in a sentence."""
+def in_words(verdict: Verdict, contrast: Contrast | None, margin: float, *, of_effect: bool = False) -> str:
+    """The verdict in a sentence; an effect is positive or negative where an arm is better or worse."""
     if contrast is None:
         return "not tested: fewer than two seeds are finished on both sides"
     low, high = contrast.crossed_ci95
     within = f"{margin:g} " + ("point" if margin == 1 else "points") + " of mean recall"
     if verdict in (Verdict.better, Verdict.worse):
         beyond = "on other test images too" if low * high > 0 else "other test images may not show it"
-        return f"{verdict} by {abs(contrast.mean):.1f} points; {beyond}"
+        found = verdict.value if not of_effect else "positive" if verdict is Verdict.better else "negative"
+        return f"{found} by {abs(contrast.mean):.1f} points; {beyond}"
     if verdict is Verdict.small:
         return f"different by {contrast.mean:+.1f} points, but within {within}"
     if verdict is Verdict.equivalent:
-        return f"equivalent within {within}"
+        return f"none, within {within}" if of_effect else f"equivalent within {within}"
     return f"not distinguishable yet; {_how_many(contrast)}"
 
 

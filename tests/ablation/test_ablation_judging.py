@@ -162,6 +162,7 @@ def test_a_factorial_study_tells_its_effects():
     assert effects["mixing"].difference.mean == pytest.approx(22.5)
     assert effects["mixing x smoothing"].difference.mean == pytest.approx(15)
     assert effects["mixing"].verdict is Verdict.better
+    assert effects["mixing"].words.startswith("positive by 22.5 points")
     assert effects["mixing"].meaning == "mix against no-mix"
 
 

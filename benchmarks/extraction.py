@@ -5,25 +5,33 @@ pictures a second of a whole extraction but its text stage (reading, decoding, s
 over those of the bare forward on ready tensors; captions a second of the text stage over those of
 `sentence-transformers` `encode`, of the same model and precision, on distinct captions and on a list
 in which two of three repeat. Prints the ratio of the medians of each.
+
+Then the most resident memory of a whole extraction with ten times the demo's captions over that with as many as the
+demo has, each in a process of its own. There the text encoder answers every 50th batch itself and the others from
+noise, which takes the time out and leaves the memory in.
 """
 
 import os
+import platform
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `alignvl` itself sets it
 
+import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from alignvl_cli.config import DatasetOptions, ExtractConfig, Precision
+from alignvl_cli.config import DatasetOptions, Device, ExtractConfig, Precision
+from alignvl_cli.devices import choose_device
 from alignvl_cli.encoders.folders import Side, find_model
 from alignvl_cli.encoders.images import decode_image
 from alignvl_cli.encoders.names import DEFAULT_TEXT, DEFAULT_VISION
@@ -36,10 +44,13 @@ from alignvl_cli.extraction.plan import TEXTS, make_plan
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.extraction.stopwatch import Stopwatch
 from alignvl_cli.extraction.texts import encode_texts, gather_captions
+from alignvl_cli.extraction.workers import usable_cores
 from alignvl_cli.pairs.dataset import open_dataset
 from alignvl_cli.pairs.items import Dataset
 
 IMAGES, CAPTIONS = 192, 384
+MEMORY_IMAGES, REALLY = 64, 50
+MEMORY = "--memory"
 CONFIG = ExtractConfig()
 
 
@@ -96,12 +107,77 @@ def ratio(name: str, ours: Callable[[], float], theirs: Callable[[], float], cou
     )
 
 
+@dataclass
+class SeldomText:
+    """A text encoder that is asked for every `REALLY`-th batch; the others are noise of its width."""
+
+    encoder: TextEncoder
+    asked: int = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.encoder, name)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        self.asked += 1
+        if self.asked % REALLY == 1:
+            return self.encoder.encode(texts)
+        return np.random.default_rng(self.asked).standard_normal((len(texts), self.encoder.width), dtype=np.float32)
+
+
+def extract_many(times: int) -> None:
+    """Extract some pictures with `times` the demo's captions, no two alike, and print the peak of resident memory."""
+    demo = open_dataset("demo:emoji", DatasetOptions())
+    captions = [f"{caption} {n}" for n in range(times) for item in demo.items for caption in item.captions]
+    each = -(-len(captions) // MEMORY_IMAGES)
+    items = [
+        replace(item, captions=tuple(captions[n * each : (n + 1) * each]))
+        for n, item in enumerate(demo.items[:MEMORY_IMAGES])
+    ]
+    vision, text = encoders()
+    with tempfile.TemporaryDirectory() as folder:
+        many = replace(demo, items=items)
+        for _ in run_extraction(many, vision, SeldomText(text), Path(folder, "s.h5"), CONFIG, settings={}):
+            pass
+    print(len(captions), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def memory_ratio() -> None:
+    peaks = {}
+    for times in (1, 10):
+        done = subprocess.run(
+            [sys.executable, __file__, MEMORY, str(times)], capture_output=True, text=True, check=True
+        )
+        captions, peak = map(int, done.stdout.split())
+        peaks[captions] = peak if sys.platform == "darwin" else peak * 1024
+    (few, less), (many, more) = peaks.items()
+    print(
+        f"{'resident memory, 10 times the captions over once':<52} {more / less:.2f} "
+        f"({more / 1e6:.0f} MB with {many:,}, {less / 1e6:.0f} MB with {few:,})",
+        flush=True,
+    )
+
+
+def encoders() -> tuple[VisionEncoder, TextEncoder]:
+    choose_device(Device.cpu)  # as `alignvl` does
+    return (
+        load_vision(DEFAULT_VISION, pooling=None, device="cpu", precision=Precision.auto),
+        load_text(DEFAULT_TEXT, pooling=None, device="cpu", precision=Precision.auto),
+    )
+
+
 def main() -> None:
+    if sys.argv[1:2] == [MEMORY]:
+        extract_many(int(sys.argv[2]))
+        return
+    print(
+        f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {usable_cores()} cores, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}",
+        flush=True,
+    )
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     demo = open_dataset("demo:emoji", DatasetOptions())
     some = replace(demo, items=demo.items[:IMAGES])
-    vision = load_vision(DEFAULT_VISION, pooling=None, device="cpu", precision=Precision.auto)
-    text = load_text(DEFAULT_TEXT, pooling=None, device="cpu", precision=Precision.auto)
+    vision, text = encoders()
     batches = ready_batches(some, vision, make_plan(some, vision, text, CONFIG).image_batch)
     ratio(
         f"extraction over bare forward ({vision.precision.value})",
@@ -128,6 +204,7 @@ def main() -> None:
             CAPTIONS,
             rounds,
         )
+    memory_ratio()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,8 +65,8 @@ def choose_batches(
             break
         time.sleep(POLL_SECONDS)
     pixels = vision.prepare(Image.new("RGB", (256, 256)))
-    captions = sorted({caption for item in dataset.items[:LARGEST] for caption in item.captions}, key=len, reverse=True)
-    long = (captions * LARGEST)[:LARGEST]  # the longest first: what fits with them fits with all
+    some = islice((caption for item in dataset.items for caption in item.captions), LARGEST)
+    long = (sorted(some, key=len, reverse=True) * LARGEST)[:LARGEST]  # the longest first: they take the most memory
     return Batches(
         images=plan.image_batch
         if plan.device["vision"] == "cpu"

@@ -90,6 +90,21 @@ class Method(StrEnum):
     ridge = "ridge"
 
 
+class CorruptKind(StrEnum):
+    """What image a corrupted caption gets."""
+
+    shuffle = "shuffle"
+    near = "near"
+
+
+class SubsetKind(StrEnum):
+    """How the training pairs to keep are chosen."""
+
+    uniform = "uniform"
+    kdpp = "kdpp"
+    quality = "quality"
+
+
 class NoiseKind(StrEnum):
     gaussian = "gaussian"
     uniform = "uniform"
@@ -211,6 +226,12 @@ class TrainConfig:
     method: Method
     recipe: Recipe
     size: Size
+
+    corrupt_captions: float
+    """Share of the training pairs whose caption gets another image."""
+    corrupt_kind: CorruptKind
+    subset: str
+    """Training pairs kept: `all`, or `KIND:PAIRS` (see `subset_of`)."""
 
     # Ingredients: a recipe sets them.
     mix: bool
@@ -364,6 +385,9 @@ SWITCHED_BY = {
 
 DETAIL_DEFAULTS: dict[str, Any] = {
     "method": Method.contrastive,
+    "corrupt-captions": 0.0,
+    "corrupt-kind": CorruptKind.shuffle,
+    "subset": "all",
     "mix-alpha": 1.0,
     "mix-coefficient": MixCoefficient.batch,
     "noise": NoiseKind.gaussian,
@@ -397,7 +421,11 @@ KINDS: dict[str, type] = {
 }
 """Every setting of `train`, as its flag is spelled without the dashes, and its type."""
 
+SMALLEST_SUBSET = 4
+"""Two batches of two pairs."""
+
 RANGES: dict[str, tuple[str, Any]] = {
+    "corrupt-captions": ("a share from 0 to 1", lambda value: 0 <= value <= 1),
     "mix-alpha": ("above 0", lambda value: value > 0),
     "noise-std": ("above 0 (switch the perturbation off with --no-rp)", lambda value: value > 0),
     "smoothing": ("above 0 and below 1 (switch smoothing off with --no-es)", lambda value: 0 < value < 1),
@@ -439,6 +467,8 @@ def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> Train
     if on["rp"] and values["noise"] is NoiseKind.none:  # switched on again above a layer that had it off
         values["noise"] = DETAIL_DEFAULTS["noise"]
     _refuse_idle(asked, values, on)
+    kept = subset_of(values["subset"])
+    pairs = pairs if kept is None else kept[1] if pairs is None else min(kept[1], pairs)
     size = asked.get("size", Size.auto)
     shape = RELEASED_SHAPE if size is Size.released else auto_shape(10_000 if pairs is None else pairs)
     shape_values = {key.replace("_", "-"): value for key, value in asdict(shape).items()}
@@ -523,7 +553,7 @@ def _switches(layer: Mapping[str, Any]) -> dict[str, bool]:
 
 ACT_ON_CLOSED_FORMS = (
     *("method", "seed", "size", "embed-dim", "latent-norm", "temperature"),
-    *("device", "memory-budget"),
+    *("device", "memory-budget", "corrupt-captions", "corrupt-kind", "subset"),
 )
 
 
@@ -544,6 +574,8 @@ def _without_idle(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _refuse_idle(asked: Mapping[str, Any], values: Mapping[str, Any], on: Mapping[str, bool]) -> None:
     """Refuse settings that the others leave without effect: nobody must believe that they acted."""
+    if "corrupt-kind" in asked and not values["corrupt-captions"]:
+        raise UsageError("--corrupt-kind says how, and --corrupt-captions SHARE how many; give both or neither")
     if "noise-match" in asked and on["rp"] and values["noise"] is not NoiseKind.uniform:
         raise UsageError(f"--noise-match acts on --noise uniform alone, and the noise is {values['noise']}")
     at_output = values["noise-position"] is NoisePosition.output
@@ -595,9 +627,21 @@ def _size(text: str) -> int | None:
     return int(size)
 
 
+def subset_of(text: str) -> tuple[SubsetKind, int] | None:
+    """None for `all`; kind and number of pairs for `KIND:PAIRS`."""
+    if text == "all":
+        return None
+    kind, _, number = text.partition(":")
+    if kind not in list(SubsetKind) or not (number.isascii() and number.isdigit() and int(number) >= SMALLEST_SUBSET):
+        kinds = ", ".join(f"'{kind}:PAIRS'" for kind in SubsetKind)
+        raise UsageError(f"--subset: wanted 'all', {kinds} with at least {SMALLEST_SUBSET} pairs, got '{text}'")
+    return SubsetKind(kind), int(number)
+
+
 GRAMMAR: dict[str, Callable[[str], object]] = {
     "temperature": _temperature,
     "loss-tile": _loss_tile,
+    "subset": subset_of,
     "memory-budget": _size,
 }
 """Settings that are words or numbers: what reads them, and refuses what it cannot."""

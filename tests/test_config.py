@@ -73,6 +73,11 @@ def test_the_stronger_layer_wins(lower, upper, expected):
         ({"noise": "dropout", "noise-position": "output"}, "RMS of the latents"),
         ({"noise": "laplace", "noise-match": "range"}, "--noise uniform"),
         ({"loss-tile": "0"}, "--loss-tile"),
+        ({"subset": "kdpp"}, "'kdpp:PAIRS'"),
+        ({"subset": "best:100"}, "'quality:PAIRS'"),
+        ({"subset": "uniform:0"}, "at least 4 pairs"),
+        ({"corrupt-captions": 1.2}, "--corrupt-captions"),
+        ({"corrupt-kind": "near"}, "--corrupt-captions SHARE"),
         ({"loss-tile": "many"}, "'auto' or a number of rows"),
         ({"lr": math.nan}, "--lr"),
         ({"lr": math.inf}, "--lr"),
@@ -109,6 +114,11 @@ def test_a_setting_is_a_field_and_a_field_a_setting():
 @pytest.mark.parametrize(("asked", "side"), [("auto", None), ("512", 512), (512, 512)])
 def test_loss_tile(asked, side):
     assert resolve_train({"loss-tile": asked}).loss_tile == side
+
+
+def test_a_subset_decides_the_automatic_size():
+    assert resolve_train({"subset": "kdpp:300"}, pairs=5000).batch_size == auto_shape(300).batch_size
+    assert resolve_train({"subset": "all"}, pairs=5000).batch_size == auto_shape(5000).batch_size
 
 
 def test_recipe_sail_is_glu_and_sigmoid_and_flags_beat_it():

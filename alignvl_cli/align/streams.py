@@ -23,6 +23,8 @@ class Stream(StrEnum):
     noise_text = "noise/text"
     dropout_image = "dropout/image"
     dropout_text = "dropout/text"
+    corruption = "corruption"
+    subset = "subset"
 
 
 ON_DEVICE = {Stream.noise_image, Stream.noise_text, Stream.dropout_image, Stream.dropout_text}

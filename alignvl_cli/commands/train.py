@@ -11,6 +11,7 @@ from alignvl_cli.commands.session import Session
 from alignvl_cli.commands.training import TENSORBOARD, show_training
 from alignvl_cli.config import (
     AdapterKind,
+    CorruptKind,
     Device,
     EsSchedule,
     EsTarget,
@@ -56,6 +57,16 @@ def train(
     method: Annotated[
         Method | None,
         typer.Option(help="Training, or a closed form in seconds (a baseline). [default: contrastive]"),
+    ] = None,
+    corrupt_captions: Annotated[
+        float | None, typer.Option(help="Share of the training pairs to re-pair wrongly, to study noise. [default: 0]")
+    ] = None,
+    corrupt_kind: Annotated[
+        CorruptKind | None, typer.Option(help="With any other image, or a similar one. [default: shuffle]")
+    ] = None,
+    subset: Annotated[
+        str | None,
+        typer.Option(help="Pairs to train on: all, uniform:K, kdpp:K (diverse) or quality:K. [default: all]"),
     ] = None,
     recipe: Annotated[
         Recipe | None, typer.Option(help="Ingredients to start from; flags change them. [default: alignvl]")

@@ -118,6 +118,15 @@ class StoredRows:
         for start in range(0, len(self), rows):
             yield self.read(np.arange(start, min(start + rows, len(self))))
 
+    def pick(self, position_N: np.ndarray) -> "StoredRows":
+        """Only the rows at these positions, which ascend."""
+        edges = np.searchsorted(position_N, self._offsets)
+        picked = [
+            rows[position_N[start:end] - offset]
+            for rows, start, end, offset in zip(self._rows, edges, edges[1:], self._offsets, strict=False)
+        ]
+        return StoredRows(self._stores, picked, self._read)
+
     def resident(self) -> Tensor:
         """All rows in one tensor; the peak is the tensor and a block."""
         whole = torch.empty(self.shape)

@@ -9,23 +9,23 @@ from torch import Tensor
 
 from alignvl_cli.align.adapters import Adapter, AdapterShape, new_pair
 from alignvl_cli.align.streams import Streams
-from alignvl_cli.config import Method, NoiseKind, NoisePosition, Precision, TrainConfig
+from alignvl_cli.config import Method, NoiseKind, NoisePosition, Precision, TrainConfig, subset_of
 from alignvl_cli.devices import choose_precision
+from alignvl_cli.errors import UsageError
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.averaging import Average
 from alignvl_cli.training.batches import steps_per_epoch
+from alignvl_cli.training.chosen import ChosenPairs, choose_pairs
 from alignvl_cli.training.data import (
     SplitLatents,
     StoredRows,
     blocks,
-    duplicate_keys,
     load_split,
     prepared,
     require_same_encoders,
     require_split,
     root_mean_square,
     shared_images,
-    stored_split,
 )
 from alignvl_cli.training.health import Skips
 from alignvl_cli.training.ingredients import Gather, input_transforms, noise_std, output_transforms
@@ -57,12 +57,13 @@ def prepare(
     require_split(val_store, VAL, VAL_REMEDY)
     is_solved = config.method is not Method.contrastive
     precision = Precision.fp32 if is_solved else choose_precision(config.precision, device)
-    pairs = sum(len(store.rows(TRAIN).text) for store in stores)
+    pairs = _pairs(stores, config)
     team.require_shares(config.batch_size)
     epoch_steps = steps_per_epoch(pairs, config.batch_size)  # before reading gigabytes
-    image, text, text_image_T = _training_rows(stores, config.memory_budget)
-    val = load_split([val_store], VAL)
     streams = Streams(config.seed, device)
+    chosen = choose_pairs(stores, TRAIN, config, streams)
+    image, text = _training_rows(chosen, config.memory_budget)
+    text_image_T, val = chosen.text_image_T, load_split([val_store], VAL)
     adapters = new_pair(_shape(config, image.shape[1], text.shape[1]), streams)
     image, val_image_ID = _prepared(adapters.image, image, val.image_ID)
     text, val_text_TC = _prepared(adapters.text, text, val.text_TC)
@@ -75,9 +76,10 @@ def prepare(
         assert isinstance(text, Tensor)
         train = SplitLatents(image, text, text_image_T)
     latent_rms = {"image": root_mean_square(train.image_ID), "text": root_mean_square(train.text_TC)}
-    keys = duplicate_keys(stores, TRAIN) if config.mask_duplicates else None
+    keys, corrupted_P = chosen.keys_KP if config.mask_duplicates else None, chosen.corrupted_P
     if isinstance(train, WindowedLatents):
         keys = None if keys is None else keys[:, train.pair_text_P]
+        corrupted_P = None if corrupted_P is None else corrupted_P[train.pair_text_P]
     elif fits_on(device, FLOAT_BYTES * (train.image_ID.numel() + train.text_TC.numel())):
         train, keys = train.to(device), None if keys is None else keys.to(device)
     gather = Gather(train, keys, device)
@@ -93,6 +95,7 @@ def prepare(
         precision=precision,
         team=team,
         loss_tile=config.loss_tile or automatic_tile(config.batch_size, device),
+        corrupted_P=corrupted_P,
     )
     noise_share = _noise_share(config, latent_rms)
     started = Started(
@@ -112,6 +115,7 @@ def prepare(
         noise_share=noise_share,
         first_step=0,
         notes=tuple(_notes(stores, val_store, config, noise_share, isinstance(train, WindowedLatents))),
+        selection=chosen.record,
     )
     state = TrainState(
         adapters=adapters,
@@ -123,15 +127,26 @@ def prepare(
     return plan, state, started
 
 
+def _pairs(stores: Sequence[Store], config: TrainConfig) -> int:
+    """Pairs to train on; UsageError when `--subset` asks for more than there are."""
+    there = sum(len(store.rows(TRAIN).text) for store in stores)
+    asked = subset_of(config.subset)
+    if asked is None:
+        return there
+    if asked[1] > there:
+        raise UsageError(f"--subset {config.subset}: there are {there} training pairs; ask for at most so many")
+    return asked[1]
+
+
 Rows = Tensor | StoredRows
 
 
-def _training_rows(stores: Sequence[Store], budget: int | None) -> tuple[Rows, Rows, Tensor]:
-    """Image and text latents, in memory unless they are larger than `--memory-budget`; row of each text's image."""
-    image, text, text_image_T = stored_split(stores, TRAIN)
+def _training_rows(chosen: ChosenPairs, budget: int | None) -> tuple[Rows, Rows]:
+    """Image and text latents, in memory unless they are larger than `--memory-budget`."""
+    image, text = chosen.image, chosen.text
     if budget is None or FLOAT_BYTES * (image.numel() + text.numel()) <= budget:
-        return image.resident(), text.resident(), text_image_T
-    return image, text, text_image_T
+        return image.resident(), text.resident()
+    return image, text
 
 
 def _prepared(adapter: Adapter, trained: Rows, validated: Tensor) -> tuple[Rows, Tensor]:

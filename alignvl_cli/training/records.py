@@ -1,6 +1,6 @@
 """What a training run says while it goes on: small frozen values, for a display, a log or a test."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -29,6 +29,8 @@ class Started:
     """Steps done before, by the process that this one goes on from; 0 in a new run."""
     notes: tuple[str, ...]
     """Sentences that the user should read."""
+    selection: dict[str, Any] = field(default_factory=dict)
+    """`corruption` and `subset`, where there were any, with the numbers of pairs that they touched."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,6 +17,7 @@ from alignvl_cli.training.data import require_split
 from alignvl_cli.training.loop import fit
 from alignvl_cli.training.machine import device_name, peak_memory_bytes
 from alignvl_cli.training.meter import diverged
+from alignvl_cli.training.positives import clean_and_corrupted
 from alignvl_cli.training.prepare import TRAIN, TRAIN_REMEDY, VAL, prepare
 from alignvl_cli.training.records import Finished, Record, Started, Step, log_line
 from alignvl_cli.training.snapshot import CHECKPOINT_SECONDS, Checkpoints
@@ -104,6 +105,9 @@ def fill(
     if not rates and plan.config.method is Method.contrastive:
         raise diverged("no step had a finite loss", plan, state)
     result = _result(state, started, rates, checkpoints.wall_s)
+    if plan.corrupted_P is not None and state.best is not None:
+        state.adapters.load_state_dict(state.best.weights)
+        result["positives"] = clean_and_corrupted(plan, plan.corrupted_P, state.adapters)
     writer.finish(result)
     yield Finished(result=result)
 
@@ -124,6 +128,7 @@ def _describe(
         "machine": {"device": started.device, "precision": started.precision, "threads": started.threads},
         "stores": [_reference(store) for store in stores],
         "training_split": TRAIN,
+        **started.selection,
         "selection_store": _reference(val_store),
         "selection_split": VAL,
     }

@@ -69,6 +69,8 @@ class Plan:
     team: Team
     loss_tile: int
     """Side of the tiles that the loss is computed in."""
+    corrupted_P: Tensor | None = None
+    """Which training pairs were corrupted; None without `--corrupt-captions`."""
 
     @property
     def total_steps(self) -> int:

@@ -50,17 +50,17 @@ def test_a_closed_form_is_an_ordinary_run(store, tmp_path, method, latent_norm):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_centring_is_in_the_bias_and_the_memory_budget_changes_nothing(tmp_path, method):
-    latents = np.random.default_rng(0).standard_normal((400, 12)).astype(np.float32)
-    plain = make_store(tmp_path / "a.h5", images=400, captions_per_image=(2,), dim=12, image_latent=latents)
-    moved = make_store(tmp_path / "b.h5", images=400, captions_per_image=(2,), dim=12, image_latent=latents + 5)
+    latents = np.random.default_rng(0).standard_normal((1500, 12)).astype(np.float32)
+    plain = make_store(tmp_path / "a.h5", images=1500, captions_per_image=(2,), dim=12, image_latent=latents)
+    moved = make_store(tmp_path / "b.h5", images=1500, captions_per_image=(2,), dim=12, image_latent=latents + 5)
     asked = {"method": method, "device": "cpu"}
     recalls = {}
     for name, path, more in (
         ("plain", plain, {}),
         ("moved", moved, {}),
-        ("budget", plain, {"memory-budget": "0.05MB"}),
+        ("budget", plain, {"memory-budget": "0.1MB"}),
     ):
-        *_, finished = train_run([path], tmp_path / name, resolve_train(asked | more, pairs=480))
+        *_, finished = train_run([path], tmp_path / name, resolve_train(asked | more, pairs=1800))
         recalls[name] = finished.result["best"]["mean_recall"]
     assert recalls["plain"] == pytest.approx(recalls["budget"], abs=0.5) == pytest.approx(recalls["moved"], abs=0.5)
 

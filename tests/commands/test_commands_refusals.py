@@ -69,6 +69,10 @@ def test_nothing_to_take_up(empty):
         (["--noise", "unifrom"], "'uniform'"),
         (["--batch-size", "100000"], "100000"),
         (["--temperature", "hot"], "--temperature"),
+        (["--memory-budget", "8"], "--memory-budget"),
+        (["--memory-budget", "1kB"], "needs at least"),
+        (["--ema", "1"], "--ema"),
+        (["--patience", "-1"], "--patience"),
     ],
 )
 def test_settings_that_cannot_be_trained(alignvl, flags, said):
@@ -170,7 +174,7 @@ def test_search_wants_one_kind_of_query(alignvl):
 
 def test_inspect_of_something_else(alignvl, tmp_path):
     assert "no such artefact" in alignvl.fails(3, "inspect", tmp_path / "gone")
-    assert "no store, run or index" in alignvl.fails(3, "inspect", tmp_path)
+    assert "no store, run, index or study" in alignvl.fails(3, "inspect", tmp_path)
 
 
 def raises(problem: BaseException):

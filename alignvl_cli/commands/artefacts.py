@@ -19,18 +19,28 @@ def store_of(session: Session, run: "Run", data: Path | None) -> "Store":
 
     if data is not None:
         return open_store(data)
-    for path in [*reversed(session.workspace.stores()), Path(run.store_path)]:
+    store = find_store(session, run.store_hash, run.store_path)
+    if store is None:
+        raise DataError(
+            f"{run.path}: the store it was trained on is neither in the workspace nor at {run.store_path};"
+            " name a store with --data"
+        )
+    session.note(f"using the store it was trained on, {store.path}")
+    return store
+
+
+def find_store(session: Session, content_hash: str, path: str) -> "Store | None":
+    """The store of this content: in the workspace, newest first, then at `path`; None when it is in neither."""
+    from alignvl_cli.store.reader import open_store
+
+    for place in [*reversed(session.workspace.stores()), Path(path)]:
         try:
-            store = open_store(path)
+            store = open_store(place)
         except AlignvlError:  # a broken neighbour must not keep the right store from being found
             continue
-        if store.content_hash == run.store_hash:
-            session.note(f"using the store it was trained on, {path}")
+        if store.content_hash == content_hash:
             return store
-    raise DataError(
-        f"{run.path}: the store it was trained on is neither in the workspace nor at {run.store_path};"
-        " name a store with --data"
-    )
+    return None
 
 
 def draw_reliability(session: Session, modesty: "Modesty", title: str, saved: Path) -> None:

@@ -1,15 +1,20 @@
-"""`alignvl report`: a finished study again, as a table or for a paper."""
+"""`alignvl report`: a finished study or a run, as a page, a table, or for a paper."""
 
 import json
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from alignvl_cli.commands.options import DataOption, DeviceOption
 from alignvl_cli.commands.session import Session
-from alignvl_cli.errors import DataError
+from alignvl_cli.config import Device
+from alignvl_cli.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from alignvl_cli.commands.pages import Views
 
 
 class ReportFormat(StrEnum):
@@ -18,31 +23,124 @@ class ReportFormat(StrEnum):
     latex = "latex"
     csv = "csv"
     json = "json"
+    html = "html"
+
+
+SUFFIXES = {
+    ".md": ReportFormat.markdown,
+    ".tex": ReportFormat.latex,
+    ".csv": ReportFormat.csv,
+    ".json": ReportFormat.json,
+    ".html": ReportFormat.html,
+}
+"""What a file's name says of its format."""
 
 
 def report(
     session: Session,
-    study: Annotated[
+    path: Annotated[
         Path | None,
-        typer.Argument(metavar="STUDY", help="Study folder, or its name in the workspace. Default: newest."),
+        typer.Argument(
+            metavar="STUDY_OR_RUN", help="A folder, or a study's name in the workspace. Default: newest study."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write: .html, .md, .tex, .csv or .json.")
     ] = None,
     form: Annotated[
-        ReportFormat, typer.Option("--format", help="json and csv hold every figure at full precision.")
-    ] = ReportFormat.table,
+        ReportFormat | None,
+        typer.Option("--format", help="json and csv hold every figure of a study. Default: by --output, else table."),
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(help="Folder to write every plot to, as PNG and SVG.")] = None,
+    data: DataOption = None,
+    split: Annotated[str, typer.Option(help="Split that a run is evaluated on.")] = "test",
+    device: DeviceOption = Device.auto,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
 ) -> None:
-    """Show the verdicts of a finished study: as a table, Markdown, LaTeX, CSV or JSON."""
+    """Show the verdicts of a finished study, or a run: as one self-contained page, or as tables.
+
+    A page has everything inside it: verdicts, tables, plots, examples with pictures, and how to make it again. A run
+    is evaluated anew for its page; tables of runs are those of `alignvl eval`.
+    """
+    chosen = form or (ReportFormat.table if output is None else _by_name(output))
+    if chosen is ReportFormat.table and output is not None:
+        raise UsageError("--format table is for the terminal: leave --output out, or name another format")
+    if output is not None:
+        _require_free(output, overwrite)
+    folder = _folder(session, path)
+    is_run = (folder / "config.json").is_file()
+    if is_run and chosen is not ReportFormat.html and plots is None:
+        raise UsageError(f"a run is reported as a page: add -o page.html; its table: alignvl eval {folder}")
+    if chosen is ReportFormat.html or plots is not None:
+        views = _views(session, folder, is_run, data, split, device)
+        if plots is not None:
+            _save_plots(session, views, plots, overwrite)
+    if chosen is ReportFormat.html:
+        from alignvl_cli.report.page import page_html
+
+        _deliver(session, page_html(views.page()), output)
+    elif not is_run:
+        _tables(session, folder, chosen, output)
+
+
+def _tables(session: Session, folder: Path, form: ReportFormat, output: Path | None) -> None:
     from alignvl_cli.ablation.records import read_verdicts
     from alignvl_cli.report.study import study_notes, study_tables
     from alignvl_cli.report.tables import terminal
 
-    verdicts = read_verdicts(_place(session, study))
+    verdicts = read_verdicts(folder)
     if form is ReportFormat.table:
         session.show(terminal(study_tables(verdicts), study_notes(verdicts), verdicts["warnings"]))
         return
-    session.result(WRITERS[form](verdicts).rstrip("\n"))
+    _deliver(session, WRITERS[form](verdicts), output)
 
 
-def _place(session: Session, study: Path | None) -> Path:
+def _views(session: Session, folder: Path, is_run: bool, data: Path | None, split: str, device: Device) -> "Views":
+    from alignvl_cli.commands.pages import run_views, study_views
+    from alignvl_cli.devices import choose_device
+
+    if is_run:
+        return run_views(session, folder, data, split, choose_device(device))
+    return study_views(session, folder, choose_device(device))
+
+
+def _save_plots(session: Session, views: "Views", folder: Path, overwrite: bool) -> None:
+    from alignvl_cli.report.figures import SAVED, save_plots
+
+    for plot in views.plots:
+        for suffix in SAVED:
+            _require_free(folder / f"{plot.name}.{suffix}", overwrite)
+    for saved in save_plots(views.plots, folder):
+        session.note(f"drew {saved}")
+
+
+def _deliver(session: Session, text: str, output: Path | None) -> None:
+    """`text` on stdout; or into a file, whole or not at all, and then its path."""
+    from alignvl_cli.provenance import committed
+
+    if output is None:
+        session.result(text.rstrip("\n"))
+        return
+    with committed(output) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+    session.result(output)
+
+
+def _by_name(output: Path) -> ReportFormat:
+    form = SUFFIXES.get(output.suffix.lower())
+    if form is None:
+        raise UsageError(f"--output {output}: wanted a name in {', '.join(SUFFIXES)}, or say which --format")
+    return form
+
+
+def _require_free(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise UsageError(f"{path}: a folder is there; name a file")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path}: a file is there already; add --overwrite to replace it")
+
+
+def _folder(session: Session, study: Path | None) -> Path:
     """The folder that the user means; without a name, the study that was finished last."""
     studies = session.workspace.root / "studies"
     if study is not None:

@@ -28,8 +28,8 @@ def facts_table(facts: Mapping[str, Any]) -> Table:
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for key, value in _flat(facts):
-        table.add_row(safe(key), safe(_shown(value)))
+    for key, value in flat(facts):
+        table.add_row(safe(key), safe(shown(value)))
     return table
 
 
@@ -65,15 +65,15 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     return table
 
 
-def _flat(facts: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def flat(facts: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in facts.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{above}{key}.")
+            yield from flat(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", value
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Counts with thousands separators, shares and scores short, an absent value as a dash."""
     if value is None or value in ({}, [], ""):
         return "-"
@@ -82,7 +82,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list | tuple):
-        return ", ".join(map(_shown, value))
+        return ", ".join(map(shown, value))
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from alignvl_cli.errors import UsageError
+from alignvl_cli.report.templates import render
 from alignvl_cli.report.text import visible
 
 if TYPE_CHECKING:
@@ -36,14 +35,8 @@ def gallery_page(page: Page, picture: Callable[["Hit"], str | None]) -> str:
     Every text is escaped, and control characters are shown instead of acting. A score's bar is its share of the range
     from 0 to the query's best.
     """
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as problem:
-        raise UsageError('a page of hits needs jinja2: pip install "alignvl[report]"') from problem
-
-    template = (resources.files("alignvl_cli.report") / TEMPLATE).read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    return environment.from_string(template).render(
+    return render(
+        TEMPLATE,
         title=visible(page.answers[0][0]) if len(page.answers) == 1 else f"{len(page.answers)} searches",
         found=FOUND[page.gallery],
         measure=page.measure,

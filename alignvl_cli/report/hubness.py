@@ -1,6 +1,6 @@
 """How unevenly gallery rows are found, before and after a correction."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from alignvl_cli.retrieval.hubness import Occurrence
     from alignvl_cli.retrieval.metrics import DirectionMetrics
 
+HUBNESS_COLUMNS = ("skewness", "anti-hubs", "greatest hub")
+
 
 def hubness_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
     """A row a run, direction and correction: skewness, anti-hubs, the greatest hub, and recalls."""
@@ -24,22 +26,27 @@ def hubness_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
     several = len(evaluations) > 1
     for name in ("run", "direction", "correction")[not several :]:
         table.add_column(name, overflow="fold")
-    for column in ("skewness", "anti-hubs", "greatest hub", *recalls):
+    for column in (*HUBNESS_COLUMNS, *recalls):
         table.add_column(column, justify="right", no_wrap=True)
+    for name, *cells in hubness_rows(evaluations):
+        table.add_row(*([safe(name)] if several else []), *cells)
+    return Group(table, *(Text(note) for note in hubness_notes(evaluations)))
+
+
+def hubness_rows(evaluations: Sequence["Evaluation"]) -> Iterator[list[str]]:
+    """Run, direction, correction, the figures under `HUBNESS_COLUMNS`, and recalls."""
     names = short_names([evaluation.run for evaluation in evaluations])
     for name, evaluation in zip(names, evaluations, strict=True):
         report = evaluation.hubness
         if report is None:
             continue
-        lead = [safe(name)] if several else []
         for direction, words in DIRECTIONS.items():
             plain = getattr(evaluation.metrics, direction)
-            table.add_row(*lead, words, "none", *_figures(report.occurrence[direction], plain))
+            yield [name, words, "none", *_figures(report.occurrence[direction], plain)]
             if report.corrected:
                 after = getattr(report.corrected.metrics, direction)
                 label = _label(report.corrected.name, report.corrected.parameters[direction])
-                table.add_row(*lead, words, label, *_figures(report.corrected.occurrence[direction], after))
-    return Group(table, *(Text(note) for note in _notes(evaluations)))
+                yield [name, words, label, *_figures(report.corrected.occurrence[direction], after)]
 
 
 def _figures(found: "Occurrence", metrics: "DirectionMetrics") -> list[str]:
@@ -55,7 +62,8 @@ def _label(name: str, parameters: dict[str, float]) -> str:
     return f"{name} ({', '.join(f'{key} {value:.3g}' for key, value in parameters.items())})"
 
 
-def _notes(evaluations: Sequence["Evaluation"]) -> list[str]:
+def hubness_notes(evaluations: Sequence["Evaluation"]) -> list[str]:
+    """What stands under the table."""
     reports = [evaluation.hubness for evaluation in evaluations if evaluation.hubness]
     k = reports[0].occurrence["text_to_image"].k
     notes = [

@@ -9,18 +9,18 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from alignvl_cli.errors import UsageError
-from alignvl_cli.provenance import committed
+from alignvl_cli.report.figures import COLOURS, INK, SOFT, new_figure, save_figure, styled
 from alignvl_cli.report.retrieval import DIRECTIONS, short_names
-from alignvl_cli.report.text import safe
+from alignvl_cli.report.text import safe, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from alignvl_cli.retrieval.calibration import AtTemperature, Calibration, Modesty
     from alignvl_cli.retrieval.evaluation import Evaluation
 
-COLUMNS = (
+MODESTY_COLUMNS = (
     "tau", "accuracy", "confidence", "over-\nconfidence", "ECE", "ECE equal\nmass", "NLL", "Brier", "AUROC", "AURC",
 )  # fmt: skip
 STATES = {"raw": "as trained", "fitted": "tau fitted"}
@@ -33,29 +33,26 @@ def modesty_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
     several = len(evaluations) > 1
     for name in ("run", "direction", "temperature")[not several :]:
         table.add_column(name, overflow="fold", no_wrap=name != "run")
-    for column in COLUMNS:
+    for column in MODESTY_COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
-    for run, direction, state, figures in _rows(evaluations):
+    for run, direction, state, figures in modesty_rows(evaluations):
         table.add_row(*([safe(run)] if several else []), direction, state, *figures)
-    return Group(table, *(Text(note) for note in _notes(evaluations)))
+    return Group(table, *(Text(note) for note in modesty_notes(evaluations)))
 
 
 def save_reliability(modesty: "Modesty", title: str, stem: Path) -> list[Path]:
-    """Draw both directions, as trained and fitted, to `stem`.png and `stem`.svg; UsageError without matplotlib.
+    """Draw both directions, as trained and fitted, to `stem`.png and `stem`.svg; UsageError without matplotlib."""
+    with styled():
+        states = [state for state in STATES if getattr(modesty, state) is not None]
+        figure = reliability_figure(modesty, states)
+        figure.suptitle(f"{visible(title)}\n{modesty.gallery_images:,} images in the gallery", fontsize=10)
+        return save_figure(figure, stem)
 
-    Bars are accuracies of 15 equal bins of confidence, the line is perfect calibration; below, how many queries each
-    bin has. Equal reports give equal files.
-    """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as problem:
-        raise UsageError('reliability diagrams need matplotlib: pip install "alignvl[report]"') from problem
 
-    states = [state for state in STATES if getattr(modesty, state) is not None]
-    figure = Figure(figsize=(FIGURE_INCHES[0] / 2 * len(states), FIGURE_INCHES[1]), layout="constrained")
-    FigureCanvasAgg(figure)
+def reliability_figure(modesty: "Modesty", states: Sequence[str]) -> "Figure":
+    """A column a state (`raw`, `fitted`). Bars are accuracies of 15 equal bins of confidence, the line is perfect
+    calibration; below, how many queries each bin has."""
+    figure = new_figure(FIGURE_INCHES[0] / 2 * len(states), FIGURE_INCHES[1])
     axes = figure.subplots(4, len(states), squeeze=False, height_ratios=[3, 1, 3, 1], sharex=True)
     for column, state in enumerate(states):
         at: AtTemperature = getattr(modesty, state)
@@ -63,18 +60,11 @@ def save_reliability(modesty: "Modesty", title: str, stem: Path) -> list[Path]:
             found: Calibration = getattr(at, direction)
             _draw_bars(axes[2 * number, column], found, f"{words}, {STATES[state]} (tau {at.temperature:.3f})")
             _draw_counts(axes[2 * number + 1, column], found)
-    figure.suptitle(f"{title}\n{modesty.gallery_images:,} images in the gallery", fontsize=10)
-    paths = []
-    with matplotlib.rc_context({"svg.hashsalt": "alignvl"}):
-        for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
-            path = stem.with_name(stem.name + suffix)
-            with committed(path) as scratch:
-                figure.savefig(scratch, format=suffix[1:], dpi=120, metadata=metadata)
-            paths.append(path)
-    return paths
+    return figure
 
 
-def _rows(evaluations: Sequence["Evaluation"]) -> Iterator[tuple[str, str, str, list[str]]]:
+def modesty_rows(evaluations: Sequence["Evaluation"]) -> Iterator[tuple[str, str, str, list[str]]]:
+    """Run, direction, temperature, and the figures under `MODESTY_COLUMNS`."""
     names = short_names([evaluation.run for evaluation in evaluations])
     for name, evaluation in zip(names, evaluations, strict=True):
         for direction, words in DIRECTIONS.items():
@@ -99,7 +89,8 @@ def _figures(temperature: float, found: "Calibration") -> list[str]:
     ]
 
 
-def _notes(evaluations: Sequence["Evaluation"]) -> list[str]:
+def modesty_notes(evaluations: Sequence["Evaluation"]) -> list[str]:
+    """What stands under the table."""
     reports = [evaluation.modesty for evaluation in evaluations if evaluation.modesty]
     fitted = {(report.fitted_on, report.fitted_gallery_images) for report in reports if report.fitted}
     notes = [
@@ -118,8 +109,8 @@ def _draw_bars(axes: "Axes", found: "Calibration", title: str) -> None:
     shown = [part for part in found.diagram if part.accuracy is not None]
     lows, widths = [part.low for part in shown], [part.high - part.low for part in shown]
     accuracies = [part.accuracy or 0.0 for part in shown]
-    axes.bar(lows, accuracies, widths, align="edge", color="#4878a8", edgecolor="white", linewidth=0.5)
-    axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle="--")
+    axes.bar(lows, accuracies, widths, align="edge", color=COLOURS[0], alpha=0.75)
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle="--")
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
     axes.set_title(title, fontsize=9)
     note = (
@@ -130,5 +121,5 @@ def _draw_bars(axes: "Axes", found: "Calibration", title: str) -> None:
 
 def _draw_counts(axes: "Axes", found: "Calibration") -> None:
     lows, widths = [part.low for part in found.diagram], [part.high - part.low for part in found.diagram]
-    axes.bar(lows, [part.queries for part in found.diagram], widths, align="edge", color="#b0b0b0", edgecolor="white")
+    axes.bar(lows, [part.queries for part in found.diagram], widths, align="edge", color=SOFT, alpha=0.6)
     axes.set(xlabel="confidence", ylabel="queries")

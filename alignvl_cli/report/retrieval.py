@@ -45,20 +45,20 @@ class Grid:
 
 def evaluation_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
     """The recall table of one run, or of several on one evaluation set, with what was counted beneath it."""
-    notes = [Text(note) for note in _notes(evaluations)]
+    notes = [Text(note) for note in recall_notes(evaluations)]
     warnings = [safe(f"warning: {warning}", "yellow") for warning in _warnings(evaluations)]
-    return Group(_draw(_grid(evaluations)), *notes, *warnings)
+    return Group(_draw(recall_grid(evaluations)), *notes, *warnings)
 
 
 def evaluation_markdown(evaluations: Sequence["Evaluation"]) -> str:
     """The same table in Markdown, the best in bold, the notes as a paragraph."""
-    grid = _grid(evaluations)
+    grid = recall_grid(evaluations)
     header = [grid.corner, *(f"{group} {column}".strip() for group, column in grid.headers)]
     lines = [header, ["---", *("---:" for _ in grid.headers)]]
     lines += [[markdown(name), *(_markdown_cell(cell) for cell in cells)] for name, cells in grid.rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     warnings = [f"warning: {visible(warning)}" for warning in _warnings(evaluations)]
-    return table + "\n\n" + "  \n".join([*_notes(evaluations), *warnings]) + "\n"
+    return table + "\n\n" + "  \n".join([*recall_notes(evaluations), *warnings]) + "\n"
 
 
 def beyond_table(evaluations: Sequence["Evaluation"]) -> Table:
@@ -84,7 +84,8 @@ def short_names(paths: Sequence[str]) -> list[str]:
     return [str(PurePath(*PurePath(path).parts[-taken:])) for path in paths]
 
 
-def _grid(evaluations: Sequence["Evaluation"]) -> Grid:
+def recall_grid(evaluations: Sequence["Evaluation"]) -> Grid:
+    """One run by direction, or several side by side."""
     return _by_direction(evaluations[0]) if len(evaluations) == 1 else _side_by_side(evaluations)
 
 
@@ -193,7 +194,7 @@ def _markdown_cell(cell: Cell) -> str:
     return f"{figure} ({beside})" if beside else figure
 
 
-def _notes(evaluations: Sequence["Evaluation"]) -> list[str]:
+def recall_notes(evaluations: Sequence["Evaluation"]) -> list[str]:
     """What stands under every table: sums, evaluation set, protocol, and how far the FAISS index is right."""
     first = evaluations[0]
     fewest, most = first.captions_per_image

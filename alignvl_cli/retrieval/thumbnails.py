@@ -11,8 +11,8 @@ EDGE = 224
 QUALITY = 82
 
 
-def thumbnail(data: bytes) -> str | None:
-    """A JPEG of at most 224 x 224 pixels as a `data:` URI; None for bytes that are no readable picture.
+def thumbnail(data: bytes, edge: int = EDGE) -> str | None:
+    """A JPEG of at most `edge` x `edge` pixels as a `data:` URI; None for bytes that are no readable picture.
 
     What a page embeds was decoded and encoded anew here: nothing of the file's own bytes gets into it.
     """
@@ -20,7 +20,7 @@ def thumbnail(data: bytes) -> str | None:
         image = decode_image(data, MAX_PIXELS)
     except UnreadableImage:
         return None
-    image.thumbnail((EDGE, EDGE))
+    image.thumbnail((edge, edge))
     out = io.BytesIO()
     image.save(out, "JPEG", quality=QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()

@@ -13,7 +13,7 @@ def studied(tmp_path_factory, prepared):
     """A workspace with one finished study."""
     import shutil
 
-    from conftest import CommandLine
+    from command_line import CommandLine
 
     folder = tmp_path_factory.mktemp("studied")
     alignvl = CommandLine(shutil.copytree(prepared, folder / "workspace"))

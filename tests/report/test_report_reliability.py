@@ -56,7 +56,7 @@ def test_diagrams_are_drawn_and_equal_reports_give_equal_files(tmp_path, fitted,
     paths = save_reliability(report(fitted=fitted), "0001-alignvl", tmp_path / "a.b")
     assert [path.name for path in paths] == ["a.b.png", "a.b.svg"]
     with Image.open(paths[0]) as image:
-        assert image.size[0] == panels * 480
+        assert image.size[0] == panels * 600
         assert len(set(image.convert("RGB").resize((60, 60)).get_flattened_data())) > 10
     svg = paths[1].read_text()
     assert svg.count('id="axes_') == 4 * panels

@@ -1,0 +1,116 @@
+"""Where two arms of a study disagree: the queries that one finds much sooner than the other, seed after seed."""
+
+# Q queries.
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute
+import pyarrow.parquet
+
+from alignvl_cli.ablation.records import RANKS
+from alignvl_cli.errors import DataError
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The ranks of one direction in all runs of an arm."""
+
+    query_row_Q: np.ndarray
+    """In the store's `/image` or `/text`, ascending."""
+    query_id_Q: np.ndarray
+    by_seed: dict[int, np.ndarray]
+    """Seed -> rank (Q,), 0 being a hit at 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """One query, and its ranks in two arms; 0 is a hit at 1."""
+
+    query_row: int
+    query_id: str
+    reference_rank: int
+    """With the seed that is shown."""
+    arm_rank: int
+    reference_median: float
+    """Over the common seeds."""
+    arm_median: float
+
+
+@dataclass(frozen=True)
+class Disagreements:
+    """Of all queries of a direction, and the extreme ones, the greatest first."""
+
+    seeds: tuple[int, ...]
+    """That both arms have."""
+    seed: int
+    """Of the ranks that are shown."""
+    queries: int
+    sooner: int
+    """Queries that the arm finds sooner, by the median of their ranks over seeds."""
+    later: int
+    gains: tuple[Disagreement, ...]
+    losses: tuple[Disagreement, ...]
+
+
+def read_ranks(study: Path, arm: str, direction: str) -> Ranked:
+    """All runs of one arm; DataError when the file is missing, broken, or its runs were asked different queries."""
+    path = study / RANKS
+    try:
+        table = pyarrow.parquet.read_table(path, filters=[("arm", "=", arm), ("direction", "=", direction)])
+    except (OSError, pyarrow.ArrowException) as problem:
+        raise DataError(f"{path}: cannot read the ranks of this study: {problem}") from problem
+    table = table.sort_by([("seed", "ascending"), ("query_row", "ascending")])
+    seed_N = table["seed"].to_numpy()
+    row_N, rank_N = table["query_row"].to_numpy(), table["rank"].to_numpy()
+    seeds = np.unique(seed_N)
+    rows = [row_N[seed_N == seed] for seed in seeds]
+    if any(not np.array_equal(row_Q, rows[0]) for row_Q in rows):
+        raise DataError(f"{path}: the runs of arm {arm} were asked different queries; run the study again")
+    queries = len(rows[0]) if rows else 0
+    return Ranked(
+        query_row_Q=rows[0] if rows else np.empty(0, np.int64),
+        query_id_Q=np.array(table["query_id"].slice(0, queries).to_pylist(), dtype=object),
+        by_seed={int(seed): rank_N[seed_N == seed] for seed in seeds},
+    )
+
+
+def disagreements(reference: Ranked, arm: Ranked, seed: int, count: int) -> Disagreements:
+    """The `count` queries that each of the two finds most sooner, one an image: with `seed`, whose answers can be
+    shown, and by the median over all common seeds, so that it is not that seed's luck. Both arms must have `seed`.
+
+    A query counts by the ratio of its ranks from 1: from 1 to 3 is as much as from 10 to 30.
+    """
+    seeds = tuple(other for other in reference.by_seed if other in arm.by_seed)
+    reference_Q = np.median([reference.by_seed[other] for other in seeds], axis=0)
+    arm_Q = np.median([arm.by_seed[other] for other in seeds], axis=0)
+    gain_Q = np.log2((1 + reference_Q) / (1 + arm_Q))
+    shown_Q = np.log2((1 + reference.by_seed[seed]) / (1 + arm.by_seed[seed]))
+
+    def extreme(sign: int) -> tuple[Disagreement, ...]:
+        strength_Q = np.minimum(sign * gain_Q, sign * shown_Q)
+        chosen: dict[str, Disagreement] = {}
+        for query in np.argsort(-strength_Q, kind="stable"):
+            if len(chosen) == count or strength_Q[query] <= 0:
+                break
+            made = Disagreement(
+                query_row=int(arm.query_row_Q[query]),
+                query_id=str(arm.query_id_Q[query]),
+                reference_rank=int(reference.by_seed[seed][query]),
+                arm_rank=int(arm.by_seed[seed][query]),
+                reference_median=float(reference_Q[query]),
+                arm_median=float(arm_Q[query]),
+            )
+            chosen.setdefault(made.query_id, made)
+        return tuple(chosen.values())
+
+    return Disagreements(
+        seeds=seeds,
+        seed=seed,
+        queries=len(gain_Q),
+        sooner=int((gain_Q > 0).sum()),
+        later=int((gain_Q < 0).sum()),
+        gains=extreme(1),
+        losses=extreme(-1),
+    )

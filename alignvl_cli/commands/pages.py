@@ -1,0 +1,186 @@
+"""The page of a study or of a run, gathered from what its folder holds, its store, and the pictures."""
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignvl_cli.commands.artefacts import find_store, store_of
+from alignvl_cli.commands.session import Session
+from alignvl_cli.errors import DataError
+from alignvl_cli.pairs.places import picture_bytes
+
+if TYPE_CHECKING:
+    from alignvl_cli.ablation.learning import LearningCurve
+    from alignvl_cli.report.examples import Shower
+    from alignvl_cli.report.figures import Plot
+    from alignvl_cli.report.page import Block, Page
+    from alignvl_cli.retrieval.embeddings import Embeddings
+    from alignvl_cli.store.reader import Store
+
+Json = Mapping[str, Any]
+SIDES = ("vision", "text")
+EDGE = 112
+"""Longest side of a picture on a page of many."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """What there is to draw, and the page, which is made when it is asked for."""
+
+    plots: "list[Plot]"
+    page: "Callable[[], Page]"
+
+
+def study_views(session: Session, folder: Path, device: str) -> Views:
+    """Of a finished study; DataError for an unfinished one."""
+    from alignvl_cli.ablation.records import read_study, read_verdicts
+    from alignvl_cli.report.study_page import study_page, study_plots
+
+    verdicts, study = read_verdicts(folder), read_study(folder)
+    plots = study_plots(verdicts, study, _curves(session, folder, verdicts))
+
+    def page() -> "Page":
+        store = find_store(session, study["store"]["content_hash"], study["store"]["path"])
+        if store is None:
+            kept = study["store"]["path"]
+            session.warn(f"the store is neither in the workspace nor at {kept}: the page has no examples")
+        config, environment = _records_of_a_run(folder, verdicts)
+        again = ["alignvl", "ablate", f"{verdicts['name']}.toml", "--threads", str(study["threads"])]
+        return study_page(
+            verdicts,
+            study,
+            plots,
+            [] if store is None else list(_disagreements(folder, verdicts, _shower(store), device)),
+            encoders={side: config[side] for side in SIDES if side in config},
+            machine=environment,
+            commands=[*_extraction(store), shlex.join(again)],
+            made_with=_made_with(folder),
+        )
+
+    return Views(plots, page)
+
+
+def run_views(session: Session, folder: Path, data: Path | None, split: str, device: str) -> Views:
+    """Of a run, evaluated on `split` now; errors as of `alignvl eval`."""
+    from alignvl_cli.ablation.learning import learning_curve, read_validations
+    from alignvl_cli.provenance import read_json
+    from alignvl_cli.report.examples import run_examples
+    from alignvl_cli.report.reproduce import train_command
+    from alignvl_cli.report.run_page import run_page, run_plots
+    from alignvl_cli.retrieval.embeddings import embed_split
+    from alignvl_cli.retrieval.evaluate import evaluate
+    from alignvl_cli.retrieval.protocol import HubnessReport
+    from alignvl_cli.runs.folder import ENVIRONMENT, load_run
+
+    run = load_run(folder, device)
+    store = store_of(session, run, data)
+    evaluation = evaluate(run, store, split, bootstrap=True, calibration=True, hubs=HubnessReport.report, device=device)
+    plots = run_plots(evaluation, learning_curve([read_validations(folder)]))
+
+    def page() -> "Page":
+        return run_page(
+            run,
+            evaluation,
+            plots,
+            list(run_examples(_shower(store), evaluation, embed_split(run, store, split, device))),
+            environment=read_json(folder / ENVIRONMENT, "run's environment"),
+            commands=[*_extraction(store), train_command(run.config, run.result["pairs"])],
+            made_with=_made_with(folder),
+        )
+
+    return Views(plots, page)
+
+
+def _shower(store: "Store") -> "Shower":
+    """Shows rows of `store`, each picture decoded once."""
+    from alignvl_cli.report.examples import Shower
+    from alignvl_cli.retrieval.thumbnails import thumbnail
+
+    @cache
+    def picture(uri: str) -> str | None:
+        data = picture_bytes(uri)
+        return None if data is None else thumbnail(data, EDGE)
+
+    return Shower(store, picture)
+
+
+def _disagreements(folder: Path, verdicts: Json, shower: "Shower", device: str) -> "Iterator[Block]":
+    """Every arm against the reference, in both directions, with the first seed that both have a run of."""
+    from alignvl_cli.ablation.disagreement import disagreements, read_ranks
+    from alignvl_cli.ablation.records import run_folder
+    from alignvl_cli.report.examples import DISAGREEING, disagreement_examples
+    from alignvl_cli.retrieval.embeddings import embed_split
+    from alignvl_cli.runs.folder import is_complete_run, load_run
+
+    split, reference = verdicts["evaluation"]["split"], verdicts["reference"]
+
+    @cache
+    def embedded(run: Path) -> "Embeddings":
+        return embed_split(load_run(run, device), shower.store, split, device)
+
+    for arm in (found["arm"] for found in verdicts["arms"] if found["arm"] != reference):
+        for direction, count in DISAGREEING.items():
+            ours, theirs = (read_ranks(folder, name, direction) for name in (reference, arm))
+            common = [seed for seed in ours.by_seed if seed in theirs.by_seed]
+            runs = {seed: [run_folder(folder, name, seed) for name in (reference, arm)] for seed in common}
+            kept = [seed for seed in common if all(map(is_complete_run, runs[seed]))]
+            if not common:
+                continue
+            found = disagreements(ours, theirs, (kept or common)[0], count)
+            there = {
+                name: embedded(run)
+                for name, run in zip((reference, arm), runs[found.seed], strict=True)
+                if is_complete_run(run)
+            }
+            if found.gains or found.losses:
+                yield disagreement_examples(shower, direction, found, (reference, arm), there)
+
+
+def _curves(session: Session, folder: Path, verdicts: Json) -> "dict[str, LearningCurve]":
+    """Of every arm whose finished runs are all still there."""
+    from alignvl_cli.ablation.learning import learning_curve, read_validations
+    from alignvl_cli.ablation.records import run_folder
+
+    curves = {}
+    for arm in verdicts["arms"]:
+        try:
+            runs = [read_validations(run_folder(folder, arm["arm"], seed)) for seed in arm["seeds"]]
+        except DataError as problem:
+            session.warn(f"no learning curve of arm {arm['arm']}: {problem}")
+            continue
+        if curve := learning_curve(runs):
+            curves[arm["arm"]] = curve
+    return curves
+
+
+def _records_of_a_run(folder: Path, verdicts: Json) -> tuple[Json, Json]:
+    """Configuration and environment of the first finished run that is still there; empty when none is."""
+    from alignvl_cli.ablation.records import run_folder
+    from alignvl_cli.provenance import read_json
+    from alignvl_cli.runs.folder import CONFIG, ENVIRONMENT, is_complete_run
+
+    for arm in verdicts["arms"]:
+        for path in (run_folder(folder, arm["arm"], seed) for seed in arm["seeds"]):
+            if is_complete_run(path):
+                environment = read_json(path / ENVIRONMENT, "run's environment")
+                kept = {key: value for key, value in environment.items() if key not in ("settings", "stage")}
+                return read_json(path / CONFIG, "run's configuration"), kept
+    return {}, {}
+
+
+def _extraction(store: "Store | None") -> list[str]:
+    """The command that made the store; none for imported latents, or without the store."""
+    from alignvl_cli.report.reproduce import extract_command
+
+    if store is None or store.made_by.get("stage") != "extract":
+        return []
+    return [extract_command(store.dataset, store.vision, store.text)]
+
+
+def _made_with(folder: Path) -> str:
+    from alignvl_cli.provenance import alignvl_version
+
+    return f"made by alignvl {alignvl_version()} from {folder.resolve()}"

@@ -1,0 +1,171 @@
+"""A report as one self-contained page: what may stand in it, and the page itself.
+
+Nothing is loaded from anywhere, there is no script, and every text is escaped; pictures and plots are inside it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from alignvl_cli.report.artefacts import flat, shown
+from alignvl_cli.report.figures import Plot, inline_svg, styled
+from alignvl_cli.report.tables import Table
+from alignvl_cli.report.templates import render
+
+TEMPLATE = "page.html"
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One verdict in words."""
+
+    tone: str
+    """`better`, `worse`, `same`, `open` or `reference`: its colour."""
+    mark: str
+    name: str
+    words: str
+    figure: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judgements:
+    kind: ClassVar[str] = "judgements"
+    rows: tuple[Judgement, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TableBlock:
+    kind: ClassVar[str] = "table"
+    table: Table
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    kind: ClassVar[str] = "drawing"
+    svg: str
+    """From `inline_svg`: stands in the page as it is."""
+    title: str
+    caption: str
+
+    @classmethod
+    def of(cls, plot: Plot) -> "Drawing":
+        with styled():
+            svg = inline_svg(plot.draw(), f"{plot.title} {plot.caption}")
+        return cls(svg=svg, title=plot.title, caption=plot.caption)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A picture or a caption that was found."""
+
+    text: str
+    """The caption; of a picture, its first one, or else its id."""
+    picture: str | None
+    """A `data:` URI; None when it is not at hand."""
+    is_match: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What one arm, or the run, found for a query."""
+
+    name: str
+    """Empty where there is but one."""
+    rank: str
+    """Of the match, as it is shown."""
+    items: tuple[Item, ...]
+    """Empty when the run is not there to be asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    label: str
+    """Why it is shown; may be empty."""
+    query: Item
+    match: Item | None
+    """The picture that a caption should find; None where a picture is the query."""
+    answers: tuple[Answers, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    kind: ClassVar[str] = "examples"
+    title: str
+    note: str
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Keys and values, folded away until asked for where `is_folded`."""
+
+    kind: ClassVar[str] = "facts"
+    title: str
+    rows: tuple[tuple[str, str], ...]
+    is_folded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    kind: ClassVar[str] = "code"
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    kind: ClassVar[str] = "notes"
+    lines: tuple[str, ...]
+
+
+Block = Judgements | TableBlock | Drawing | Examples | Facts | Code | Notes
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    anchor: str
+    title: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    kind: str
+    """`study` or `run`."""
+    title: str
+    lead: str
+    """The question that it answers, or what it is; may be empty."""
+    summary: str
+    """The answer in a sentence."""
+    counts: tuple[str, ...]
+    """What was measured on, in a few words each."""
+    warnings: tuple[str, ...]
+    sections: tuple[Section, ...]
+    footer: str
+
+
+def page_html(page: Page) -> str:
+    """The page; UsageError without jinja2. Equal pages are equal text."""
+    return render(TEMPLATE, page=page)
+
+
+def facts(title: str, values: Mapping[str, Any], *, is_folded: bool = False) -> Facts:
+    """Nested values flattened, `made_by.python` and so on."""
+    return Facts(title, tuple((key, shown(value)) for key, value in flat(values)), is_folded)
+
+
+def shown_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of `train` as flags are spelled; a temperature that is not fixed is learned."""
+    return {key.replace("_", "-"): value for key, value in settings.items()} | (
+        {"temperature": "learned"} if settings.get("temperature") is None else {}
+    )
+
+
+def section(anchor: str, title: str, *blocks: Block | None) -> Section | None:
+    """None when nothing of it is there."""
+    there = tuple(block for block in blocks if block is not None)
+    return Section(anchor, title, there) if there else None
+
+
+def sections(*parts: Section | None) -> tuple[Section, ...]:
+    return tuple(part for part in parts if part is not None)

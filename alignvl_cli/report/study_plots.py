@@ -1,0 +1,169 @@
+"""A study's plots: differences to the reference, curves over a setting that arms vary, and learning curves.
+
+`verdicts` and `study` are what `verdicts.json` and `study.json` hold.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from alignvl_cli.provenance import canonical_json
+from alignvl_cli.report.figures import COLOURS, INK, SOFT, label, line_style, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from alignvl_cli.ablation.learning import LearningCurve
+
+Json = Mapping[str, Any]
+
+VERDICT_STYLE = {
+    "better": (COLOURS[0], "^"),
+    "worse": (COLOURS[1], "v"),
+    "different, within the margin": (COLOURS[2], "D"),
+    "equivalent within the margin": (COLOURS[2], "s"),
+}
+"""Colour and mark of a difference by its verdict; all others are grey dots."""
+UNDECIDED = (SOFT, "o")
+WIDTH = 5.6
+LOG_FROM = 8
+"""Greatest over smallest value of a sweep from which its axis is logarithmic."""
+SWEEP_VALUES = 3
+MARKS = 8
+"""That a learning curve has, about."""
+
+
+def forest(margin: float, rows: Sequence[Json], names: Sequence[str], against: str = "") -> "Figure":
+    """Mean difference of each row (an arm or an effect), its interval over seeds, and over seeds and test images."""
+    figure = new_figure(WIDTH, 1.15 + 0.42 * len(rows))
+    axes = figure.subplots()
+    axes.axvspan(-margin, margin, color=SOFT, alpha=0.14, linewidth=0)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    for place, row in enumerate(rows):
+        difference = row["difference"]
+        if difference is None:
+            axes.text(0, place, "not tested", va="center", ha="center", color=SOFT)
+            continue
+        colour, marker = VERDICT_STYLE.get(row["verdict"], UNDECIDED)
+        axes.plot(difference["crossed_ci95"], [place, place], color=colour, linewidth=1)
+        axes.plot(difference["ci95"], [place, place], color=colour, linewidth=4, solid_capstyle="butt", alpha=0.6)
+        axes.plot(difference["mean"], place, marker=marker, color=colour, markersize=7)
+    axes.set_yticks(range(len(rows)), [label(name) for name in names])
+    axes.set(
+        ylim=(len(rows) - 0.4, -0.6),
+        xlabel="points of mean recall" + (f", against {label(against)}" if against else ""),
+    )
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    _widen(axes, margin)
+    return figure
+
+
+def _widen(axes: "Axes", margin: float) -> None:
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, -1.25 * margin), max(high, 1.25 * margin))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sweep:
+    """Arms that are alike but for one number: a line for each way that the others are alike."""
+
+    key: str
+    lines: tuple[tuple[str, tuple[tuple[float, str], ...]], ...]
+    """(what sets the line apart from the others, ((value, arm), ascending))."""
+
+
+def find_sweeps(study: Json) -> list[Sweep]:
+    """Every setting with a number that three arms or more vary, all their other settings being equal."""
+    settings = {arm: dict(facts["settings"]) for arm, facts in study["arms"].items()}
+    sweeps = []
+    for key in next(iter(settings.values())):
+        groups: dict[str, dict[float, str]] = {}
+        for arm, values in settings.items():
+            if _is_number(values[key]):
+                rest = canonical_json({name: value for name, value in values.items() if name != key})
+                groups.setdefault(rest, {})[values[key]] = arm
+        found = [group for group in groups.values() if len(group) >= SWEEP_VALUES]
+        if found:
+            first = [settings[next(iter(group.values()))] for group in found]
+            lines = tuple(
+                (_apart(key, values, first), tuple(sorted(group.items())))
+                for values, group in zip(first, found, strict=True)
+            )
+            sweeps.append(Sweep(key=key.replace("_", "-"), lines=lines))
+    return sweeps
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _apart(key: str, values: Json, all_values: Sequence[Json]) -> str:
+    """The settings besides `key` that not all lines share."""
+    differing = [
+        name for name in values if name != key and len({canonical_json(other[name]) for other in all_values}) > 1
+    ]
+    return ", ".join(f"{name.replace('_', '-')} {values[name]}" for name in differing)
+
+
+def sweep_plot(verdicts: Json, sweep: Sweep) -> "Figure":
+    """Mean recall over the setting's values, with 95 % t intervals over seeds as a band."""
+    figure = new_figure(WIDTH, 3.4)
+    axes = figure.subplots()
+    summaries = {arm["arm"]: arm["metrics"].get(verdicts["primary"]) for arm in verdicts["arms"]}
+    reference = summaries[verdicts["reference"]]
+    on_a_line = {arm for _, points in sweep.lines for _, arm in points}
+    if reference is not None and verdicts["reference"] not in on_a_line:
+        axes.axhline(reference["mean"], color=INK, linestyle="--", linewidth=1, label=label(verdicts["reference"]))
+        if reference["ci95"]:
+            axes.axhspan(*reference["ci95"], color=INK, alpha=0.1, linewidth=0)
+    for number, (name, points) in enumerate(sweep.lines):
+        there = [(value, summaries[arm]) for value, arm in points if summaries[arm] is not None]
+        style = line_style(number)
+        axes.plot([value for value, _ in there], [found["mean"] for _, found in there], label=label(name), **style)
+        banded = [(value, *found["ci95"]) for value, found in there if found["ci95"]]
+        if banded:
+            value_N, low_N, high_N = zip(*banded, strict=True)
+            axes.fill_between(value_N, low_N, high_N, color=style["color"], alpha=0.18, linewidth=0)
+    _value_axis(axes, sorted({value for _, points in sweep.lines for value, _ in points}))
+    axes.set(xlabel=sweep.key, ylabel="mean recall, %")
+    _legend(axes)
+    return figure
+
+
+def _value_axis(axes: "Axes", values: Sequence[float]) -> None:
+    """Logarithmic where the values span much, 0 then standing apart; every value has its tick."""
+    above = [value for value in values if value > 0]
+    if above and max(above) >= LOG_FROM * min(above) and values[0] >= 0:
+        if values[0] > 0:
+            axes.set_xscale("log")
+        else:
+            axes.set_xscale("symlog", linthresh=min(above), linscale=0.6)
+    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.minorticks_off()
+
+
+def learning_plot(curves: Mapping[str, "LearningCurve"], chosen: str) -> "Figure":
+    """Mean recall on the split `chosen`, by epoch and arm, with 95 % t intervals over seeds as a band."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure = new_figure(WIDTH, 3.6)
+    axes = figure.subplots()
+    for number, (arm, curve) in enumerate(curves.items()):
+        style = line_style(number)
+        apart = max(1, len(curve.epoch_V) // MARKS)
+        axes.plot(curve.epoch_V, curve.mean_V, label=label(arm), markevery=apart, **style)
+        if curve.ci95_V2 is not None:
+            axes.fill_between(curve.epoch_V, *curve.ci95_V2.T, color=style["color"], alpha=0.15, linewidth=0)
+    axes.set(xlabel="epoch", ylabel=f"mean recall on {chosen}, %")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(axes)
+    return figure
+
+
+def _legend(axes: "Axes") -> None:
+    """Below the plot, where it hides nothing; none for a line without a name."""
+    handles, names = axes.get_legend_handles_labels()
+    if any(names) and len(names) > 1:
+        axes.figure.legend(handles, names, loc="outside lower center", ncols=min(3, len(names)), fontsize=9)

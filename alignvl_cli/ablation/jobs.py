@@ -23,6 +23,7 @@ from alignvl_cli.runs.checkpoint import has_checkpoint
 from alignvl_cli.runs.folder import CONFIG, is_complete_run, load_run
 from alignvl_cli.runs.folder import RESULT as RUN_RESULT
 from alignvl_cli.store.reader import Store, open_store
+from alignvl_cli.training.prepare import TRAIN
 from alignvl_cli.training.records import Record, Warned
 from alignvl_cli.training.resume import resume_run
 from alignvl_cli.training.run import train_run
@@ -131,7 +132,11 @@ def read_outcome(job: Job) -> Outcome | None:
     return Outcome(
         arm=job.arm,
         seed=job.seed,
-        metrics={job.split: _metrics(evaluation), evaluation["selection_split"]: _selected(result)},
+        metrics={
+            job.split: _metrics(evaluation),
+            evaluation["selection_split"]: _selected(result),
+            TRAIN: _positives(result),
+        },
         ranks=_ranks(path.with_suffix(".parquet")),
     )
 
@@ -183,6 +188,15 @@ def _metrics(evaluation: dict[str, Any]) -> dict[str, float | None]:
 
 def _selected(result: dict[str, Any]) -> dict[str, float | None]:
     return {name: result["best"].get(name) for name in ("mean_recall", "rsum")}
+
+
+def _positives(result: dict[str, Any]) -> dict[str, float | None]:
+    """What the run makes of its clean and its corrupted training pairs; nothing unless pairs were corrupted."""
+    return {
+        f"positives.{which}.{name}": found[name]
+        for which, found in result.get("positives", {}).items()
+        for name in ("similarity", "probability")
+    }
 
 
 def _ranks(path: Path) -> dict[str, Ranks]:

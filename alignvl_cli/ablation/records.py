@@ -20,8 +20,10 @@ Metrics of the test split: `mean_recall`, `rsum`, and `DIRECTION.METRIC` with DI
 `text_to_image` and METRIC `R@1`, `R@5`, `R@10`, `median_rank`, `mean_rank`, `mrr`, `mAP@R`; from the modesty report
 `ece`, `nll`, `brier`, `auroc`, `aurc`, `confidence`, `overconfidence` (shares and nats, raw) and the same with
 `_fitted` (after one temperature fitted on the selection split). Of the selection split: `mean_recall` and `rsum` of
-the epoch kept. A metric that is not defined for a run is null. A failed run has one row: split, metric and value
-null, `reason` says why; `reason` is null in all other rows.
+the epoch kept. Of the train split, where captions were corrupted: `positives.clean.probability`,
+`positives.corrupted.probability` and the same with `similarity` (training/positives.py). A metric that is not defined
+for a run is null. A failed run has one row: split, metric and value null, `reason` says why; `reason` is null in all
+other rows.
 
 `ranks.parquet`: `arm`, `seed`, `direction`, `query_row` (in the store's `/image` or `/text`), `query_id` (the image's
 id, or that of the caption's image), `rank` (0: a hit at 1). Rows of one run stand together, in the order of the arms

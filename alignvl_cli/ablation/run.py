@@ -21,7 +21,7 @@ from alignvl_cli.ablation.records import (
 )
 from alignvl_cli.ablation.study import Arm, Study
 from alignvl_cli.ablation.verdicts import StudyVerdicts
-from alignvl_cli.config import Device
+from alignvl_cli.config import Device, subset_of
 from alignvl_cli.devices import choose_device
 from alignvl_cli.errors import DataError, DivergedError, MismatchError, UsageError
 from alignvl_cli.provenance import made_by, read_json, write_json
@@ -140,8 +140,10 @@ def set_up(study: Study, store_path: Path, device: Device, threads: int) -> Setu
     pairs = count_pairs([store_path])
     place = choose_device(device)
     for arm in study.arms:
+        config = study.config(arm, pairs=pairs)
+        kept = subset_of(config.subset)
         try:
-            steps_per_epoch(pairs, study.config(arm, pairs=pairs).batch_size)
+            steps_per_epoch(pairs if kept is None else min(pairs, kept[1]), config.batch_size)
         except UsageError as problem:
             raise UsageError(f"arm '{arm.name}': {problem}") from problem
     return Setup(

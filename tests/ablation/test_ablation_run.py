@@ -294,6 +294,20 @@ def test_a_closed_form_is_an_arm_like_any_other(store, tmp_path):
     assert cca["difference"]["seeds"] == 2
 
 
+def test_corrupted_and_chosen_pairs_are_arms_too(store, tmp_path):
+    text = STUDY + "[arms.wrong]\ncorrupt-captions = 0.4\n[arms.few]\nsubset = 'uniform:40'\n"
+    run(setup_of(store, tmp_path, text, seeds="[0]"), tmp_path / "study")
+    rows = pandas.read_parquet(tmp_path / "study" / RESULTS)
+    positives = rows[rows.split == "train"]
+    assert set(positives.arm) == {"wrong"}
+    assert set(positives.metric) == {
+        f"positives.{which}.{name}" for which in ("clean", "corrupted") for name in ("similarity", "probability")
+    }
+    assert positives.value.notna().all()
+    with pytest.raises(UsageError, match="arm 'few': --batch-size 16: with 20"):
+        setup_of(store, tmp_path, text.replace("uniform:40", "uniform:20"))
+
+
 def test_a_plan_writes_nothing_and_knows_what_is_finished(copied, store, tmp_path):
     shutil.rmtree(run_folder(copied, "noisy", 1))
     before = sorted(copied.rglob("*"))

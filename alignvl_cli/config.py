@@ -362,7 +362,7 @@ def auto_shape(pairs: int) -> Shape:
         dropout=0.6,
         epochs=10 if is_small else 20,
         batch_size=max(2, min(4096, pairs // 2, seventh)),
-        lr=2e-3 if is_small else 1e-3,
+        lr=3e-3 if is_small else 1e-3,
     )
 
 

@@ -11,7 +11,7 @@ import typer
 from alignvl_cli.commands.options import DataOption, DeviceOption
 from alignvl_cli.commands.session import Session
 from alignvl_cli.config import Device
-from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from alignvl_cli.commands.pages import Views
@@ -141,18 +141,13 @@ def _require_free(path: Path, overwrite: bool) -> None:
 
 
 def _folder(session: Session, study: Path | None) -> Path:
-    """The folder that the user means; without a name, the study that was finished last."""
-    studies = session.workspace.root / "studies"
+    """The folder that the user means; without a name, the newest finished study."""
     if study is not None:
-        inside = studies / study
+        inside = session.workspace.root / "studies" / study
         return inside if not study.exists() and inside.is_dir() else study
-    from alignvl_cli.ablation.records import VERDICTS
-
-    finished = sorted(studies.glob(f"*/{VERDICTS}"), key=lambda path: path.stat().st_mtime)
-    if not finished:
-        raise DataError(f"no finished study in {studies}; make one with `alignvl ablate STUDY.toml`, or name a folder")
-    session.note(f"the study finished last, {finished[-1].parent}")
-    return finished[-1].parent
+    newest = session.workspace.newest_study()
+    session.note(f"the newest study, {newest}")
+    return newest
 
 
 def _markdown(verdicts: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignvl_cli.commands.artefacts import find_store, store_of
 from alignvl_cli.commands.session import Session
-from alignvl_cli.errors import DataError
+from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.pairs.places import picture_bytes
 
 if TYPE_CHECKING:
@@ -34,8 +34,9 @@ class Views:
     page: "Callable[[], Page]"
 
 
-def study_views(session: Session, folder: Path, device: str) -> Views:
-    """Of a finished study; DataError for an unfinished one."""
+def study_views(session: Session, folder: Path, data: Path | None, device: str) -> Views:
+    """Of a finished study; DataError for an unfinished one. Making the page raises MismatchError when `data` is another
+    store than the study's."""
     from alignvl_cli.ablation.records import read_study, read_verdicts
     from alignvl_cli.report.study_page import study_page, study_plots
 
@@ -43,10 +44,7 @@ def study_views(session: Session, folder: Path, device: str) -> Views:
     plots = study_plots(verdicts, study, _curves(session, folder, verdicts))
 
     def page() -> "Page":
-        store = find_store(session, study["store"]["content_hash"], study["store"]["path"])
-        if store is None:
-            kept = study["store"]["path"]
-            session.warn(f"the store is neither in the workspace nor at {kept}: the page has no examples")
+        store = _store_of_study(session, folder, study["store"], data)
         config, environment = _records_of_a_run(folder, verdicts)
         again = ["alignvl", "ablate", f"{verdicts['name']}.toml", "--threads", str(study["threads"])]
         return study_page(
@@ -92,6 +90,27 @@ def run_views(session: Session, folder: Path, data: Path | None, split: str, dev
         )
 
     return Views(plots, page)
+
+
+def _store_of_study(session: Session, folder: Path, kept: Json, data: Path | None) -> "Store | None":
+    """The store that `kept` records, at `data` if that is given; None, with a warning, when it has gone."""
+    from alignvl_cli.store.reader import open_store
+
+    if data is not None:
+        store = open_store(data)
+        if store.content_hash != kept["content_hash"]:
+            raise MismatchError(
+                f"{data} holds other rows than the store of {folder} ({store.content_hash[:8]}, not "
+                f"{kept['content_hash'][:8]}); name that one, or leave --data out for a page without examples"
+            )
+        return store
+    found = find_store(session, kept["content_hash"], kept["path"])
+    if found is None:
+        session.warn(
+            f"the store is neither in the workspace nor at {kept['path']}: the page has no examples; "
+            "name the store with --data"
+        )
+    return found
 
 
 def _shower(store: "Store") -> "Shower":

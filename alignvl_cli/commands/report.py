@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignvl_cli.commands.options import DataOption, DeviceOption
+from alignvl_cli.commands.options import DeviceOption
 from alignvl_cli.commands.session import Session
 from alignvl_cli.config import Device
 from alignvl_cli.errors import UsageError
@@ -52,8 +52,10 @@ def report(
         typer.Option("--format", help="json and csv hold every figure of a study. Default: by --output, else table."),
     ] = None,
     plots: Annotated[Path | None, typer.Option(help="Folder to write every plot to, as PNG and SVG.")] = None,
-    data: DataOption = None,
-    split: Annotated[str, typer.Option(help="Split that a run is evaluated on.")] = "test",
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Store to use. Default: that of the study, or of the run's training.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split that a run is evaluated on. [default: test]")] = None,
     device: DeviceOption = Device.auto,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
 ) -> None:
@@ -71,6 +73,8 @@ def report(
     is_run = (folder / "config.json").is_file()
     if is_run and chosen is not ReportFormat.html and plots is None:
         raise UsageError(f"a run is reported as a page: add -o page.html; its table: alignvl eval {folder}")
+    if split is not None and not is_run:
+        raise UsageError("--split is for a run: a study is about the split that it was evaluated on; leave it out")
     if chosen is ReportFormat.html or plots is not None:
         views = _views(session, folder, is_run, data, split, device)
         if plots is not None:
@@ -95,13 +99,15 @@ def _tables(session: Session, folder: Path, form: ReportFormat, output: Path | N
     _deliver(session, WRITERS[form](verdicts), output)
 
 
-def _views(session: Session, folder: Path, is_run: bool, data: Path | None, split: str, device: Device) -> "Views":
+def _views(
+    session: Session, folder: Path, is_run: bool, data: Path | None, split: str | None, device: Device
+) -> "Views":
     from alignvl_cli.commands.pages import run_views, study_views
     from alignvl_cli.devices import choose_device
 
     if is_run:
-        return run_views(session, folder, data, split, choose_device(device))
-    return study_views(session, folder, choose_device(device))
+        return run_views(session, folder, data, split or "test", choose_device(device))
+    return study_views(session, folder, data, choose_device(device))
 
 
 def _save_plots(session: Session, views: "Views", folder: Path, overwrite: bool) -> None:

@@ -1,11 +1,12 @@
 """What to type to make a run or a study again, from the records that they keep."""
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from alignvl_cli.config import KINDS, SWITCHED_BY, Method, Size, resolve_train
+from alignvl_cli.config import SWITCHED_BY, Method, Size, resolve_train
 
 Json = Mapping[str, Any]
 DEMO = "demo-"
@@ -59,8 +60,9 @@ def asked_settings(settings: Json, pairs: int) -> dict[str, Any]:
     given = _flags(settings)
     is_solved = given.get("method", Method.contrastive) != Method.contrastive
     asked: dict[str, Any] = {key: given[key] for key in (["method"] if is_solved else ["recipe"])}
-    if given["size"] != Size.auto:
-        asked["size"] = given["size"]
+    for key, usual in (("size", Size.auto), ("subset", "all")):  # on which the shapes depend
+        if given.get(key, usual) != usual:
+            asked[key] = given[key]
     plain, defaults = (_flags(resolve_train(layer, pairs=pairs).to_json()) for layer in (asked, {}))
     for ingredient, details in () if is_solved else SWITCHED_BY.items():
         is_on, was_on = _is_on(given, ingredient), _is_on(plain, ingredient)
@@ -97,7 +99,7 @@ def study_toml(study: Json) -> str:
 
 def _arms(study: Json) -> Iterator[tuple[str, Json]]:
     for arm, facts in study["arms"].items():
-        yield f"arms.{_toml(arm)}", {key: value for layer in facts["layers"] for key, value in layer.items()}
+        yield f"arms.{_key(arm)}", {key: value for layer in facts["layers"] for key, value in layer.items()}
 
 
 def _levels(study: Json) -> Iterator[tuple[str, Json]]:
@@ -105,11 +107,15 @@ def _levels(study: Json) -> Iterator[tuple[str, Json]]:
     for number, (factor, levels) in enumerate(study["factors"].items()):
         for level in levels:
             arm = next(facts for facts in study["arms"].values() if facts["levels"][number] == level)
-            yield f"factors.{_toml(factor)}.{_toml(level)}", arm["layers"][number]
+            yield f"factors.{_key(factor)}.{_key(level)}", arm["layers"][number]
 
 
 def _settings(settings: Json) -> list[str]:
-    return [f"{key if key in KINDS else _toml(key)} = {_toml(value)}" for key, value in settings.items()]
+    return [f"{_key(key)} = {_toml(value)}" for key, value in settings.items()]
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml(name)
 
 
 def _toml(value: Any) -> str:

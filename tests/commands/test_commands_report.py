@@ -161,6 +161,7 @@ def test_what_is_no_study_or_run_has_its_code(made, pictures):
     alignvl, _ = made
     run = next((alignvl.workspace / "runs").iterdir())
     assert "add -o page.html" in alignvl.fails(2, "report", run)
+    assert "--split is for a run" in alignvl.fails(2, "report", "tiny", "--split", "val")
     assert "not a study" in alignvl.fails(3, "report", pictures, "-o", pictures / "page.html")
     assert "none" in alignvl.fails(3, "report", "tiny", "-o", pictures / "none" / "page.html")
     assert not (pictures / "page.html").exists()
@@ -194,14 +195,21 @@ def test_removed_runs_leave_ranks_without_answers(copied, pictures):
 
 def test_without_its_store_a_page_has_no_examples(copied, pictures):
     study = copied.workspace / "studies" / "tiny" / "study.json"
-    (copied.workspace / "stores" / "fake.h5").unlink()
+    store = (copied.workspace / "stores" / "fake.h5").rename(pictures / "moved.h5")
     record = json.loads(study.read_text())
     record["store"]["path"] = "/none/fake.h5"
     study.write_text(json.dumps(record))
     result = copied("report", "tiny", "-o", pictures / "page.html")
     assert result.exit_code == 0, result.output
     assert "the page has no examples" in result.stderr
-    assert "examples" not in [section["id"] for section in Reader((pictures / "page.html").read_text()).all("section")]
+    sections = Reader((pictures / "page.html").read_text()).all("section")
+    assert "examples" not in [section["id"] for section in sections]
+    copied.succeeds("report", "tiny", "-o", pictures / "page.html", "--overwrite", "--data", store)
+    assert 'id="examples"' in (pictures / "page.html").read_text()
+    other = make_store(pictures / "other.h5", images=IMAGES, seed=5)
+    message = copied.fails(4, "report", "tiny", "-o", pictures / "other.html", "--data", other)
+    assert "holds other rows than the store of" in message
+    assert not (pictures / "other.html").exists()
 
 
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")

@@ -43,9 +43,9 @@ def read_validations(run: Path) -> dict[int, float]:
 
 def learning_curve(runs: Sequence[dict[int, float]]) -> LearningCurve | None:
     """The mean over runs, as far as all of them go: beyond, only those that did not stop early would be left. None
-    when they share no epoch."""
+    when they share fewer than two epochs, which are no curve."""
     shared = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
-    if not shared:
+    if len(shared) < 2:
         return None
     value_VS = np.array([[run[epoch] for run in runs] for epoch in shared])
     return LearningCurve(

@@ -120,7 +120,7 @@ def study_page(
         lead=verdicts["question"],
         summary=_summary(verdicts),
         counts=(
-            f"{len(verdicts['arms'])} arms, {len(seeds)} seeds each",
+            f"{len(verdicts['arms'])} arms, {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'} each",
             f"{evaluation['images']:,} images and {evaluation['captions']:,} captions of split {evaluation['split']}",
             f"store {evaluation['store']}",
         ),

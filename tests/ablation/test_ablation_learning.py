@@ -27,9 +27,9 @@ def test_it_ends_where_the_first_run_stopped():
 
 
 def test_one_run_has_no_interval_and_none_no_curve():
-    assert learning_curve([{1: 1.0}]).ci95_V2 is None
+    assert learning_curve([{1: 1.0, 2: 3.0}]).ci95_V2 is None
     assert learning_curve([]) is None
-    assert learning_curve([{1: 1.0}, {2: 1.0}]) is None
+    assert learning_curve([{1: 1.0, 2: 1.0}, {2: 1.0, 3: 1.0}]) is None
 
 
 def test_validations_are_read_from_a_runs_log(tmp_path):

@@ -14,6 +14,7 @@ from alignvl_cli.pairs.places import picture_bytes
 
 if TYPE_CHECKING:
     from alignvl_cli.ablation.learning import LearningCurve
+    from alignvl_cli.ablation.reliability import Reliability
     from alignvl_cli.report.examples import Shower
     from alignvl_cli.report.figures import Plot
     from alignvl_cli.report.page import Block, Page
@@ -41,7 +42,9 @@ def study_views(session: Session, folder: Path, data: Path | None, device: str) 
     from alignvl_cli.report.study_page import study_page, study_plots
 
     verdicts, study = read_verdicts(folder), read_study(folder)
-    plots = study_plots(verdicts, study, _curves(session, folder, verdicts))
+    plots = study_plots(
+        verdicts, study, _curves(session, folder, verdicts), _reliability(session, folder, verdicts, study)
+    )
 
     def page() -> "Page":
         store = _store_of_study(session, folder, study["store"], data)
@@ -173,6 +176,24 @@ def _curves(session: Session, folder: Path, verdicts: Json) -> "dict[str, Learni
         if curve := learning_curve(runs):
             curves[arm["arm"]] = curve
     return curves
+
+
+def _reliability(session: Session, folder: Path, verdicts: Json, study: Json) -> "dict[str, dict[str, Reliability]]":
+    """By direction, every arm whose evaluations are all still there."""
+    from alignvl_cli.ablation.records import run_folder
+    from alignvl_cli.ablation.reliability import read_reliability
+
+    by_direction: dict[str, dict[str, Reliability]] = {}
+    for arm in verdicts["arms"]:
+        runs = [run_folder(folder, arm["arm"], seed) for seed in arm["seeds"]]
+        try:
+            found = read_reliability(runs, Path(study["store"]["path"]), study["split"])
+        except DataError as problem:
+            session.warn(f"no reliability of arm {arm['arm']}: {problem}")
+            continue
+        for direction, kept in found.items():
+            by_direction.setdefault(direction, {})[arm["arm"]] = kept
+    return by_direction
 
 
 def _records_of_a_run(folder: Path, verdicts: Json) -> tuple[Json, Json]:

@@ -29,11 +29,19 @@ from alignvl_cli.report.page import (
 from alignvl_cli.report.reproduce import study_toml
 from alignvl_cli.report.retrieval import DIRECTIONS
 from alignvl_cli.report.study import study_notes, study_tables
-from alignvl_cli.report.study_plots import find_sweeps, forest, learning_plot, sweep_plot
+from alignvl_cli.report.study_plots import (
+    ENOUGH_QUERIES,
+    find_sweeps,
+    forest,
+    learning_plot,
+    reliability_plot,
+    sweep_plot,
+)
 from alignvl_cli.report.tables import Cell, Table
 
 if TYPE_CHECKING:
     from alignvl_cli.ablation.learning import LearningCurve
+    from alignvl_cli.ablation.reliability import Reliability
 
 Json = Mapping[str, Any]
 TONES = {
@@ -45,11 +53,17 @@ TONES = {
 }
 """Verdict -> its tone and mark; of the others, nothing is known."""
 OPEN = ("open", "?")
+RELIABILITY = "reliability-"
 JUDGED = {"overconfidence": "overconfidence", "ece": "ECE", "ece_fitted": "ECE, tau fitted"}
 
 
-def study_plots(verdicts: Json, study: Json, curves: Mapping[str, "LearningCurve"]) -> list[Plot]:
-    """Every plot that there is something to draw of."""
+def study_plots(
+    verdicts: Json,
+    study: Json,
+    curves: Mapping[str, "LearningCurve"],
+    reliability: Mapping[str, Mapping[str, "Reliability"]],
+) -> list[Plot]:
+    """Every plot that there is something to draw of; learning curves by arm, reliability by direction and arm."""
     margin = f"{verdicts['margin']:g} " + ("point" if verdicts["margin"] == 1 else "points")
     explained = (
         f"Thick: 95 % interval over seeds, for these test images. Thin: over seeds and test images. Grey: the margin "
@@ -94,6 +108,16 @@ def study_plots(verdicts: Json, study: Json, curves: Mapping[str, "LearningCurve
                 draw=partial(learning_plot, curves, chosen),
             )
         )
+    for direction, arms_of in reliability.items():
+        plots.append(
+            Plot(
+                name=f"{RELIABILITY}{direction.replace('_', '-')}",
+                title=f"Reliability, {DIRECTIONS[direction]}.",
+                caption="Accuracy by confidence, as trained, all seeds together; below the dashed line an arm is surer "
+                f"than it is right. Points of {ENOUGH_QUERIES} queries or more.",
+                draw=partial(reliability_plot, arms_of),
+            )
+        )
     return plots
 
 
@@ -113,7 +137,8 @@ def study_page(
     tables = [TableBlock(table) for table in (replace(arms, title="Arms"), *others)]
     evaluation, seeds = verdicts["evaluation"], verdicts["seeds"]
     drawings = {plot.name: Drawing.of(plot) for plot in plots}
-    curves = [drawing for name, drawing in drawings.items() if name not in ("differences", "effects")]
+    reliability = [drawing for name, drawing in drawings.items() if name.startswith(RELIABILITY)]
+    curves = [drawing for name, drawing in drawings.items() if name.startswith(("sweep-", "learning"))]
     return Page(
         kind="study",
         title=verdicts["name"],
@@ -136,7 +161,7 @@ def study_page(
             section("effects", "Effects", drawings.get("effects"), *tables[1:-1]),
             section("recalls", "Recalls", tables[-1], Notes(tuple(study_notes(verdicts)))),
             section("curves", "Curves", *curves),
-            section("confidence", "Confidence", _modesty(verdicts)),
+            section("confidence", "Confidence", _modesty(verdicts), *reliability),
             section("examples", "Examples", *examples),
             section("settings", "Settings", _varied(study), facts("Of all arms", _shared(study), is_folded=True)),
             section("provenance", "Provenance", *_provenance(verdicts, study, encoders, machine)),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from alignvl_cli.ablation.learning import LearningCurve
+    from alignvl_cli.ablation.reliability import Reliability
 
 Json = Mapping[str, Any]
 
@@ -30,6 +31,9 @@ WIDTH = 5.6
 LOG_FROM = 8
 """Greatest over smallest value of a sweep from which its axis is logarithmic."""
 SWEEP_VALUES = 3
+HALF_WIDTH = 4.0
+ENOUGH_QUERIES = 20
+"""In a bin, over all seeds, for its accuracy to be drawn."""
 MARKS = 8
 """That a learning curve has, about."""
 
@@ -162,8 +166,21 @@ def learning_plot(curves: Mapping[str, "LearningCurve"], chosen: str) -> "Figure
     return figure
 
 
-def _legend(axes: "Axes") -> None:
+def reliability_plot(arms: Mapping[str, "Reliability"]) -> "Figure":
+    """Accuracy over confidence, an arm a line, in the bins that hold enough queries to tell."""
+    figure = new_figure(HALF_WIDTH, HALF_WIDTH)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle="--")
+    for number, (arm, found) in enumerate(arms.items()):
+        enough_B = found.queries_B >= ENOUGH_QUERIES
+        axes.plot(found.confidence_B[enough_B], found.accuracy_B[enough_B], label=label(arm), **line_style(number))
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", aspect="equal")
+    _legend(axes, columns=2)
+    return figure
+
+
+def _legend(axes: "Axes", columns: int = 3) -> None:
     """Below the plot, where it hides nothing; none for a line without a name."""
     handles, names = axes.get_legend_handles_labels()
     if any(names) and len(names) > 1:
-        axes.figure.legend(handles, names, loc="outside lower center", ncols=min(3, len(names)), fontsize=9)
+        axes.figure.legend(handles, names, loc="outside lower center", ncols=min(columns, len(names)), fontsize=9)

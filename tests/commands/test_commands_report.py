@@ -16,6 +16,7 @@ from studies import write_study
 from alignvl_cli.ablation.study import load_study, parse_study
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }} ${x}"
+PLOTS = ("differences", "learning", "reliability-image-to-text", "reliability-text-to-image")
 IMAGES = 120
 PER_IMAGE = (1, 2, 3)
 
@@ -67,7 +68,7 @@ def test_the_page_of_a_study_has_its_parts_and_its_verdicts_on_top(made, studied
     assert verdicts["warnings"]
     for warning in verdicts["warnings"]:
         assert studied.text.index("Against plain: ") < studied.text.index(warning) < studied.text.index("Verdicts")
-    assert len(studied.all("svg")) == 2  # differences, learning curves
+    assert len(studied.all("svg")) == 4  # differences, learning curves, reliability both ways
     assert all(svg["aria-label"] for svg in studied.all("svg"))
 
 
@@ -125,7 +126,7 @@ def test_plots_are_written_on_request(made, pictures):
     shown = alignvl.succeeds("report", "tiny", "--plots", pictures / "plots")
     assert "against plain" in shown
     names = {path.name for path in (pictures / "plots").iterdir()}
-    assert names == {f"{name}.{suffix}" for name in ("differences", "learning") for suffix in ("png", "svg")}
+    assert names == {f"{name}.{suffix}" for name in PLOTS for suffix in ("png", "svg")}
     message = alignvl.fails(2, "report", "tiny", "--plots", pictures / "plots")
     assert "differences.png: a file is there already; add --overwrite" in message
 
@@ -186,6 +187,7 @@ def test_removed_runs_leave_ranks_without_answers(copied, pictures):
     result = copied("report", "tiny", "-o", pictures / "page.html")
     assert result.exit_code == 0, result.output
     assert "no learning curve of arm noisy" in result.stderr
+    assert "no reliability of arm noisy" in result.stderr
     page = Reader((pictures / "page.html").read_text(encoding="utf-8"))
     assert "noisy and plain, text to image" in page.texts
     ranks = re.findall(r"match at rank", page.text)

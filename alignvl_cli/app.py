@@ -24,6 +24,7 @@ from alignvl_cli.commands import (
     doctor,
     eval,
     exchange,
+    export,
     extract,
     index,
     inspect_,
@@ -220,6 +221,7 @@ register(search.search, "search")
 register(classify.classify, "classify")
 register(ablate.ablate, "ablate")
 register(report.report, "report")
+register(export.export, "export")
 register(inspect_.inspect_, "inspect")
 register(doctor.doctor, "doctor")
 register(data.check, "check", data_app)

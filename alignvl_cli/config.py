@@ -65,6 +65,14 @@ class LatentFormat(StrEnum):
     safetensors = "safetensors"
 
 
+class ExportTarget(StrEnum):
+    """What will load an exported run (`--to`)."""
+
+    onnx = "onnx"
+    sentence_transformers = "sentence-transformers"
+    safetensors = "safetensors"
+
+
 class DatasetFormat(StrEnum):
     """How a dataset is laid out (`--format`)."""
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from alignvl_cli.errors import DataError
+from alignvl_cli.errors import DataError, UsageError
 
 RECORDED_PACKAGES = (
     "torch",
@@ -84,6 +85,21 @@ def committed(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a scratch folder beside `folder`, which takes its name only if the block succeeds; UsageError when
+    `folder` is there already."""
+    if folder.exists():
+        raise UsageError(f"{folder} is there already; choose another folder")
+    scratch = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -19,6 +19,7 @@ ALLOWED = {
     "extraction": {"pairs", "encoders", "store"},
     "training": {"align", "store", "runs"},
     "retrieval": {"align", "store", "runs", "encoders"},
+    "interchange": {"align", "store", "runs", "encoders", "retrieval"},
     "ablation": {"align", "store", "runs", "training", "retrieval"},
     "report": {"align", "store", "runs", "extraction", "training", "retrieval", "ablation"},
     "commands": {
@@ -31,6 +32,7 @@ ALLOWED = {
         "training",
         "retrieval",
         "ablation",
+        "interchange",
         "report",
     },
 }

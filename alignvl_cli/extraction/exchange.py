@@ -8,9 +8,7 @@ beside `metadata.parquet`. The metadata have `image_path` and `caption`, and fro
 
 import hashlib
 import re
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from alignvl_cli.config import LatentFormat, StoreDtype
 from alignvl_cli.encoders.records import encoder_hash
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.pairs.splits import split_name, split_rows
-from alignvl_cli.provenance import made_by
+from alignvl_cli.provenance import made_by, new_folder
 from alignvl_cli.store.reader import Store
 from alignvl_cli.store.writer import StoreAbout, StoreRows, write_store
 
@@ -40,7 +38,7 @@ Part = tuple[np.ndarray, np.ndarray, pa.Table]
 def export_store(store: Store, folder: Path, layout: LatentFormat) -> int:
     """Write the store's pairs to `folder`, whole or not at all; returns how many images were left out for want of a
     caption. UsageError when `folder` is there already, DataError when the store is damaged."""
-    with _new_folder(folder) as scratch:
+    with new_folder(folder) as scratch:
         pairs = len(store.text_image)
         widths = {IMAGE: store.image_latent, TEXT: store.text_latent}
         if layout is LatentFormat.npy:
@@ -141,21 +139,6 @@ def _encoder(model_id: str, latent: np.ndarray) -> dict[str, Any]:
         "record": {"imported": True, "model": model_id, "width": latent.shape[1]},
         "about": {"id": model_id, "commit": None, "precision": None},
     }
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A scratch folder beside `folder`, which takes its name only if the block succeeds."""
-    if folder.exists():
-        raise UsageError(f"{folder} is there already; choose another folder")
-    scratch = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
-        yield scratch
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _parts(folder: Path) -> Iterator[Part]:

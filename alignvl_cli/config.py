@@ -89,6 +89,13 @@ class DatasetFormat(StrEnum):
     huggingface = "huggingface"
 
 
+class Init(StrEnum):
+    """Where the adapters start: drawn at random, or at the canonical correlations of the training latents."""
+
+    random = "random"
+    cca = "cca"
+
+
 class Method(StrEnum):
     """How the adapters are found: by training, or in closed form."""
 
@@ -266,6 +273,7 @@ class TrainConfig:
 
     # Shapes and schedule: a size sets them.
     latent_width: int
+    init: Init
     adapter_depth: int
     adapter_expansion: int
     embed_dim: int
@@ -329,6 +337,7 @@ class Shape:
 
     latent_width: int
     """Wider latents are reduced to so many principal components of the training split; 0: never."""
+    init: Init
     adapter_depth: int
     adapter_expansion: int
     embed_dim: int
@@ -340,6 +349,7 @@ class Shape:
 
 RELEASED_SHAPE = Shape(
     latent_width=0,
+    init=Init.random,
     adapter_depth=4,
     adapter_expansion=4,
     embed_dim=512,
@@ -354,23 +364,29 @@ SMALL_DATA = 20_000
 """Pairs. Below it reduced latents, a narrow block and a narrow space did as well as wide ones."""
 
 
-def auto_shape(pairs: int) -> Shape:
+CAN_START_AT_CCA = (AdapterKind.fusemix, AdapterKind.linear)
+"""Adapters that are one linear map when their residual branches give nothing."""
+
+
+def auto_shape(pairs: int, init: Init = Init.cca) -> Shape:
     """Adapter and schedule for `pairs` training pairs: one block, 10 or 20 epochs of about seven batches or more.
 
     Chosen on the demo's training and validation splits, at about 3,700 pairs (docs/LOG.md); elsewhere a guess, and said
-    to be one.
+    to be one. `init` is the start of few pairs, whose learning rate depends on it; many start at random.
     """
     seventh = 1 << round(math.log2(max(pairs, 8) / 7))
     is_small = pairs < SMALL_DATA
+    starts_at_cca = is_small and init is Init.cca
     return Shape(
         latent_width=512 if is_small else 0,
+        init=Init.cca if starts_at_cca else Init.random,
         adapter_depth=1,
         adapter_expansion=1 if is_small else 4,
         embed_dim=256 if is_small else 512,
         dropout=0.6,
         epochs=10 if is_small else 20,
         batch_size=max(2, min(4096, pairs // 2, seventh)),
-        lr=3e-3 if is_small else 1e-3,
+        lr=2e-4 if starts_at_cca else 3e-3 if is_small else 1e-3,
     )
 
 
@@ -478,11 +494,15 @@ def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> Train
     kept = subset_of(values["subset"])
     pairs = pairs if kept is None else kept[1] if pairs is None else min(kept[1], pairs)
     size = asked.get("size", Size.auto)
-    shape = RELEASED_SHAPE if size is Size.released else auto_shape(10_000 if pairs is None else pairs)
+    can_start_at_cca = values["adapter"] in CAN_START_AT_CCA
+    start = asked.get("init", Init.cca if can_start_at_cca else Init.random)
+    if start is Init.cca and not can_start_at_cca:
+        raise UsageError(f"--init cca starts one linear map, which --adapter {values['adapter']} is not; leave one out")
+    shape = RELEASED_SHAPE if size is Size.released else auto_shape(10_000 if pairs is None else pairs, start)
     shape_values = {key.replace("_", "-"): value for key, value in asdict(shape).items()}
     values = shape_values | values | {"recipe": recipe, "size": size, "mix": on["mix"]}
     if is_solved:
-        values |= {"adapter": AdapterKind.linear, "epochs": 0, "latent-width": 0}
+        values |= {"adapter": AdapterKind.linear, "epochs": 0, "latent-width": 0, "init": Init.random}
     values["noise"] = values["noise"] if on["rp"] else NoiseKind.none
     values["smoothing"] = values["smoothing"] if on["es"] else 0.0
     values["temperature"] = _temperature(values["temperature"])

@@ -10,6 +10,7 @@ from alignvl_cli.config import (
     AdapterKind,
     DatasetOptions,
     ExtractConfig,
+    Init,
     NoiseKind,
     Recipe,
     TrainConfig,
@@ -196,3 +197,15 @@ def test_extract_settings_out_of_range(settings):
 
 def test_dataset_options_default_to_the_manifest_contract():
     assert DatasetOptions().image_column == "image"
+
+
+def test_few_pairs_start_at_cca_where_the_adapter_can():
+    assert resolve_train({}, pairs=3000).init is Init.cca
+    assert resolve_train({"adapter": "linear"}, pairs=3000).init is Init.cca
+    glu, asked = resolve_train({"adapter": "glu"}, pairs=3000), resolve_train({"init": "random"}, pairs=3000)
+    assert glu.init is asked.init is resolve_train({}, pairs=10**6).init is Init.random
+    assert glu.lr == asked.lr > resolve_train({}, pairs=3000).lr, "a drawn start has further to go"
+    assert resolve_train({"size": "released"}, pairs=3000).init is Init.random
+    assert resolve_train({"size": "released", "init": "cca"}, pairs=3000).init is Init.cca
+    with pytest.raises(UsageError, match=r"--init cca .* --adapter mlp"):
+        resolve_train({"adapter": "mlp", "init": "cca"})

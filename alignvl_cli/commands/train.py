@@ -15,6 +15,7 @@ from alignvl_cli.config import (
     Device,
     EsSchedule,
     EsTarget,
+    Init,
     LatentNorm,
     Loss,
     Method,
@@ -156,6 +157,13 @@ def train(
         int | None,
         typer.Option(
             help="Reduce wider latents to so many principal components; 0: never. [default: by size]",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    init: Annotated[
+        Init | None,
+        typer.Option(
+            help="Start at random, or at the training latents' canonical correlations. [default: by size]",
             rich_help_panel=MODEL,
         ),
     ] = None,

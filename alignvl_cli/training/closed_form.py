@@ -1,18 +1,20 @@
-"""`--method procrustes|cca|ridge`: the adapters are solved for, and their ridge is chosen on validation.
+"""`--method procrustes|cca|ridge`, the adapters solved for, and `--init cca`, their start solved for; the ridge is
+chosen on validation.
 
 Letters: I images, T captions, N pairs of a block, E shared width.
 """
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from alignvl_cli.align.adapters import TAU_RANGE, AdapterPair
+from alignvl_cli.align.adapters import TAU_RANGE, Adapter, AdapterPair, InvertedBottleneck
 from alignvl_cli.align.closed_forms import CLOSED_FORMS, Maps, Moments, moments, rank
 from alignvl_cli.align.losses import contrastive
-from alignvl_cli.config import Loss
+from alignvl_cli.config import Loss, Method
 from alignvl_cli.errors import DataError
 from alignvl_cli.training.data import SplitLatents
 from alignvl_cli.training.records import Tried
@@ -31,34 +33,83 @@ def solve(plan: Plan, state: TrainState) -> Iterator[Tried]:
     Directions beyond the rank of the cross-covariance are left at zero. DataError when images and captions do not vary
     together at all.
     """
-    data = plan.gather.data
-    found = moments(data.rows(pair_N) for pair_N in torch.arange(data.pairs).split(BLOCK_PAIRS))
-    width = min(state.adapters.shape.embed_dim, rank(found))
-    if not width:
+    for ridge, metrics in _solutions(plan, state.adapters, plan.config.method):
+        is_best = state.best is None or metrics["mean_recall"] > state.best.metrics["mean_recall"]
+        if is_best:
+            state.best = Best(copied(state.adapters), 0, 0, {**metrics, "ridge": ridge})
+        yield Tried(ridge=ridge, metrics=metrics, best=is_best)
+    if state.best is None:
         raise DataError(
             "the training latents of images and captions do not vary together: there is nothing to solve for"
         )
-    for ridge, maps in CLOSED_FORMS[plan.config.method](found, width):
-        _install(state.adapters, maps, found)
-        metrics = validate(state.adapters, plan.val)
-        is_best = state.best is None or metrics["mean_recall"] > state.best.metrics["mean_recall"]
-        if is_best:
-            weights = {name: tensor.detach().clone() for name, tensor in state.adapters.state_dict().items()}
-            state.best = Best(weights, 0, 0, {**metrics, "ridge": ridge})
-        yield Tried(ridge=ridge, metrics=metrics, best=is_best)
-    assert state.best is not None
     state.adapters.load_state_dict(state.best.weights)
     if plan.config.temperature is None:
         state.best.weights["tau"] = torch.tensor(fitted_tau(state.adapters, plan.val))
 
 
+def start_at_cca(plan: Plan, adapters: AdapterPair) -> None:
+    """Before training (`--init cca`, ours): residual branches give nothing, and the linear maps after them are the
+    regularised canonical correlations of what reaches them, with the ridge of the best validation recall.
+
+    Latents that do not vary together leave the maps as they were drawn.
+    """
+    for module in adapters.modules():
+        if isinstance(module, InvertedBottleneck):
+            nn.init.zeros_(module.narrow.weight)
+            nn.init.zeros_(module.narrow.bias)
+    best: tuple[float, dict[str, Tensor]] | None = None
+    for _, metrics in _solutions(plan, adapters, Method.cca):
+        if best is None or metrics["mean_recall"] > best[0]:
+            best = metrics["mean_recall"], copied(adapters)
+    if best is not None:
+        adapters.load_state_dict(best[1])
+
+
+def copied(adapters: AdapterPair) -> dict[str, Tensor]:
+    """The weights as they are now."""
+    return {name: tensor.detach().clone() for name, tensor in adapters.state_dict().items()}
+
+
+def _solutions(plan: Plan, adapters: AdapterPair, method: Method) -> Iterator[tuple[float | None, dict[str, Any]]]:
+    """Each ridge tried and the validation recall, with the solution installed in the last maps of both adapters.
+
+    None at all when images and captions do not vary together.
+    """
+    found = moments(_before_last_map(plan, adapters))
+    width = min(adapters.shape.embed_dim, rank(found))
+    if not width:
+        return
+    for ridge, maps in CLOSED_FORMS[method](found, width):
+        _install(adapters, maps, found)
+        yield ridge, validate(adapters, plan.val)
+
+
+@torch.inference_mode()
+def _before_last_map(plan: Plan, adapters: AdapterPair) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the last linear maps take, of all training pairs, block by block."""
+    image, text = (_layers(tower)[:-1].eval() for tower in (adapters.image, adapters.text))
+    data = plan.gather.data
+    device = data.text_TC.device if isinstance(data, SplitLatents) else "cpu"
+    for pair_N in torch.arange(data.pairs, device=device).split(BLOCK_PAIRS):
+        batch = plan.gather(pair_N)
+        yield image(batch.image), text(batch.text)
+    adapters.train()
+
+
+def _layers(tower: Adapter) -> nn.Sequential:
+    """The body of an adapter that ends in a linear map."""
+    assert isinstance(tower.body, nn.Sequential)
+    return tower.body
+
+
 @torch.no_grad()
 def _install(adapters: AdapterPair, maps: Maps, found: Moments) -> None:
-    """Write maps of centred latents into the linear adapters, centring into the bias."""
+    """Write maps of centred rows into the last linear map of each adapter, centring into the bias."""
     sides = ((adapters.image, maps.image_KD, found.image_mean_D), (adapters.text, maps.text_KC, found.text_mean_C))
     for tower, map_KW, mean_W in sides:
-        weights = tower.body.state_dict()  # the tensors themselves, of the one Linear
-        for tensor, values in ((weights["0.weight"], map_KW), (weights["0.bias"], -map_KW @ mean_W)):
+        last = _layers(tower)[-1]
+        assert isinstance(last, nn.Linear)
+        for tensor, values in ((last.weight, map_KW), (last.bias, -map_KW @ mean_W)):
             tensor.zero_()
             tensor[: len(values)] = values
 

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from alignvl_cli.align.adapters import Adapter, AdapterShape, new_pair
 from alignvl_cli.align.streams import Streams
-from alignvl_cli.config import Method, NoiseKind, NoisePosition, Precision, TrainConfig, subset_of
+from alignvl_cli.config import Init, Method, NoiseKind, NoisePosition, Precision, TrainConfig, subset_of
 from alignvl_cli.devices import choose_precision
 from alignvl_cli.errors import UsageError
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.averaging import Average
 from alignvl_cli.training.batches import steps_per_epoch
 from alignvl_cli.training.chosen import ChosenPairs, choose_pairs
+from alignvl_cli.training.closed_form import start_at_cca
 from alignvl_cli.training.data import (
     SplitLatents,
     StoredRows,
@@ -97,6 +98,8 @@ def prepare(
         loss_tile=config.loss_tile or automatic_tile(config.batch_size, device),
         corrupted_P=corrupted_P,
     )
+    if config.init is Init.cca:
+        start_at_cca(plan, adapters)
     noise_share = _noise_share(config, latent_rms)
     started = Started(
         pairs=pairs,

@@ -7,7 +7,10 @@ import pytest
 import torch
 from fakes import make_store
 
-from alignvl_cli.config import resolve_train
+from alignvl_cli.align.closed_forms import CLOSED_FORMS, moments, rank
+from alignvl_cli.align.ranks import image_to_text_ranks, text_to_image_ranks
+from alignvl_cli.align.ranks import recalls as recalls_of
+from alignvl_cli.config import Method, resolve_train
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.runs.folder import METRICS, load_run
 from alignvl_cli.store.reader import open_store
@@ -102,3 +105,60 @@ def test_torch_is_left_as_it_was(store, tmp_path):
     before = torch.random.get_rng_state()
     list(train_run([store], tmp_path / "run", resolve_train({"method": "ridge", "device": "cpu"}, pairs=300)))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_training_starts_where_the_closed_form_ends(store, tmp_path):
+    """With one linear map the start is `--method cca` itself; a step of next to no size leaves it there."""
+    still = {"epochs": 1, "lr": 1e-12, "batch-size": 16, "embed-dim": 6, "noise-std": 1e-9, "device": "cpu"}
+    started = resolve_train({"adapter": "linear", "init": "cca", "latent-width": 0, **still})
+    list(train_run([store], tmp_path / "started", started))
+    list(
+        train_run(
+            [store], tmp_path / "solved", resolve_train({"method": "cca", "embed-dim": 6, "device": "cpu"}, pairs=300)
+        )
+    )
+    run, solved = load_run(tmp_path / "started"), load_run(tmp_path / "solved")
+    for name, tensor in solved.adapters.state_dict().items():
+        if name != "tau":
+            assert torch.allclose(run.adapters.state_dict()[name], tensor, rtol=1e-4, atol=1e-6), name
+
+
+def test_residual_branches_start_at_nothing_and_the_ridge_is_the_best_on_validation(store, tmp_path):
+    still = {"epochs": 1, "lr": 1e-12, "batch-size": 16, "embed-dim": 6, "adapter-depth": 2, "device": "cpu"}
+    list(train_run([store], tmp_path / "run", resolve_train({"init": "cca", **still}, pairs=100)))
+    run = load_run(tmp_path / "run")
+    weights = run.adapters.state_dict()
+    assert all(
+        weights[f"{side}.body.{block}.narrow.weight"].abs().max() < 1e-9
+        for side in ("image", "text")
+        for block in (0, 1)
+    )
+    opened = open_store(store)
+    train, val = load_split([opened], "train"), load_split([opened], "val")
+    image, text = (torch.nn.functional.layer_norm(rows, rows.shape[1:]) for rows in (train.image_ID, train.text_TC))
+    found = moments([(image[train.text_image_T], text)])
+    recalls = []
+    for _, maps in CLOSED_FORMS[Method.cca](found, min(6, rank(found))):
+        sides = []
+        for rows, map_KW, mean_W in (
+            (val.image_ID, maps.image_KD, found.image_mean_D),
+            (val.text_TC, maps.text_KC, found.text_mean_C),
+        ):
+            embedded = (torch.nn.functional.layer_norm(rows, rows.shape[1:]).double() - mean_W) @ map_KW.T
+            sides.append(torch.nn.functional.normalize(embedded, dim=1).float())
+        ranks = (
+            image_to_text_ranks(*sides, val.text_image_T).rank_Q,
+            text_to_image_ranks(*sides, val.text_image_T).rank_Q,
+        )
+        every = [recall for rank_Q in ranks for recall in recalls_of(rank_Q).values()]
+        recalls.append(sum(every) / len(every))
+    assert len(set(recalls)) > 1
+    assert run.result["best"]["mean_recall"] == pytest.approx(max(recalls), abs=1e-3)
+
+
+def test_latents_that_do_not_vary_together_are_trained_from_a_drawn_start(tmp_path):
+    flat = make_store(tmp_path / "flat.h5", images=40, image_latent=np.ones((40, 6), np.float32))
+    records = list(
+        train_run([flat], tmp_path / "run", resolve_train({"init": "cca", "epochs": 1, "batch-size": 8}, pairs=40))
+    )
+    assert isinstance(records[-1], Finished)

@@ -20,11 +20,20 @@ ARMS = {
     "alignvl": {},
     "fusemix": {"recipe": "fusemix"},
     "clip": {"recipe": "clip"},
+    "alignvl-from-cca": {"init": "cca"},
     "no-mix-uniform": {"mix": False, "noise": "uniform", "noise-std": 0.3},
     "pair-coefficient-output-noise": {"mix-coefficient": "pair", "noise-std": 0.3, "noise-position": "output"},
     "masked-standardized-linear": {"mask-duplicates": True, "latent-norm": "standardize", "adapter": "linear"},
 }
-SIZE = {"epochs": 12, "batch-size": 24, "embed-dim": 8, "lr": 3e-3, "device": "cpu", "precision": "fp32"}
+SIZE = {
+    "init": "random",
+    "epochs": 12,
+    "batch-size": 24,
+    "embed-dim": 8,
+    "lr": 3e-3,
+    "device": "cpu",
+    "precision": "fp32",
+}
 
 
 def losses(folder: Path, arm: str) -> dict[str, list[float]]:

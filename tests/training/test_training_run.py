@@ -37,7 +37,8 @@ def train(store, output, **asked):
 
 def test_a_run_learns_what_the_latents_share(tmp_path):
     easy = make_store(tmp_path / "easy.h5", images=120, dim=12, text_dim=12)
-    records = train(easy, tmp_path / "run", epochs=25, batch_size=64, embed_dim=16, dropout=0.0, lr=3e-3)
+    size = {"epochs": 25, "batch_size": 64, "embed_dim": 16, "dropout": 0.0, "lr": 3e-3}
+    records = train(easy, tmp_path / "run", init="random", **size)
     started, finished = records[0], records[-1]
     assert isinstance(started, Started)
     assert isinstance(finished, Finished)
@@ -117,6 +118,7 @@ ARMS = {
     "standardize": {"latent_norm": "standardize"},
     "reduced": {"latent_width": 5},
     "reduced after l2": {"latent_width": 5, "latent_norm": "l2"},
+    "random start": {"init": "random"},
     "linear": {"adapter": "linear"},
     "fixed temperature": {"temperature": "fixed:0.05"},
     "laplace": {"noise": "laplace"},

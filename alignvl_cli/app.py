@@ -28,6 +28,7 @@ from alignvl_cli.commands import (
     extract,
     index,
     inspect_,
+    probe,
     report,
     search,
     train,
@@ -221,6 +222,7 @@ register(search.search, "search")
 register(classify.classify, "classify")
 register(ablate.ablate, "ablate")
 register(report.report, "report")
+register(probe.probe, "probe")
 register(export.export, "export")
 register(inspect_.inspect_, "inspect")
 register(doctor.doctor, "doctor")

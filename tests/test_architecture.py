@@ -19,9 +19,10 @@ ALLOWED = {
     "extraction": {"pairs", "encoders", "store"},
     "training": {"align", "store", "runs"},
     "retrieval": {"align", "store", "runs", "encoders"},
+    "probing": {"align", "store"},
     "interchange": {"align", "store", "runs", "encoders", "retrieval"},
     "ablation": {"align", "store", "runs", "training", "retrieval"},
-    "report": {"align", "store", "runs", "extraction", "training", "retrieval", "ablation"},
+    "report": {"align", "store", "runs", "extraction", "training", "retrieval", "ablation", "probing"},
     "commands": {
         "pairs",
         "encoders",
@@ -33,6 +34,7 @@ ALLOWED = {
         "retrieval",
         "ablation",
         "interchange",
+        "probing",
         "report",
     },
 }

@@ -1,0 +1,34 @@
+"""`alignvl probe`: will two encoders align? Told from their latents, before any training."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignvl_cli.commands.options import JsonOption
+from alignvl_cli.commands.session import Session
+
+
+def probe(
+    session: Session,
+    store: Annotated[Path | None, typer.Argument(help="Store to probe. Default: the newest.")] = None,
+    sample: Annotated[int, typer.Option(min=20, help="Images of a split that are looked at, at most.")] = 4000,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether a store's two encoders will align, before training on it.
+
+    Neighbours in common, CKA, and the recall of a closed-form linear map, each beside what chance gives.
+    """
+    from alignvl_cli.probing.probe import probe as measure
+    from alignvl_cli.report.probe import probe_tables
+    from alignvl_cli.store.reader import open_store
+
+    if store is None:
+        store = session.workspace.newest_store()
+        session.note(f"using the newest store, {store}")
+    found = measure(open_store(store), sample)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2, allow_nan=False))
+    else:
+        session.show(probe_tables(found))

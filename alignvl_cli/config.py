@@ -187,6 +187,7 @@ class Recipe(StrEnum):
     fusemix = "fusemix"
     clip = "clip"
     sail = "sail"
+    best = "best"
 
 
 class Size(StrEnum):
@@ -395,9 +396,11 @@ INGREDIENTS: dict[Recipe, dict[str, Any]] = {
     Recipe.fusemix: {"mix": True, "rp": False, "es": False},
     Recipe.clip: {"mix": False, "rp": False, "es": False},
     Recipe.sail: {"mix": False, "rp": False, "es": False},
+    Recipe.best: {"mix": True, "rp": False, "es": False},
 }
 RECIPE_DETAILS: dict[Recipe, dict[str, Any]] = {
     Recipe.sail: {"adapter": AdapterKind.glu, "loss": Loss.sigmoid},
+    Recipe.best: {"mask-duplicates": True},
 }
 """What a recipe has besides, where that is not the default."""
 SWITCHED_BY = {

@@ -10,6 +10,10 @@ from alignvl_cli.app import app
 
 
 def main() -> None:
+    if "_ALIGNVL_COMPLETE" in os.environ:  # a shell asks; Typer's own options for this cost every start their imports
+        from typer.completion import completion_init
+
+        completion_init()
     app(prog_name="alignvl")
 
 

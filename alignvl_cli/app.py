@@ -20,6 +20,7 @@ from typer.core import TyperCommand
 from alignvl_cli.commands import (
     ablate,
     classify,
+    completion,
     data,
     doctor,
     eval,
@@ -226,6 +227,7 @@ register(probe.probe, "probe")
 register(export.export, "export")
 register(inspect_.inspect_, "inspect")
 register(doctor.doctor, "doctor")
+register(completion.completion, "completion")
 register(data.check, "check", data_app)
 register(exchange.export, "export", store_app)
 register(exchange.import_, "import", store_app)

@@ -1,0 +1,18 @@
+"""`alignvl completion`: the script with which a shell completes commands and flags."""
+
+from typing import Annotated
+
+import typer
+
+from alignvl_cli.commands.session import Session
+from alignvl_cli.config import Shell
+
+
+def completion(session: Session, shell: Annotated[Shell, typer.Argument(help="Shell to print it for.")]) -> None:
+    """Print a shell's completion script.
+
+    Keep it where the shell looks, for bash in ~/.local/share/bash-completion/completions/alignvl.
+    """
+    from typer.completion import get_completion_script
+
+    print(get_completion_script(prog_name="alignvl", complete_var="_ALIGNVL_COMPLETE", shell=shell.value).strip())

@@ -9,7 +9,7 @@ shift
 VISION=${VISION:-facebook/dinov2-giant}
 TEXT=${TEXT:-BAAI/bge-large-en-v1.5}
 
-STORE=$(alignvl extract "$FOLDER/dataset_coco.json" --vision "$VISION" --text "$TEXT")
+STORE=$(alignvl extract "$FOLDER"/dataset_coco.json --vision "$VISION" --text "$TEXT")
 FUSEMIX=$(alignvl train "$STORE" --recipe fusemix "$@")
 ALIGNVL=$(alignvl train "$STORE" --recipe alignvl "$@")
 alignvl eval "$FUSEMIX" "$ALIGNVL" --data "$STORE" --split test

@@ -9,7 +9,7 @@ shift
 VISION=${VISION:-facebook/dinov2-giant}
 TEXT=${TEXT:-BAAI/bge-large-en-v1.5}
 
-STORE=$(alignvl extract "$FOLDER/dataset_flickr30k.json" --image-root "$FOLDER/flickr30k-images" --vision "$VISION" --text "$TEXT")
+STORE=$(alignvl extract "$FOLDER"/dataset_flickr30k.json --image-root "$FOLDER"/flickr30k-images --vision "$VISION" --text "$TEXT")
 FUSEMIX=$(alignvl train "$STORE" --recipe fusemix "$@")
 ALIGNVL=$(alignvl train "$STORE" --recipe alignvl "$@")
 NO_MIX=$(alignvl train "$STORE" --recipe alignvl --no-mix "$@")

@@ -11,11 +11,11 @@ shift
 VISION=${VISION:-facebook/dinov2-giant}
 TEXT=${TEXT:-BAAI/bge-large-en-v1.5}
 
-COCO=$(alignvl extract "$FOLDER/coco/dataset_coco.json" --vision "$VISION" --text "$TEXT")
-VG=$(alignvl extract "$FOLDER/vg.jsonl" --vision "$VISION" --text "$TEXT")
-SBU=$(alignvl extract "$FOLDER/sbu.jsonl" --vision "$VISION" --text "$TEXT")
-CC3M=$(alignvl extract "$FOLDER/cc3m.jsonl" --vision "$VISION" --text "$TEXT")
-FLICKR=$(alignvl extract "$FOLDER/flickr30k/dataset_flickr30k.json" --image-root "$FOLDER/flickr30k/flickr30k-images" --vision "$VISION" --text "$TEXT")
+COCO=$(alignvl extract "$FOLDER"/coco/dataset_coco.json --vision "$VISION" --text "$TEXT")
+VG=$(alignvl extract "$FOLDER"/vg.jsonl --vision "$VISION" --text "$TEXT")
+SBU=$(alignvl extract "$FOLDER"/sbu.jsonl --vision "$VISION" --text "$TEXT")
+CC3M=$(alignvl extract "$FOLDER"/cc3m.jsonl --vision "$VISION" --text "$TEXT")
+FLICKR=$(alignvl extract "$FOLDER"/flickr30k/dataset_flickr30k.json --image-root "$FOLDER"/flickr30k/flickr30k-images --vision "$VISION" --text "$TEXT")
 FUSEMIX=$(alignvl train "$COCO" "$VG" "$SBU" "$CC3M" --val "$COCO" --recipe fusemix "$@")
 ALIGNVL=$(alignvl train "$COCO" "$VG" "$SBU" "$CC3M" --val "$COCO" --recipe alignvl "$@")
 alignvl eval "$FUSEMIX" "$ALIGNVL" --data "$COCO" --split test

@@ -11,6 +11,6 @@ TEXT=${TEXT:-BAAI/bge-large-en-v1.5}
 
 STORE=$(alignvl extract "$FOLDER"/dataset_coco.json --vision "$VISION" --text "$TEXT")
 FUSEMIX=$(alignvl train "$STORE" --recipe fusemix "$@")
-ALIGNVL=$(alignvl train "$STORE" --recipe alignvl "$@")
+ALIGNVL=$(alignvl train "$STORE" "$@")
 alignvl eval "$FUSEMIX" "$ALIGNVL" --data "$STORE" --split test
 alignvl eval "$FUSEMIX" "$ALIGNVL" --data "$STORE" --split test --folds "${FOLDS:-5}"

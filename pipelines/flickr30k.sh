@@ -11,7 +11,7 @@ TEXT=${TEXT:-BAAI/bge-large-en-v1.5}
 
 STORE=$(alignvl extract "$FOLDER"/dataset_flickr30k.json --image-root "$FOLDER"/flickr30k-images --vision "$VISION" --text "$TEXT")
 FUSEMIX=$(alignvl train "$STORE" --recipe fusemix "$@")
-ALIGNVL=$(alignvl train "$STORE" --recipe alignvl "$@")
-NO_MIX=$(alignvl train "$STORE" --recipe alignvl --no-mix "$@")
-UNIFORM=$(alignvl train "$STORE" --recipe alignvl --noise uniform "$@")
+ALIGNVL=$(alignvl train "$STORE" "$@")
+NO_MIX=$(alignvl train "$STORE" --no-mix "$@")
+UNIFORM=$(alignvl train "$STORE" --noise uniform "$@")
 alignvl eval "$FUSEMIX" "$ALIGNVL" "$NO_MIX" "$UNIFORM" --data "$STORE" --split test

@@ -1,0 +1,87 @@
+"""docs/contributing.md, tried: each diff of the page applies to a copy of the tree, and what it adds works there."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+from fakes import make_store
+from PIL import Image
+from tiny_models import save_model
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+DIFFS = re.findall(r"^```diff\n(.*?)^```", PAGE, re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory):
+    """Runs Python in a copy of the tree to which every diff of the page was applied, one after the other."""
+    tree = tmp_path_factory.mktemp("contributing")
+    shutil.copytree(ROOT / "alignvl_cli", tree / "alignvl_cli", ignore=shutil.ignore_patterns("__pycache__", "*.tar"))
+    for diff in DIFFS:
+        words = ["git", "apply", "-p0", "--verbose"]
+        done = subprocess.run(words, input=diff, text=True, capture_output=True, cwd=tree)
+        assert done.returncode == 0, f"{done.stderr}\n{diff}"
+
+    def python(*words: str | Path) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(tree)}
+        done = subprocess.run(
+            [sys.executable, *map(str, words)], capture_output=True, text=True, env=environment, cwd=tree
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert python("-c", "import alignvl_cli; print(alignvl_cli.__file__)").startswith(str(tree))
+    return python
+
+
+def test_the_page_shows_four_additions():
+    assert len(DIFFS) == 4
+
+
+def test_a_new_noise_kind_and_a_new_adapter_train(changed, tmp_path):
+    store = make_store(tmp_path / "store.h5")
+    words = ["train", store, "--noise", "triangular", "--adapter", "normed", "--noise-std", "0.5", "--epochs", "1"]
+    quick = ["--batch-size", "8", "--embed-dim", "8", "--device", "cpu", "--output", tmp_path / "run"]
+    assert changed("-m", "alignvl_cli", *words, *quick) == f"{tmp_path / 'run'}\n"
+    code = (
+        "import torch; from alignvl_cli.align.perturbation import NOISE; from alignvl_cli.config import NoiseKind\n"
+        "noise = NOISE[NoiseKind.triangular](torch.zeros(400, 400), 0.3, torch.Generator().manual_seed(0))\n"
+        "print(noise.mean().item(), noise.std().item())"
+    )
+    mean, deviation = map(float, changed("-c", code).split())
+    assert mean == pytest.approx(0, abs=3e-3)
+    assert deviation == pytest.approx(0.3, rel=1e-2)
+
+
+def test_a_new_dataset_layout_is_read(changed, tmp_path):
+    for name, colour in (("a.png", "red"), ("b.png", "blue")):
+        Image.new("RGB", (9, 9), colour).save(tmp_path / name)
+    (tmp_path / "pairs.lst").write_text("a.png\ta red square\na.png\tred\nb.png\tblue\n")
+    code = (
+        "import sys; from pathlib import Path; from alignvl_cli.config import DatasetFormat, DatasetOptions\n"
+        "from alignvl_cli.pairs.dataset import open_dataset\n"
+        "found = open_dataset(sys.argv[1], DatasetOptions(format=DatasetFormat.lines))\n"
+        "print([(item.id, item.captions) for item in found.items])"
+    )
+    found = changed("-c", code, tmp_path / "pairs.lst")
+    assert found == "[('a.png', ('a red square', 'red')), ('b.png', ('blue',))]\n"
+
+
+def test_a_new_family_of_encoders_says_how_it_is_read(changed, tmp_path):
+    config = transformers.BitConfig(embedding_size=8, hidden_sizes=[8, 32], depths=[1, 1], num_groups=4)
+    save_model(tmp_path / "bit", transformers.BitModel, config, 0)
+    transformers.BitImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    ).save_pretrained(tmp_path / "bit")
+    code = (
+        "import sys; from alignvl_cli.config import Precision; from alignvl_cli.encoders.vision import load_vision\n"
+        "found = load_vision(sys.argv[1], pooling=None, device='cpu', precision=Precision.fp32)\n"
+        "print(found.record['pooling'], found.width, found.about['pooling_source'])"
+    )
+    assert changed("-c", code, tmp_path / "bit").split() == ["pooler", "32", "table"]

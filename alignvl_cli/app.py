@@ -158,7 +158,9 @@ def _failed(message: str, code: int, verbose: bool) -> int:
     """Say `message`, unwrapped so that it can be searched for, and with `--verbose` where it came from."""
     if verbose:
         traceback.print_exc()
-    typer.secho(f"alignvl: {message}", err=True, fg="red")
+    from alignvl_cli.report.text import visible_lines
+
+    typer.secho(f"alignvl: {visible_lines(message)}", err=True, fg="red")
     return code
 
 

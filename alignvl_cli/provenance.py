@@ -29,6 +29,8 @@ RECORDED_PACKAGES = (
     "safetensors",
 )
 READ_BYTES = 1 << 20
+SEAL = "alignvl_digest"
+"""The last key of every JSON file that we write: `fingerprint` of all the others."""
 
 
 def canonical_json(value: Any) -> str:
@@ -51,7 +53,17 @@ def file_sha256(path: Path) -> str:
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The JSON object in `path`; `what` names it in the error (exit 3) when it is missing or broken."""
+    """The JSON object in `path`, without its seal; `what` names it in the error (exit 3) when it is missing or broken.
+
+    What `write_json` wrote must still say the same. A file without a seal, foreign, by hand or of an earlier version,
+    is taken as it is.
+    """
+    value, _ = read_sealed(path, what)
+    return value
+
+
+def read_sealed(path: Path, what: str) -> tuple[dict[str, Any], bool]:
+    """As `read_json`; and whether the file has a seal, which then was verified."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
@@ -60,12 +72,36 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         raise DataError(f"{path}: this {what} is not valid JSON ({problem})") from problem
     if not isinstance(value, dict):
         raise DataError(f"{path}: this {what} should hold a JSON object, not a {type(value).__name__}")
-    return value
+    if not value:
+        return value, False
+    key = SEAL if SEAL in value else next(reversed(value))
+    rest = {name: part for name, part in value.items() if name != key}
+    try:
+        is_sealed = fingerprint(rest) == value[key]
+    except ValueError:  # NaN, or half a character
+        is_sealed = False
+    if SEAL not in value and not is_sealed:
+        return value, False
+    if key != SEAL or not is_sealed:  # a seal by another name is one whose name was damaged
+        raise DataError(f"{path}: this {what} is damaged or was edited: it is not what its {SEAL} was taken of")
+    return rest, True
+
+
+def check_parts(folder: Path, sha256: Mapping[str, str], what: str) -> None:
+    """DataError unless each file of `folder` that `sha256` names is there with that hash."""
+    for name, wanted in sha256.items():
+        try:
+            found = file_sha256(folder / name)
+        except OSError as problem:
+            raise DataError(f"{folder / name}: cannot read this {what}: {problem.strerror or problem}") from problem
+        if found != wanted:
+            raise DataError(f"{folder / name}: this {what} is damaged: its SHA-256 is not the recorded one")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `value` as indented JSON, whole or not at all."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    """Write `value` as indented JSON with its seal, whole or not at all."""
+    stored = json.loads(json.dumps(value, allow_nan=False))  # tuples are lists, as they will be once read
+    text = json.dumps({**stored, SEAL: fingerprint(stored)}, indent=2, ensure_ascii=False)
     with committed(path) as scratch:
         scratch.write_text(text + "\n", encoding="utf-8")
 

@@ -14,6 +14,7 @@ from typing import Any
 from fakes import make_store
 
 from alignvl_cli.config import TrainConfig, resolve_train
+from alignvl_cli.provenance import SEAL
 from alignvl_cli.runs.folder import ADAPTERS, CONFIG, METRICS
 from alignvl_cli.training.resume import resume_run
 from alignvl_cli.training.run import train_run
@@ -50,7 +51,7 @@ def outcome(run: Path) -> tuple[bytes, list[dict[str, Any]], dict[str, Any]]:
     """What must be equal: the weights, and metrics and result without what a clock measured."""
     lines = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
     result = json.loads((run / "result.json").read_text())
-    measured = ("pairs_per_s", "wall_s", "peak_memory_bytes")
+    measured = ("pairs_per_s", "wall_s", "peak_memory_bytes", "sha256", SEAL)
     timeless = [{key: value for key, value in line.items() if key not in measured} for line in [*lines, result]]
     return (run / ADAPTERS).read_bytes(), timeless[:-1], timeless[-1]
 

@@ -14,8 +14,9 @@ import torch
 
 from alignvl_cli.ablation.records import FAILED, Outcome, Ranks
 from alignvl_cli.config import TrainConfig
-from alignvl_cli.errors import DivergedError, MismatchError
+from alignvl_cli.errors import DataError, DivergedError, MismatchError
 from alignvl_cli.provenance import read_json, write_json
+from alignvl_cli.retrieval import saving
 from alignvl_cli.retrieval.evaluate import evaluate
 from alignvl_cli.retrieval.metrics import DIRECTIONS
 from alignvl_cli.retrieval.saving import evaluation_path, save_evaluation
@@ -124,7 +125,10 @@ def read_outcome(job: Job) -> Outcome | None:
     path = evaluation_path(job.folder, job.store, job.split)
     if not path.is_file() or not path.with_suffix(".parquet").is_file():
         return None
-    evaluation = read_json(path, "evaluation")
+    try:
+        evaluation = saving.read_evaluation(path)
+    except DataError:  # damaged: the run is evaluated again
+        return None
     if evaluation.get("calibration") is None:  # evaluated again since, with other options
         return None
     if evaluation["provenance"]["adapters_sha256"] != config["adapters_sha256"]:
@@ -143,7 +147,7 @@ def read_outcome(job: Job) -> Outcome | None:
 
 def read_evaluation(job: Job) -> dict[str, Any]:
     """The evaluation of a finished run, whole."""
-    return read_json(evaluation_path(job.folder, job.store, job.split), "evaluation")
+    return saving.read_evaluation(evaluation_path(job.folder, job.store, job.split))
 
 
 def _made_of(config: dict[str, Any]) -> dict[str, Any]:

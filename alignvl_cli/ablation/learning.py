@@ -11,7 +11,8 @@ import numpy as np
 
 from alignvl_cli.ablation.statistics import t_interval
 from alignvl_cli.errors import DataError
-from alignvl_cli.runs.folder import METRICS
+from alignvl_cli.provenance import check_parts, read_json
+from alignvl_cli.runs.folder import METRICS, RESULT, is_complete_run
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class LearningCurve:
 
 def read_validations(run: Path) -> dict[int, float]:
     """Epoch -> mean recall on the selection split, from a run's log; DataError when it is missing or broken."""
+    result = read_json(run / RESULT, "run's result") if is_complete_run(run) else {}
+    check_parts(run, result.get("sha256", {}), "run's log")
     try:
         lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
         records = [json.loads(line) for line in lines]

@@ -30,7 +30,7 @@ id, or that of the caption's image), `rank` (0: a hit at 1). Rows of one run sta
 and seeds.
 
 `verdicts.json`: see `ablation.verdicts.StudyVerdicts`, whose fields are its keys, with `schema`
-"alignvl.verdicts/1" besides.
+"alignvl.verdicts/1" and `sha256` ({file: hash} of the two Parquet files) besides.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ import pyarrow
 import pyarrow.parquet
 
 from alignvl_cli.errors import DataError
-from alignvl_cli.provenance import committed, read_json
+from alignvl_cli.provenance import check_parts, committed, read_json
 
 STUDY, RESULTS, RANKS, VERDICTS = "study.json", "results.parquet", "ranks.parquet", "verdicts.json"
 ARMS = "arms"
@@ -107,6 +107,7 @@ def read_verdicts(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path / VERDICTS}: schema {verdicts.get('schema')!r}, and this version reads {VERDICTS_SCHEMA}"
         )
+    check_parts(path, verdicts.pop("sha256", {}), "study's record")
     return verdicts
 
 

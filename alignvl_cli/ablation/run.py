@@ -12,6 +12,8 @@ from alignvl_cli.ablation import jobs, pool
 from alignvl_cli.ablation.jobs import Job, Made
 from alignvl_cli.ablation.judging import judge
 from alignvl_cli.ablation.records import (
+    RANKS,
+    RESULTS,
     STUDY,
     STUDY_SCHEMA,
     VERDICTS,
@@ -24,7 +26,7 @@ from alignvl_cli.ablation.verdicts import StudyVerdicts
 from alignvl_cli.config import Device, subset_of
 from alignvl_cli.devices import choose_device
 from alignvl_cli.errors import DataError, DivergedError, MismatchError, UsageError
-from alignvl_cli.provenance import made_by, read_json, write_json
+from alignvl_cli.provenance import file_sha256, made_by, read_json, write_json
 from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.batches import steps_per_epoch
 from alignvl_cli.training.prepare import VAL
@@ -195,7 +197,8 @@ def _conclude(setup: Setup, folder: Path, every: Sequence[Job]) -> StudyVerdicts
     facts |= {"protocol": evaluation["protocol"], "store": setup.store.name}
     verdicts = judge(setup.study, outcomes, TEST, facts)
     verdicts = replace(verdicts, warnings=(*verdicts.warnings, *evaluation["warnings"]))
-    write_json(folder / VERDICTS, verdicts.to_json())
+    sha256 = {name: file_sha256(folder / name) for name in (RESULTS, RANKS)}
+    write_json(folder / VERDICTS, {**verdicts.to_json(), "sha256": sha256})
     return verdicts
 
 

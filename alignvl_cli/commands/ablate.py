@@ -1,6 +1,5 @@
 """`alignvl ablate`: every arm of a study with every seed, and verdicts."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,7 +72,7 @@ def _plan(session: Session, setup: "Setup", folder: Path, jobs: int | None, as_j
 
     found = plan_study(setup, folder, jobs)
     if as_json:
-        session.result(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+        session.document(found.to_json())
         return
     session.show(plan_text(found))
 
@@ -90,6 +89,6 @@ def _run(session: Session, setup: "Setup", folder: Path, jobs: int | None, as_js
     verdicts = progress.verdicts
     session.note(f"saved {folder}")
     if as_json:
-        session.result(json.dumps(verdicts, indent=2, ensure_ascii=False))
+        session.document(verdicts)
         return
     session.show(terminal(study_tables(verdicts), study_notes(verdicts), verdicts["warnings"]))

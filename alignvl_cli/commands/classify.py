@@ -1,6 +1,5 @@
 """`alignvl classify`: name images without having been trained to."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -54,6 +53,6 @@ def classify(
         device=place,
     )
     if as_json:
-        session.result(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+        session.document(found.to_json())
     else:
         session.show(classification_table(found))

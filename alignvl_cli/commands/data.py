@@ -1,6 +1,5 @@
 """`alignvl data check`: what is wrong with a dataset, before anything is made of it."""
 
-import json
 from typing import Annotated
 
 import typer
@@ -78,7 +77,7 @@ def check(
                 progress.show(event)
     assert not isinstance(event, Progress)
     if as_json:
-        session.result(json.dumps(check_document(dataset, event), indent=2, ensure_ascii=False))
+        session.document(check_document(dataset, event))
     else:
         session.show(check_tables(dataset, event))
     for note in event.notes:

@@ -1,6 +1,5 @@
 """`alignvl eval`: recall of one run, or of several side by side."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -92,7 +91,7 @@ def eval_(
         evaluations.append(evaluation)
     result = evaluations[0] if len(evaluations) == 1 else compare(evaluations)
     if as_json:
-        session.result(json.dumps(result.to_json(), indent=2, ensure_ascii=False))
+        session.document(result.to_json())
         return
     session.show(evaluation_table(evaluations))
     if calibration:

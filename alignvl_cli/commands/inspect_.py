@@ -1,6 +1,5 @@
 """`alignvl inspect`: what an artefact is, and whether it is sound."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -48,8 +47,8 @@ def inspect_(
     if path is None:
         listed = [(kind, place) for kind, places in _workspace(session).items() for place in places]
         rows = [{"kind": kind, "path": str(place), **_summary(kind, place, check)} for kind, place in listed]
-        session.show(workspace_table(str(session.workspace.root), rows)) if not as_json else session.result(
-            json.dumps({"workspace": str(session.workspace.root), "artefacts": rows}, indent=2)
+        session.show(workspace_table(str(session.workspace.root), rows)) if not as_json else session.document(
+            {"workspace": str(session.workspace.root), "artefacts": rows}
         )
         return
     kind = _kind(path)
@@ -60,7 +59,7 @@ def inspect_(
     if verification is not None:
         facts["verify"] = asdict(verification)
     if as_json:
-        session.result(json.dumps(facts, indent=2, ensure_ascii=False))
+        session.document(facts)
     else:
         session.show(facts_table(facts))
     if verification is not None:

@@ -1,6 +1,5 @@
 """`alignvl search`: ask an index with words or with a picture."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -78,7 +77,7 @@ def search(
             {"query": query, "hits": [hit.to_json() for hit in hits]} for query, hits in zip(asked, found, strict=True)
         ]
         answer = {"schema": "alignvl.search/1", "index": str(opened.path), "of": gallery.value, "results": results}
-        session.result(json.dumps(answer, indent=2, ensure_ascii=False))
+        session.document(answer)
         return
     for query, hits in zip(asked, found, strict=True):
         session.show(hits_table(query, gallery, hits, is_cosine=opened.record.hubness is None))

@@ -56,6 +56,12 @@ class Session:
         if self.leads:
             print(line, flush=True)
 
+    def document(self, value: Any) -> None:
+        """Print the result as JSON, in which no character acts on a terminal."""
+        from alignvl_cli.report.text import json_text
+
+        self.result(json_text(value))
+
     def show(self, renderable: Any) -> None:
         """Print the result as rich renders it."""
         self.out.print(renderable)
@@ -63,8 +69,14 @@ class Session:
     def note(self, text: str) -> None:
         """Say on stderr what was chosen or done, unless `--quiet`."""
         if self.leads and not self.quiet:
-            self.err.print(text, style="dim", markup=False)
+            self.err.print(_shown(text), style="dim", markup=False)
 
     def warn(self, text: str) -> None:
         """Say on stderr what may mislead; `--quiet` does not silence it."""
-        self.err.print(f"warning: {text}", style="yellow", markup=False)
+        self.err.print(f"warning: {_shown(text)}", style="yellow", markup=False)
+
+
+def _shown(text: str) -> str:
+    from alignvl_cli.report.text import visible_lines
+
+    return visible_lines(text)

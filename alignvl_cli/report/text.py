@@ -1,6 +1,8 @@
 """Text from outside (captions, ids, paths), made safe to show: no markup is read in it, no control character acts."""
 
+import json
 import re
+from typing import Any
 
 from rich.text import Text
 
@@ -17,6 +19,17 @@ PICTURE_OF_DEL = "\u2421"
 def visible(text: str) -> str:
     """`text` with every acting character replaced by a visible one: ESC by its picture, others by `\\uXXXX`."""
     return ACTING.sub(_shown, text)
+
+
+def visible_lines(text: str) -> str:
+    """As `visible`, keeping line feeds: for messages of ours that quote text from outside."""
+    return "\n".join(map(visible, text.split("\n")))
+
+
+def json_text(value: Any) -> str:
+    """`value` as indented JSON whose acting characters are escaped, as JSON can: equal once read."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return ACTING.sub(lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)
 
 
 def safe(text: str, style: str = "") -> Text:

@@ -2,12 +2,13 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from alignvl_cli.provenance import committed, write_json
+from alignvl_cli.provenance import check_parts, committed, file_sha256, read_json, write_json
 from alignvl_cli.retrieval.evaluation import Evaluation
 from alignvl_cli.retrieval.metrics import QueryRanks
 from alignvl_cli.retrieval.protocol import DEFAULT_PROTOCOL, Protocol
@@ -23,10 +24,18 @@ def save_evaluation(run: Run, evaluation: Evaluation) -> Path:
     """
     path = evaluation_path(run.path, Path(evaluation.store), evaluation.split, evaluation.protocol)
     path.parent.mkdir(exist_ok=True)
-    with committed(path.with_suffix(".parquet")) as scratch:
+    ranks = path.with_suffix(".parquet")
+    with committed(ranks) as scratch:
         pyarrow.parquet.write_table(_ranks_table(evaluation), scratch)
-    write_json(path, evaluation.to_json())
+    write_json(path, {**evaluation.to_json(), "sha256": {ranks.name: file_sha256(ranks)}})
     return path
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """A saved evaluation, whose ranks beside it are verified; DataError for one that is missing or damaged."""
+    evaluation = read_json(path, "evaluation")
+    check_parts(path.parent, evaluation.get("sha256", {}), "evaluation's ranks")
+    return evaluation
 
 
 def evaluation_path(run: Path, store: Path, split: str, protocol: Protocol = DEFAULT_PROTOCOL) -> Path:

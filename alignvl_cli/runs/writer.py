@@ -34,9 +34,11 @@ class RunWriter:
         self._metrics: TextIO = open(path / METRICS, "x", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
 
     @classmethod
-    def reopen(cls, path: Path, config: Mapping[str, Any], metrics_bytes: int) -> "RunWriter":
+    def reopen(
+        cls, path: Path, config: Mapping[str, Any], metrics_bytes: int, metrics_sha256: str | None = None
+    ) -> "RunWriter":
         """Go on in the unfinished run `path`, whose `config` was read from it: `metrics.jsonl` is cut back to
-        `metrics_bytes`. DataError when it is shorter than that."""
+        `metrics_bytes`. DataError when it is shorter than that, or then not of this hash."""
         writer = cls.__new__(cls)
         writer.path, writer._config = path, dict(config)
         writer._metrics = open(path / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
@@ -48,6 +50,12 @@ class RunWriter:
                 f"damaged; train the run again with `alignvl train --output {path} --overwrite`"
             )
         writer._metrics.truncate(metrics_bytes)
+        if metrics_sha256 is not None and file_sha256(path / METRICS) != metrics_sha256:
+            writer._metrics.close()
+            raise DataError(
+                f"{path / METRICS}: its lines are not those that the checkpoint was taken after: the file is "
+                f"damaged; train the run again with `alignvl train --output {path} --overwrite`"
+            )
         return writer
 
     def __enter__(self) -> "RunWriter":
@@ -67,7 +75,8 @@ class RunWriter:
         """Write what the run can go on from, with the length of `metrics.jsonl` at this moment (`metrics_bytes`)."""
         os.fsync(self._metrics.fileno())
         size = os.fstat(self._metrics.fileno()).st_size
-        write_checkpoint(self.path, step, tensors, {**state, "metrics_bytes": size})
+        log = {"metrics_bytes": size, "metrics_sha256": file_sha256(self.path / METRICS)}
+        write_checkpoint(self.path, step, tensors, {**state, **log})
 
     def save_adapters(self, weights: Mapping[str, Tensor]) -> None:
         """Write the weights, whole or not at all, and their sha256. Equal weights are equal bytes."""
@@ -77,8 +86,8 @@ class RunWriter:
         write_json(self.path / CONFIG, self._config)
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Make the run complete; the checkpoint has served."""
-        write_json(self.path / RESULT, result)
+        """Make the run complete; the checkpoint has served. The result gains the log's hash, `sha256`."""
+        write_json(self.path / RESULT, {**result, "sha256": {METRICS: file_sha256(self.path / METRICS)}})
         remove_checkpoint(self.path)
 
 

@@ -32,6 +32,9 @@ DTYPES = {
     "text/image": ("int64",),
 }
 
+MOST_COMPRESSED = 1100
+"""Times that the filters of HDF5 make data smaller at most (deflate: 1032)."""
+
 
 @contextmanager
 def readable(path: Path) -> Iterator[h5py.File]:
@@ -48,7 +51,7 @@ def readable(path: Path) -> Iterator[h5py.File]:
             yield file
     except KeyError as problem:
         raise DataError(f"{path}: not a complete store: {problem.args[0] if problem.args else problem}") from problem
-    except (OSError, RuntimeError, ValueError, TypeError) as problem:
+    except (OSError, RuntimeError, ValueError, TypeError, MemoryError) as problem:
         raise DataError(f"{path}: cannot be read, truncated or damaged ({problem}); extract it again") from problem
 
 
@@ -70,7 +73,7 @@ def read_sizes(path: Path, file: h5py.File) -> dict[str, int]:
     """The sizes I, T, R, D, C, on which all datasets must agree."""
     sizes: dict[str, int] = {}
     for name, wanted in SHAPES.items():
-        dataset = file[name]
+        dataset = own_dataset(path, file, name)
         fits = isinstance(dataset, h5py.Dataset) and len(dataset.shape) == len(wanted)
         if not fits or not all(
             found == (sizes.setdefault(size, found) if isinstance(size, str) else size)
@@ -81,6 +84,38 @@ def read_sizes(path: Path, file: h5py.File) -> dict[str, int]:
         if kind not in DTYPES.get(name, ("text",)):
             raise DataError(f"{path}: /{name} holds {kind}, not {' or '.join(DTYPES.get(name, ('text',)))}")
     return sizes
+
+
+def own_dataset(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
+    """The dataset `name`, whose bytes must lie in this very file: no link that leads elsewhere, no virtual or
+    external storage, no size that the file is too small for."""
+    parts = name.split("/")
+    for depth in range(1, len(parts) + 1):
+        node = "/".join(parts[:depth])
+        if not isinstance(file.get(node, getlink=True), h5py.HardLink) and node in file:
+            raise DataError(f"{path}: /{node} is a link to another place, which a store never has; not read")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise DataError(f"{path}: /{name} is no dataset; extract it again")
+    if dataset.is_virtual or dataset.external:
+        raise DataError(f"{path}: /{name} lies in another file, which a store's never does; not read")
+    stored = dataset.id.get_storage_size()
+    if stored > path.stat().st_size or dataset.nbytes > stored * MOST_COMPRESSED:
+        raise DataError(
+            f"{path}: truncated or damaged: /{name} says it holds {dataset.nbytes:,} bytes, and {stored:,} are "
+            f"stored in a file of {path.stat().st_size:,}; extract it again"
+        )
+    return dataset
+
+
+def read_digests(path: Path, file: h5py.File) -> dict[str, np.ndarray]:
+    """The digests of every dataset, one for each MiB of a numeric one."""
+    digests = {name: own_dataset(path, file, f"digest/{name}")[:] for name in schema.DATASETS}
+    for name in schema.NUMBERS:
+        blocks = -(-file[name].nbytes // schema.BLOCK_BYTES)
+        if digests[name].shape != (blocks,):
+            raise damaged(path, f"/digest/{name}: {digests[name].shape} digests of {blocks} blocks")
+    return digests
 
 
 def check_rows(

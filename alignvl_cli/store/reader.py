@@ -18,6 +18,7 @@ from alignvl_cli.store.opening import (
     damaged,
     map_latents,
     read_attributes,
+    read_digests,
     read_numbers,
     read_sizes,
     read_strings,
@@ -190,7 +191,7 @@ def open_store(path: str | Path) -> Store:
         attributes = read_attributes(path, file)
         sizes = read_sizes(path, file)
         names = [str(name) for name in file["image/split"].attrs[schema.SPLIT_NAMES]]
-        digests = {name: file[f"digest/{name}"][:] for name in schema.DATASETS}
+        digests = read_digests(path, file)
         described = {
             name: schema.describe(
                 file[name].shape, "utf-8" if name in schema.STRINGS else file[name].dtype.name, blocks
@@ -202,6 +203,7 @@ def open_store(path: str | Path) -> Store:
         image_split = read_numbers(path, file, "image/split", digests)
         text_image = read_numbers(path, file, "text/image", digests)
         image_id = read_strings(path, file, "image/id", digests)
+        records = {name: _record(attributes, name) for name in ("vision", "text", "dataset", "made_by")}
         latents = {name: map_latents(path, file[name]) for name in ("image/latent", "text/latent")}
     check_rows(path, sizes, image_id, image_split, text_image, names)
     return Store(
@@ -209,10 +211,7 @@ def open_store(path: str | Path) -> Store:
         encoder_hash=attributes["encoder_hash"],
         content_hash=attributes["content_hash"],
         digest=schema.metadata_digest(attributes, described, names),
-        vision=json.loads(attributes["vision"]),
-        text=json.loads(attributes["text"]),
-        dataset=json.loads(attributes["dataset"]),
-        made_by=json.loads(attributes["made_by"]),
+        **records,
         image_latent=latents["image/latent"],
         text_latent=latents["text/latent"],
         image_id=image_id,
@@ -228,7 +227,7 @@ def read_made_by(path: Path) -> dict[str, Any] | None:
     """What a store says of its making, its rows unread; None when `path` is no complete store."""
     try:
         with readable(path) as file:
-            return dict(json.loads(read_attributes(path, file)["made_by"]))
+            return _record(read_attributes(path, file), "made_by")
     except DataError:
         return None
 
@@ -241,4 +240,10 @@ def is_complete_store(path: Path) -> bool:
 def creation_counter(path: Path) -> int | None:
     """Which store of its workspace this was, from 1; 0 outside of one; None when `path` is no complete store."""
     made_by = read_made_by(path)
-    return None if made_by is None else int(made_by.get("counter", 0))
+    counter = None if made_by is None else made_by.get("counter", 0)
+    return counter if isinstance(counter, int) else None
+
+
+def _record(attributes: Mapping[str, str], name: str) -> dict[str, Any]:
+    """An attribute that is a JSON object; ValueError or RecursionError when it is none."""
+    return dict(json.loads(attributes[name]))

@@ -50,11 +50,11 @@ def resume_run(
         val_store = _open(unfinished.selection_store, elsewhere, unfinished.config["encoder_hash"])
         settings = replace(unfinished.settings, precision=unfinished.precision)
         plan, state, started = prepare(stores, val_store, settings, device, team)
-        before_s, length = _restore(run, state)
+        before_s, length, sha256 = _restore(run, state)
         if not team.leads:
             yield from follow(plan, state)
             return
-        with RunWriter.reopen(run, unfinished.config, length) as writer:
+        with RunWriter.reopen(run, unfinished.config, length, sha256) as writer:
             lines = (json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines())
             rates = [line["pairs_per_s"] for line in lines if line["kind"] == "step"]
             checkpoints = Checkpoints(writer, checkpoint_s, wall_s=before_s + time.perf_counter() - began)
@@ -62,15 +62,15 @@ def resume_run(
             yield from fill(writer, plan, state, started, checkpoints, rates)
 
 
-def _restore(run: Path, state: TrainState) -> tuple[float, int]:
-    """Bring `state` to the checkpoint, if there is one: seconds that the run had taken, and bytes of its metrics."""
+def _restore(run: Path, state: TrainState) -> tuple[float, int, str | None]:
+    """Bring `state` to the checkpoint, if there is one: seconds that the run had taken, length and hash of its log."""
     point = read_checkpoint(run)
     if point is None:
-        return 0.0, 0
+        return 0.0, 0, None
     tensors, values = point
     try:
         restore(state, tensors, values)
-        return float(values["wall_s"]), int(values["metrics_bytes"])
+        return float(values["wall_s"]), int(values["metrics_bytes"]), values.get("metrics_sha256")
     except (KeyError, TypeError, ValueError, RuntimeError) as problem:
         raise DataError(
             f"{run}: its checkpoint is not of this run ({problem}); "

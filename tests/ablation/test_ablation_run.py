@@ -20,6 +20,7 @@ from alignvl_cli.ablation.run import Begun, Finished, RunMade, run_study, set_up
 from alignvl_cli.ablation.study import load_study
 from alignvl_cli.config import Device
 from alignvl_cli.errors import DataError, DivergedError, MismatchError, UsageError
+from alignvl_cli.provenance import read_json
 from alignvl_cli.runs.folder import load_run
 from alignvl_cli.training.records import Validated
 from alignvl_cli.training.resume import resume_run
@@ -168,7 +169,7 @@ def test_another_store_is_refused_and_the_same_elsewhere_is_not(copied, store, t
 
 def test_a_run_of_other_settings_in_its_place_is_named_and_kept(copied, store, tmp_path):
     config = run_folder(copied, "noisy", 0) / "config.json"
-    changed = json.loads(config.read_text())
+    changed = read_json(config, "config")
     changed["settings"]["noise_std"] = 9.0
     config.write_text(json.dumps(changed))
     with pytest.raises(MismatchError, match=r"seed-0: .*noise-std was 9.0 and is 0.5.*remove that folder"):

@@ -7,6 +7,8 @@ import json
 import pytest
 from studies import STUDY, write_study
 
+from alignvl_cli.ablation.records import read_verdicts
+
 
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory, prepared):
@@ -34,7 +36,7 @@ def test_again_as_json_equals_the_record(studied):
     alignvl, study, _ = studied
     document = json.loads(alignvl.succeeds("ablate", study, "--json", "--device", "cpu"))
     assert document["schema"] == "alignvl.verdicts/1"
-    assert document == json.loads((alignvl.workspace / "studies" / "tiny" / "verdicts.json").read_text())
+    assert document == read_verdicts(alignvl.workspace / "studies" / "tiny")
 
 
 def test_the_report_shows_it_again_in_every_format(studied):

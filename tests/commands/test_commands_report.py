@@ -14,6 +14,7 @@ from PIL import Image
 from studies import write_study
 
 from alignvl_cli.ablation.study import load_study, parse_study
+from alignvl_cli.provenance import read_json
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }} ${x}"
 PLOTS = ("differences", "learning", "reliability-image-to-text", "reliability-text-to-image")
@@ -198,7 +199,7 @@ def test_removed_runs_leave_ranks_without_answers(copied, pictures):
 def test_without_its_store_a_page_has_no_examples(copied, pictures):
     study = copied.workspace / "studies" / "tiny" / "study.json"
     store = (copied.workspace / "stores" / "fake.h5").rename(pictures / "moved.h5")
-    record = json.loads(study.read_text())
+    record = read_json(study, "study")
     record["store"]["path"] = "/none/fake.h5"
     study.write_text(json.dumps(record))
     result = copied("report", "tiny", "-o", pictures / "page.html")

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from fakes import make_store
 
+from alignvl_cli.provenance import file_sha256, read_json
+
 QUICK = ["--epochs", "2", "--batch-size", "32", "--embed-dim", "16", "--device", "cpu"]
 
 
@@ -62,7 +64,9 @@ def test_eval_keeps_its_result_and_the_ranks_beside_it(alignvl):
 
     result = json.loads(alignvl.succeeds("eval", "--json"))
     folder = Path(result["run"]) / "eval"
-    assert json.loads((folder / "fake-test.json").read_text()) == result
+    saved = read_json(folder / "fake-test.json", "evaluation")
+    assert saved.pop("sha256") == {"fake-test.parquet": file_sha256(folder / "fake-test.parquet")}
+    assert saved == result
     ranks = pandas.read_parquet(folder / "fake-test.parquet")
     by_way = ranks.groupby("direction")["rank"]
     assert (by_way.apply(lambda rank: (rank < 1).mean() * 100)).to_dict() == pytest.approx(

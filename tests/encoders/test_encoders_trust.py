@@ -16,6 +16,7 @@ from alignvl_cli.config import Pooling, Precision, Trust
 from alignvl_cli.encoders.text import load_text, reload_text
 from alignvl_cli.encoders.vision import load_vision, reload_vision
 from alignvl_cli.errors import DataError, MismatchError
+from alignvl_cli.provenance import read_json
 from alignvl_cli.retrieval.encoder import DualEncoder
 from alignvl_cli.store.reader import open_store
 
@@ -165,7 +166,7 @@ def test_the_dual_encoder_asks_anew(pickled, tmp_path):
     tower = text(pickled, PICKLE)
     store = open_store(make_store(tmp_path / "s.h5", images=10, dim=8, text_dim=tower.width))
     run = make_run(tmp_path / "run", store, seed=1, embed_dim=8)
-    config = json.loads((run / "config.json").read_text())
+    config = read_json(run / "config.json", "config")
     config["text"] = {"record": tower.record, "about": tower.about}
     tiny_models.write_json(run / "config.json", config)
     with pytest.raises(DataError, match="--allow-pickle"):

@@ -9,7 +9,7 @@ from fakes import make_store
 from pyarrow import parquet
 
 from alignvl_cli.errors import DataError, MismatchError, UsageError
-from alignvl_cli.provenance import file_sha256
+from alignvl_cli.provenance import file_sha256, read_json
 from alignvl_cli.retrieval import index as index_module
 from alignvl_cli.retrieval.encoder import DualEncoder
 from alignvl_cli.retrieval.hits import Gallery
@@ -44,7 +44,7 @@ def test_an_index_says_what_every_row_is(tmp_path, parts):
     firsts = dict(zip(store.text_image[::-1], store.text_caption[::-1], strict=True))
     assert items["caption"][:20] == [firsts.get(row, "") for row in range(20)]
     assert items["caption"][20:] == store.text_caption
-    stored = json.loads((output / "index.json").read_text())
+    stored = read_json(output / "index.json", "record")
     assert stored == json.loads(json.dumps(record.to_json()))
     assert (stored["schema"], stored["metric"]) == ("alignvl.index/1", "cosine")
     assert stored["factory"] == {"image": "Flat", "text": "Flat"}
@@ -135,7 +135,7 @@ def test_parts_of_two_indexes_do_not_pass_for_one(tmp_path, parts):
     build_index(run, store, "test", tmp_path / "other")
     target = tmp_path / "index"
     (target / "image.faiss").write_bytes((tmp_path / "other" / "image.faiss").read_bytes())
-    record = json.loads((target / "index.json").read_text())
+    record = read_json(target / "index.json", "record")
     record["sha256"]["image.faiss"] = file_sha256(target / "image.faiss")
     (target / "index.json").write_text(json.dumps(record))
     with pytest.raises(DataError, match=r"image\.faiss has 4 rows and items\.parquet 20"):
@@ -154,7 +154,7 @@ def test_parts_of_two_indexes_do_not_pass_for_one(tmp_path, parts):
 def test_a_record_that_does_not_fit_is_refused(tmp_path, parts, change, message):
     build_index(*parts, "all", tmp_path / "index")
     path = tmp_path / "index" / "index.json"
-    record = json.loads(path.read_text())
+    record = read_json(path, "record")
     change(record)
     path.write_text(json.dumps(record))
     with pytest.raises(DataError, match=message):

@@ -12,7 +12,7 @@ from alignvl_cli.align.adapters import AdapterPair, AdapterShape, new_pair
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.config import AdapterKind, LatentNorm, Loss
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.provenance import file_sha256
+from alignvl_cli.provenance import file_sha256, read_json
 from alignvl_cli.runs.folder import ADAPTERS, CONFIG, METRICS, RESULT, is_complete_run, load_run
 from alignvl_cli.runs.writer import RunWriter, claim_run
 
@@ -59,7 +59,10 @@ def test_what_is_written_is_what_is_loaded(tmp_path):
     assert run.temperature == pytest.approx(0.07)
     assert (run.encoder_hash, run.store_hash, run.store_path) == ("e" * 64, "c" * 64, "/data/store.h5")
     assert (run.vision["about"]["id"], run.text["about"]["id"], run.split_used) == ("v", "t", "val")
-    assert run.result == {"best": {"mean_recall": 50.0}}
+    assert run.result == {
+        "best": {"mean_recall": 50.0},
+        "sha256": {METRICS: file_sha256(tmp_path / "run" / METRICS)},
+    }
     assert run.config["adapters_sha256"] == file_sha256(tmp_path / "run" / ADAPTERS)
     lines = [json.loads(line) for line in (tmp_path / "run" / METRICS).read_text().splitlines()]
     assert [line["loss"] for line in lines] == [1.5, 1.25]
@@ -97,7 +100,7 @@ def test_an_unfinished_run_is_refused_and_said_to_be_one(tmp_path):
 
 
 def edit_config(run: Path, **changes) -> None:
-    config = json.loads((run / CONFIG).read_text())
+    config = read_json(run / CONFIG, "config")
     (run / CONFIG).write_text(json.dumps(config | changes))
 
 

@@ -14,6 +14,7 @@ from killable_training import begin, end, outcome, settings, small_store
 
 from alignvl_cli.config import TrainConfig, resolve_train
 from alignvl_cli.errors import DataError, MismatchError, UsageError
+from alignvl_cli.provenance import read_json
 from alignvl_cli.runs import checkpoint
 from alignvl_cli.runs.checkpoint import FOLDER, STATE, read_checkpoint
 from alignvl_cli.runs.folder import ADAPTERS, CONFIG, METRICS, RESULT, load_run
@@ -168,7 +169,7 @@ def test_settings_survive_the_folder():
 
 def test_the_threads_of_the_run_are_set_again(store, tmp_path):
     run = stopped(store, tmp_path / "run", 5)
-    config = json.loads((run / CONFIG).read_text())
+    config = read_json(run / CONFIG, "config")
     threads = torch.get_num_threads()
     config["machine"]["threads"] = threads + 1
     (run / CONFIG).write_text(json.dumps(config))
@@ -244,6 +245,6 @@ def test_damage_is_told(store, tmp_path):
     with pytest.raises(DataError, match=r"metrics\.jsonl: 40 bytes, and the checkpoint was taken after"):
         list(resume_run(run))
     (run / METRICS).write_bytes(metrics)
-    (run / CONFIG).write_text(json.dumps({**json.loads((run / CONFIG).read_text()), "settings": {"mix": True}}))
+    (run / CONFIG).write_text(json.dumps({**read_json(run / CONFIG, "config"), "settings": {"mix": True}}))
     with pytest.raises(DataError, match="not the configuration of a run that this version can continue"):
         list(resume_run(run))

@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test test-faults lint bench clean
 .DEFAULT_GOAL := quickstart
 
 $(STAMP): pyproject.toml constraints.txt
@@ -20,6 +20,9 @@ test: $(STAMP)  ## linters, types, and every test with coverage
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --cov=alignvl_cli --cov-report=term --cov-fail-under=90
+
+test-faults: $(STAMP)  ## kills, full disks, corruptions and hostile input, more of each than `make test` tries; prints counts
+	ALIGNVL_FAULTS=6 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/faults
 
 lint: $(STAMP)  ## put formatting and fixable lint right
 	$(BIN)/ruff check --fix .

@@ -101,7 +101,12 @@ def check_parts(folder: Path, sha256: Mapping[str, str], what: str) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write `value` as indented JSON with its seal, whole or not at all."""
     stored = json.loads(json.dumps(value, allow_nan=False))  # tuples are lists, as they will be once read
-    text = json.dumps({**stored, SEAL: fingerprint(stored)}, indent=2, ensure_ascii=False)
+    write_foreign_json(path, {**stored, SEAL: fingerprint(stored)})
+
+
+def write_foreign_json(path: Path, value: Mapping[str, Any]) -> None:
+    """As `write_json`, without a seal: for a format of others, that knows its keys."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with committed(path) as scratch:
         scratch.write_text(text + "\n", encoding="utf-8")
 

@@ -14,7 +14,7 @@ from alignvl_cli.encoders.text import TextEncoder, reload_text
 from alignvl_cli.errors import UsageError
 from alignvl_cli.interchange.layers import THEIRS, Module, chain, needed
 from alignvl_cli.interchange.parity import Parity, probe_texts, require_parity
-from alignvl_cli.provenance import write_json
+from alignvl_cli.provenance import write_foreign_json
 from alignvl_cli.retrieval.encoder import DualEncoder
 from alignvl_cli.runs.folder import Run
 from alignvl_cli.store.reader import Store
@@ -70,13 +70,13 @@ def _write(encoder: TextEncoder, modules: list[Module], folder: Path) -> None:
         model: Any = encoder.model
         model.save_pretrained(folder)
         encoder.reader.tokenizer.save_pretrained(folder)
-    write_json(
+    write_foreign_json(
         folder / "sentence_bert_config.json",
         {"max_seq_length": encoder.max_length, "do_lower_case": encoder.reader.lowercase},
     )
     prefix = encoder.reader.prefix
     prompts = {"prompts": {"caption": prefix}, "default_prompt_name": "caption"} if prefix else {}
-    write_json(folder / "config_sentence_transformers.json", {**prompts, "similarity_fn_name": "cosine"})
+    write_foreign_json(folder / "config_sentence_transformers.json", {**prompts, "similarity_fn_name": "cosine"})
     _write_modules([Module(f"{THEIRS}Transformer"), _pooling(encoder), *modules], folder)
 
 
@@ -97,7 +97,7 @@ def _write_modules(modules: list[Module], folder: Path) -> None:
         if path:
             (folder / path).mkdir()
         if module.config:
-            write_json(folder / path / "config.json", module.config)
+            write_foreign_json(folder / path / "config.json", module.config)
         if module.weights:
             save_file(
                 {name: tensor.contiguous() for name, tensor in module.weights.items()},

@@ -34,7 +34,7 @@ FAISS_FILES = {gallery: f"{gallery.value}.faiss" for gallery in Gallery}
 PARTS = (*FAISS_FILES.values(), ITEMS)
 COLUMNS = ("modality", "row", "id", "uri", "caption", "content")
 FAISS_ERRORS = (RuntimeError, MemoryError)
-"""What FAISS raises on a file that it cannot read."""
+"""What FAISS raises on a file that it cannot read or write."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def build_index(
     scratch.mkdir()
     try:
         for gallery, (index, _) in built.items():
-            faiss().write_index(index, str(scratch / FAISS_FILES[gallery]))
+            _write_faiss(index, scratch / FAISS_FILES[gallery])
         pyarrow.parquet.write_table(_items_table(store, embeddings), scratch / ITEMS)
         record = IndexRecord(
             run=str(run.path.resolve()),
@@ -233,6 +233,13 @@ def _every_other(query_QE: np.ndarray, first: int) -> np.ndarray:
 def with_one(query_QE: np.ndarray) -> np.ndarray:
     """Queries (Q, E + 1) for corrected vectors."""
     return np.column_stack([query_QE, np.ones(len(query_QE), dtype=np.float32)])
+
+
+def _write_faiss(index: Any, path: Path) -> None:
+    try:
+        faiss().write_index(index, str(path))
+    except FAISS_ERRORS as problem:
+        raise DataError(f"{path}: FAISS cannot write this index (is the disk full?): {problem}") from problem
 
 
 def _read_faiss(path: Path) -> Any:

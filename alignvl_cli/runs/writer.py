@@ -29,8 +29,8 @@ class RunWriter:
         """Begin in the empty folder `path` (see `claim_run`); `config` gains the format and the weights' sha256."""
         self.path = path
         self._config = {"format": FORMAT, **config, "adapters_sha256": None}
-        write_json(path / CONFIG, self._config)
         write_json(path / ENVIRONMENT, environment)
+        write_json(path / CONFIG, self._config)  # from here on it is a run that can be resumed
         self._metrics: TextIO = open(path / METRICS, "x", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
 
     @classmethod
@@ -131,8 +131,17 @@ def held(path: Path) -> Iterator[None]:
             os.close(handle)
 
 
+def _is_scratch(path: Path) -> bool:
+    """Whether a killed process was writing this file (see `committed`)."""
+    return path.is_file() and path.name.startswith(".") and path.name.endswith(".tmp")
+
+
 def _clear(path: Path, overwrite: bool) -> None:
     if not (path / CONFIG).is_file():
+        if all(entry.name == ENVIRONMENT or _is_scratch(entry) for entry in path.iterdir()):
+            for entry in path.iterdir():  # of a run that was killed before it had begun
+                entry.unlink()
+            return
         raise UsageError(f"--output {path}: the folder holds something that is no run; name another place")
     with held(path):
         if not overwrite:

@@ -166,6 +166,14 @@ def _run_facts(path: Path, check: bool) -> dict[str, Any]:
     from alignvl_cli.runs.folder import load_run
 
     run = load_run(path)  # strict: the weights' hash, names, shapes and finiteness are verified in any case
+    if check:
+        from alignvl_cli.ablation.learning import read_validations
+        from alignvl_cli.provenance import read_json
+        from alignvl_cli.runs.folder import ENVIRONMENT
+
+        read_validations(path)
+        read_json(path / ENVIRONMENT, "run's environment")
+        _check_evaluations(path)
     parameters = sum(weight.numel() for weight in run.adapters.parameters())
     best = run.result["best"]
     return {
@@ -174,7 +182,8 @@ def _run_facts(path: Path, check: bool) -> dict[str, Any]:
         "temperature": run.temperature,
         "result": run.result,
         "config": run.config,
-        "check": "the weights equal their SHA-256 and fit the configuration",
+        "check": "the weights equal their SHA-256 and fit the configuration"
+        + ("; log, evaluations and all records equal theirs" if check else ""),
     }
 
 
@@ -189,6 +198,13 @@ def _index_facts(path: Path, check: bool) -> dict[str, Any]:
     }
 
 
+def _check_evaluations(run: Path) -> None:
+    from alignvl_cli.retrieval.saving import read_evaluation
+
+    for path in sorted((run / "eval").glob("*.json")):
+        read_evaluation(path)
+
+
 def _study_facts(path: Path, check: bool) -> dict[str, Any]:
     from alignvl_cli.ablation.records import read_study, read_verdicts, run_folder
     from alignvl_cli.runs.folder import load_run
@@ -199,11 +215,14 @@ def _study_facts(path: Path, check: bool) -> dict[str, Any]:
         for arm, finished in seeds.items():
             for seed in finished:
                 load_run(run_folder(path, arm, seed))
+                _check_evaluations(run_folder(path, arm, seed))
     return {
         "what": f"{verdicts['question']} {len(seeds)} arms, {len(verdicts['seeds'])} seeds",
         "verdicts": {arm["arm"]: arm["words"] for arm in verdicts["arms"]},
         **study,
-        "check": "the weights of every run equal their SHA-256" if check else "its records only; try --check",
+        "check": "the weights, evaluations and ranks of every run equal their SHA-256"
+        if check
+        else "its records only; try --check",
     }
 
 

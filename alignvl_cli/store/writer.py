@@ -4,6 +4,8 @@ Default libver on purpose: a file killed in the newest format needs `h5clear`, a
 cannot open it; nothing that it adds is needed here.
 """
 
+import os
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -19,8 +21,15 @@ from alignvl_cli.provenance import canonical_json, committed
 from alignvl_cli.store import schema
 from alignvl_cli.store.schema import BlockDigest, Rejected
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 STORED: dict[StoreDtype, np.dtype] = {StoreDtype.float32: np.dtype("<f4"), StoreDtype.float16: np.dtype("<f2")}
 FLOAT16_MAX = 65_504.0
+SLACK_BYTES = 1 << 18
+"""For what HDF5 writes besides the datasets, and an eighth of them."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ def write_store(
         with h5py.File(
             scratch, "w", alignment_threshold=schema.PAGE_BYTES // 2, alignment_interval=schema.PAGE_BYTES
         ) as file:
-            writer = _Writer(path, file, STORED[dtype])
+            writer = _Writer(path, file, STORED[dtype], _column_bytes(rows))
             writer.latents("image/latent", image_blocks, rows.image_id)
             writer.latents("text/latent", text_blocks, rows.text_caption)
             writer.numbers("image/sha256", np.asarray(rows.image_sha256, dtype=np.uint8))
@@ -99,10 +108,11 @@ def write_store(
 class _Writer:
     """One open file; keeps each dataset's digest until the attributes sum them up."""
 
-    def __init__(self, path: Path, file: h5py.File, stored: np.dtype) -> None:
+    def __init__(self, path: Path, file: h5py.File, stored: np.dtype, column_bytes: int) -> None:
         self.path = path
         self.file = file
         self.stored = stored
+        self.column_bytes = column_bytes
         self.described: dict[str, dict[str, Any]] = {}
         self.rounding_error = 0.0
 
@@ -112,6 +122,7 @@ class _Writer:
         if first is None:
             raise ValueError(f"{name}: no block of latents for {len(row_names)} rows")
         width = first.shape[1]
+        self._require_room(len(row_names) * width * self.stored.itemsize)
         dataset = self.file.create_dataset(name, (len(row_names), width), dtype=self.stored)
         digest = BlockDigest()
         done = 0
@@ -125,6 +136,21 @@ class _Writer:
         if done != len(row_names):
             raise ValueError(f"{name}: {done} latents for {len(row_names)} rows")
         self._keep(name, dataset.shape, self.stored.name, digest.finish())
+
+    def _require_room(self, latent_bytes: int) -> None:
+        """DataError unless these latents and all columns fit on the disk: HDF5 may crash the process when a write or
+        its closing fails, so that it must not come to that."""
+        needed = (latent_bytes + self.column_bytes) * 9 // 8 + SLACK_BYTES
+        free = shutil.disk_usage(self.path.parent).free
+        if resource is not None:
+            limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+            if limit != resource.RLIM_INFINITY:
+                free = min(free, limit - os.path.getsize(self.file.filename))
+        if needed > free:
+            raise DataError(
+                f"{self.path}: the store takes {needed:,} more bytes, and there is room for {max(0, free):,}; "
+                "make room (what is extracted already is kept), or name another place with --output"
+            )
 
     def _cast(self, name: str, block: np.ndarray, start: int, row_names: Sequence[str]) -> np.ndarray:
         """`block` as stored, checked: finite, and for float16 in range."""
@@ -180,6 +206,14 @@ class _Writer:
     def _keep(self, name: str, shape: Sequence[int], kind: str, blocks: np.ndarray) -> None:
         self.file.create_dataset(f"digest/{name}", data=blocks)
         self.described[name] = schema.describe(shape, kind, blocks)
+
+
+def _column_bytes(rows: StoreRows) -> int:
+    """What the columns besides the latents take in the file, about: 16 bytes a reference to a text, 16 of its heap."""
+    texts = (rows.image_id, rows.image_uri, rows.image_label, rows.text_caption)
+    rejected = (len(item.id) + len(item.uri) + len(item.reason) + 96 for item in rows.rejected)
+    written = sum(32 + len(text.encode(errors="replace")) for column in texts for text in column)
+    return written + sum(rejected) + 33 * len(rows.image_id) + 8 * len(rows.text_caption)
 
 
 def _check_rows(rows: StoreRows) -> None:

@@ -181,11 +181,10 @@ def test_a_full_disk_is_one_message_and_loses_nothing(copied, stages, undisturbe
     wanted, _ = undisturbed(name)
     before = earlier(copied)
     words = stage.words(copied)
-    for most in [0, *(random_.randrange(1, 9000) for _ in range(times))]:
+    for most in [0, *(int(10 ** random_.uniform(2, 5.5)) for _ in range(times))]:
         ended = stages(*words, most_bytes=most)
         tried["full disk", name] += 1
-        # HDF5 itself may crash while it closes a file that it could not write: nothing is lost by it.
-        assert ended.code in ((0, 3, -signal.SIGSEGV) if name == "extract" else (0, 3)), ended
+        assert ended.code in (0, 3), ended
         assert "Traceback" not in ended.stderr, ended.stderr
         assert earlier(copied) == before
         assert lasted(stage, copied) in (None, wanted)

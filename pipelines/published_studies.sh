@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# The studies whose results stand in docs/studies/, on the demo, each as the command prints it. Stopped, the same command
+# goes on. bash pipelines/published_studies.sh [FOLDER]     default: docs/studies
+set -euo pipefail
+
+HERE=$(dirname "$0")
+FOLDER=${1:-docs/studies}
+STORE=$(alignvl extract demo:emoji)
+for NAME in mixing noise corruption smoothing small-data baselines; do
+    alignvl ablate "$HERE"/studies/"$NAME".toml --data "$STORE" --jobs 2
+    alignvl report "$NAME" --format markdown > "$FOLDER"/"$NAME".md
+done

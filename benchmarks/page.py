@@ -42,6 +42,7 @@ SECTIONS = (
     ),
     Section("Evaluation, against the bare matrix products", "evaluation.py", (), ("500", "2500", "64")),
     Section("Indexes, against exact search", "indexes.py", (), ("5000", "32")),
+    Section("What the checks cost", "checks.py", (), None),
     Section(
         "Peers: pytorch-metric-learning, ranx, torchmetrics",
         "peers.py",

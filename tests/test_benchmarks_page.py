@@ -30,7 +30,7 @@ def test_the_page_that_is_kept_has_the_output_of_each():
         words = section.quick if quick else section.full
         command = " ".join(["python", f"benchmarks/{section.script}", *(words or ())])
         assert (f"$ {command}\n" if words is not None else f"Left out of the quick form: `{command}`") in kept
-        assert bench.about(section.script) in kept
+        assert words is None or bench.about(section.script) in kept
 
 
 def test_a_section_is_the_command_and_its_own_output(monkeypatch, tmp_path):

@@ -2,6 +2,7 @@
 
 import itertools
 import multiprocessing
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from fakes import make_store
 from killable_training import outcome, settings
 
+from alignvl_cli.app import leave_with
 from alignvl_cli.errors import DataError
 from alignvl_cli.provenance import read_json, write_json
 from alignvl_cli.retrieval.index import build_index, open_index
@@ -80,6 +82,16 @@ def test_a_clock_that_jumps_back_changes_no_result(copied, monkeypatch):
     list(train_run([copied / "store.h5"], copied / "again", settings(), checkpoint_s=0.0))
     monkeypatch.undo()
     assert outcome(copied / "again") == outcome(whole)
+
+
+def test_a_folder_that_vanishes_is_one_message(copied):
+    records = train_run([copied / "store.h5"], copied / "gone", settings(), checkpoint_s=0.0)
+    next(records)
+    shutil.rmtree(copied / "gone")
+    assert leave_with(lambda: list(records) and None, verbose=False) == 3
+    assert not (copied / "gone" / "result.json").exists()
+    list(train_run([copied / "store.h5"], copied / "gone", settings()))
+    assert outcome(copied / "gone")[0] == outcome(copied / "run")[0]
 
 
 def _train(folder: Path, answers) -> None:

@@ -73,6 +73,7 @@ def load_run(path: Path, device: str = "cpu") -> Run:
     if config.get("format") != FORMAT:
         raise DataError(f"{path / CONFIG}: format {config.get('format')!r}, and this version reads {FORMAT}")
     result = read_json(path / RESULT, "run's result")
+    result.pop("sha256", None)  # of the log, for its readers
     try:
         adapters = AdapterPair(AdapterShape.from_json(config["adapters"]))
         store = config["stores"][0]

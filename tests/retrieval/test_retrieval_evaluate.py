@@ -11,6 +11,7 @@ from fakes import make_store
 from pyarrow import parquet
 
 from alignvl_cli.errors import DataError, MismatchError
+from alignvl_cli.provenance import read_json
 from alignvl_cli.retrieval.embeddings import project
 from alignvl_cli.retrieval.evaluate import compare, evaluate
 from alignvl_cli.retrieval.saving import save_evaluation
@@ -130,7 +131,9 @@ def test_saved_evaluation_and_its_ranks(tmp_path):
     found = evaluate(run, store, "test")
     path = save_evaluation(run, found)
     assert path == tmp_path / "run" / "eval" / "flowers-test.json"
-    assert json.loads(path.read_text()) == found.to_json()
+    saved = read_json(path, "evaluation")
+    assert set(saved.pop("sha256")) == {path.with_suffix(".parquet").name}
+    assert saved == json.loads(json.dumps(found.to_json()))
     table = parquet.read_table(path.with_suffix(".parquet")).to_pydict()
     assert list(table) == ["direction", "query_row", "query_id", "rank"]
     texts = [entry for entry in zip(*table.values(), strict=True) if entry[0] == "text_to_image"]

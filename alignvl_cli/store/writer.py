@@ -83,6 +83,7 @@ def write_store(
     a latent that is not finite or, for float16, out of range; ValueError when rows and blocks disagree.
     """
     _check_rows(rows)
+    _require_room(path, _column_bytes(rows))
     with committed(path) as scratch:
         with h5py.File(
             scratch, "w", alignment_threshold=schema.PAGE_BYTES // 2, alignment_interval=schema.PAGE_BYTES
@@ -122,7 +123,7 @@ class _Writer:
         if first is None:
             raise ValueError(f"{name}: no block of latents for {len(row_names)} rows")
         width = first.shape[1]
-        self._require_room(len(row_names) * width * self.stored.itemsize)
+        _require_room(self.path, len(row_names) * width * self.stored.itemsize + self.column_bytes, self.file.filename)
         dataset = self.file.create_dataset(name, (len(row_names), width), dtype=self.stored)
         digest = BlockDigest()
         done = 0
@@ -136,21 +137,6 @@ class _Writer:
         if done != len(row_names):
             raise ValueError(f"{name}: {done} latents for {len(row_names)} rows")
         self._keep(name, dataset.shape, self.stored.name, digest.finish())
-
-    def _require_room(self, latent_bytes: int) -> None:
-        """DataError unless these latents and all columns fit on the disk: HDF5 may crash the process when a write or
-        its closing fails, so that it must not come to that."""
-        needed = (latent_bytes + self.column_bytes) * 9 // 8 + SLACK_BYTES
-        free = shutil.disk_usage(self.path.parent).free
-        if resource is not None:
-            limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-            if limit != resource.RLIM_INFINITY:
-                free = min(free, limit - os.path.getsize(self.file.filename))
-        if needed > free:
-            raise DataError(
-                f"{self.path}: the store takes {needed:,} more bytes, and there is room for {max(0, free):,}; "
-                "make room (what is extracted already is kept), or name another place with --output"
-            )
 
     def _cast(self, name: str, block: np.ndarray, start: int, row_names: Sequence[str]) -> np.ndarray:
         """`block` as stored, checked: finite, and for float16 in range."""
@@ -206,6 +192,22 @@ class _Writer:
     def _keep(self, name: str, shape: Sequence[int], kind: str, blocks: np.ndarray) -> None:
         self.file.create_dataset(f"digest/{name}", data=blocks)
         self.described[name] = schema.describe(shape, kind, blocks)
+
+
+def _require_room(path: Path, more_bytes: int, begun: str | None = None) -> None:
+    """DataError unless `more_bytes` of datasets fit on the disk, besides what the file `begun` holds: HDF5 may crash
+    the process when a write or its closing fails, so that it must not come to that."""
+    needed = more_bytes * 9 // 8 + SLACK_BYTES
+    free = shutil.disk_usage(path.parent).free
+    if resource is not None:
+        limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if limit != resource.RLIM_INFINITY:
+            free = min(free, limit - (os.path.getsize(begun) if begun else 0))
+    if needed > free:
+        raise DataError(
+            f"{path}: the store takes {needed:,} more bytes, and there is room for {max(0, free):,}; "
+            "make room (what is extracted already is kept), or name another place with --output"
+        )
 
 
 def _column_bytes(rows: StoreRows) -> int:

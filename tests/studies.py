@@ -9,6 +9,7 @@ reference = "plain"
 seeds = [0, 1]
 [base]
 recipe = "clip"
+init = "random"
 epochs = 2
 batch-size = 16
 embed-dim = 8

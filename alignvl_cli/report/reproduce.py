@@ -63,6 +63,9 @@ def asked_settings(settings: Json, pairs: int) -> dict[str, Any]:
     for key, usual in (("size", Size.auto), ("subset", "all")):  # on which the shapes depend
         if given.get(key, usual) != usual:
             asked[key] = given[key]
+    for key in () if is_solved else ("adapter", "init"):  # alike, the second by the first
+        if key in given and given[key] != _flags(resolve_train(asked, pairs=pairs).to_json())[key]:
+            asked[key] = given[key]
     plain, defaults = (_flags(resolve_train(layer, pairs=pairs).to_json()) for layer in (asked, {}))
     for ingredient, details in () if is_solved else SWITCHED_BY.items():
         is_on, was_on = _is_on(given, ingredient), _is_on(plain, ingredient)

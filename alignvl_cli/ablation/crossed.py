@@ -77,7 +77,7 @@ def crossed_interval(mean: float, seed_S: np.ndarray, resampled_SB: np.ndarray, 
     images three times (Owen 2007, theorem 2), and would give intervals that cover 98 to 100 % here. As V(images) and
     V(seeds), resampled alone, hold it once each, 2 (V(images) + V(seeds)) - V(crossed) counts everything once. The
     quantile is Student's with Satterthwaite's (1946) degrees of freedom: a percentile of ten seeds is too narrow.
-    `benchmarks/statistics.py` measures the coverage. Needs S >= 2.
+    `benchmarks/study_statistics.py` measures the coverage. Needs S >= 2.
     """
     seeds, resamples = resampled_SB.shape
     draw = np.random.default_rng(SEED + 1)

@@ -1,6 +1,7 @@
 """Which device and which number format a stage will use, decided at run time. Loads torch only when asked."""
 
 import ctypes
+import os
 
 from alignvl_cli.config import Device, Precision
 from alignvl_cli.errors import UsageError
@@ -55,3 +56,8 @@ def choose_precision(asked: Precision, device: str) -> Precision:
     if asked is not Precision.auto:
         return asked
     return Precision.bf16 if bf16_pays(device) else Precision.fp32
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on: a scheduler may give it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -31,7 +31,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from alignvl_cli.config import DatasetOptions, Device, ExtractConfig, Precision
-from alignvl_cli.devices import choose_device
+from alignvl_cli.devices import choose_device, usable_cores
 from alignvl_cli.encoders.folders import Side, find_model
 from alignvl_cli.encoders.images import decode_image
 from alignvl_cli.encoders.names import DEFAULT_TEXT, DEFAULT_VISION
@@ -44,7 +44,6 @@ from alignvl_cli.extraction.plan import TEXTS, make_plan
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.extraction.stopwatch import Stopwatch
 from alignvl_cli.extraction.texts import encode_texts, gather_captions
-from alignvl_cli.extraction.workers import usable_cores
 from alignvl_cli.pairs.dataset import open_dataset
 from alignvl_cli.pairs.items import Dataset
 

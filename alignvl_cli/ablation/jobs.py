@@ -3,14 +3,12 @@
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
-import torch
 
 from alignvl_cli.ablation.records import FAILED, Outcome, Ranks
 from alignvl_cli.config import TrainConfig
@@ -24,6 +22,7 @@ from alignvl_cli.runs.checkpoint import has_checkpoint
 from alignvl_cli.runs.folder import CONFIG, is_complete_run, load_run
 from alignvl_cli.runs.folder import RESULT as RUN_RESULT
 from alignvl_cli.store.reader import Store, open_store
+from alignvl_cli.training.machine import computing_with
 from alignvl_cli.training.prepare import TRAIN
 from alignvl_cli.training.records import Record, Warned
 from alignvl_cli.training.resume import resume_run
@@ -82,7 +81,7 @@ def make(job: Job) -> Made:
     """
     store = _store(job.store)
     warnings: list[str] = []
-    with _threads(job.threads):
+    with computing_with(job.threads):
         if not is_complete_run(job.folder):
             try:
                 warnings += [record.text for record in _training(job, store) if isinstance(record, Warned)]
@@ -220,13 +219,3 @@ def _ranks(path: Path) -> dict[str, Ranks]:
 def _store(path: Path) -> Store:
     """Opened and verified once in a process, however many runs it makes."""
     return open_store(path)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    former = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(former)

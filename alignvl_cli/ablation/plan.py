@@ -19,6 +19,7 @@ from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.batches import epoch_slices
 from alignvl_cli.training.closed_form import solve
 from alignvl_cli.training.loop import take_step
+from alignvl_cli.training.machine import computing_with
 from alignvl_cli.training.prepare import prepare
 from alignvl_cli.training.validation import VALIDATIONS, validate
 
@@ -113,9 +114,7 @@ def _seconds(job: Job) -> float:
 
 def _timed(setup: Setup, job: Job) -> tuple[float, int]:
     """Seconds that a run would take, from a few of its steps and one validation; and its parameters."""
-    former = torch.get_num_threads()
-    torch.set_num_threads(job.threads)
-    try:
+    with computing_with(job.threads):
         store = open_store(job.store)
         began = time.perf_counter()
         plan, state, started = prepare([store], store, job.config, job.device)
@@ -135,8 +134,6 @@ def _timed(setup: Setup, job: Job) -> tuple[float, int]:
         began = time.perf_counter()
         validate(state.adapters, plan.val)
         validate_s = time.perf_counter() - began
-    finally:
-        torch.set_num_threads(former)
     validations = min(started.epochs, VALIDATIONS)
     return prepared + step_s * started.total_steps + validate_s * (validations + 2), started.parameters
 

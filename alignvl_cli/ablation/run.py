@@ -24,7 +24,7 @@ from alignvl_cli.ablation.records import (
 from alignvl_cli.ablation.study import Arm, Study
 from alignvl_cli.ablation.verdicts import StudyVerdicts
 from alignvl_cli.config import Device, subset_of
-from alignvl_cli.devices import choose_device
+from alignvl_cli.devices import choose_device, usable_cores
 from alignvl_cli.errors import DataError, DivergedError, MismatchError, UsageError
 from alignvl_cli.provenance import file_sha256, made_by, read_json, write_json
 from alignvl_cli.store.reader import Store, open_store
@@ -263,8 +263,7 @@ def default_processes(setup: Setup) -> int:
         return len(visible_gpus())
     if setup.device == Device.mps:
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // setup.threads)
+    return max(1, usable_cores() // setup.threads)
 
 
 @contextmanager

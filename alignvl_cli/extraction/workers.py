@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+from alignvl_cli.devices import usable_cores
 from alignvl_cli.errors import DataError
 
 Tag = TypeVar("Tag")
@@ -92,11 +93,6 @@ def choose_workers(asked: int | None, images: int, sharing: int = 1) -> int:
         return asked
     cores = usable_cores() // sharing
     return 0 if images < FEW_IMAGES or cores <= FEW_CORES else min(cores - 1, MOST_WORKERS)
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on: a scheduler may give it fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _begin() -> None:

@@ -18,7 +18,7 @@ from alignvl_cli.config import Loss, Method
 from alignvl_cli.errors import DataError
 from alignvl_cli.training.data import SplitLatents
 from alignvl_cli.training.records import Tried
-from alignvl_cli.training.state import Best, Plan, TrainState
+from alignvl_cli.training.state import Best, Plan, TrainState, copied
 from alignvl_cli.training.validation import validate
 
 BLOCK_PAIRS = 256
@@ -63,11 +63,6 @@ def start_at_cca(plan: Plan, adapters: AdapterPair) -> None:
             best = metrics["mean_recall"], copied(adapters)
     if best is not None:
         adapters.load_state_dict(best[1])
-
-
-def copied(adapters: AdapterPair) -> dict[str, Tensor]:
-    """The weights as they are now."""
-    return {name: tensor.detach().clone() for name, tensor in adapters.state_dict().items()}
 
 
 def _solutions(plan: Plan, adapters: AdapterPair, method: Method) -> Iterator[tuple[float | None, dict[str, Any]]]:

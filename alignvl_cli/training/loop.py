@@ -20,7 +20,7 @@ from alignvl_cli.training.health import collapse_warnings
 from alignvl_cli.training.meter import Meter, diverged, warnings_once
 from alignvl_cli.training.optimiser import gradients, learning_rate, step_unless
 from alignvl_cli.training.records import Step, Validated, Warned
-from alignvl_cli.training.state import Best, Plan, TrainState
+from alignvl_cli.training.state import Best, Plan, TrainState, copied
 from alignvl_cli.training.validation import validate
 
 
@@ -99,8 +99,7 @@ def _validated(plan: Plan, state: TrainState, epoch: int) -> Iterator[Warned | V
     is_best = state.best is None or metrics["mean_recall"] > state.best.metrics["mean_recall"]
     state.validations_since_best += 1
     if is_best:
-        weights = {name: tensor.detach().clone() for name, tensor in state.judged.state_dict().items()}
-        state.best = Best(weights, state.step, epoch, metrics)
+        state.best = Best(copied(state.judged), state.step, epoch, metrics)
         state.validations_since_best = 0
     yield from warnings_once(state, list(collapse_warnings(metrics["mean_squared_cosine"])))
     yield Validated(step=state.step, epoch=epoch, metrics=metrics, best=is_best)

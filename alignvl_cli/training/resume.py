@@ -3,11 +3,9 @@
 import json
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from alignvl_cli.config import Device
 from alignvl_cli.devices import choose_device
@@ -17,6 +15,7 @@ from alignvl_cli.runs.checkpoint import read_checkpoint
 from alignvl_cli.runs.folder import ENVIRONMENT, METRICS, StoreReference, load_unfinished
 from alignvl_cli.runs.writer import RunWriter, held
 from alignvl_cli.store.reader import Store, open_store
+from alignvl_cli.training.machine import computing_with
 from alignvl_cli.training.prepare import prepare
 from alignvl_cli.training.records import Record
 from alignvl_cli.training.run import fill, follow
@@ -45,7 +44,7 @@ def resume_run(
         if team.leads:
             held_open.enter_context(held(run))
             unfinished = load_unfinished(run)  # another process may have finished it just now
-        held_open.enter_context(_threads(unfinished.threads))
+        held_open.enter_context(computing_with(unfinished.threads))
         stores = [_open(reference, elsewhere, unfinished.config["encoder_hash"]) for reference in unfinished.stores]
         val_store = _open(unfinished.selection_store, elsewhere, unfinished.config["encoder_hash"])
         settings = replace(unfinished.settings, precision=unfinished.precision)
@@ -119,14 +118,3 @@ def _other_versions(run: Path) -> Iterator[str]:
     ]
     if changed:
         yield f"the run was begun with other libraries ({', '.join(changed)}): its numbers may differ in the last bits"
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """torch computes with `count` threads: training differs between one thread and two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -31,6 +31,11 @@ class Best:
     metrics: dict[str, Any]
 
 
+def copied(adapters: AdapterPair) -> dict[str, Tensor]:
+    """The weights as they are now."""
+    return {name: tensor.detach().clone() for name, tensor in adapters.state_dict().items()}
+
+
 @dataclass
 class TrainState:
     """All that changes while training goes on: what a checkpoint holds."""

@@ -22,6 +22,7 @@ from alignvl_cli.config import Device
 from alignvl_cli.errors import DataError, DivergedError, MismatchError, UsageError
 from alignvl_cli.provenance import read_json
 from alignvl_cli.runs.folder import load_run
+from alignvl_cli.training.machine import computing_with
 from alignvl_cli.training.records import Validated
 from alignvl_cli.training.resume import resume_run
 from alignvl_cli.training.run import train_run
@@ -244,7 +245,7 @@ def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(finished, copied, st
     folder = run_folder(copied, "noisy", 1)
     shutil.rmtree(folder)
     (job,) = [job for job in setup.jobs(copied) if (job.arm, job.seed) == ("noisy", 1)]
-    with jobs_module._threads(1):
+    with computing_with(1):
         records_of_training = train_run([store], folder, job.config, checkpoint_s=0.0)
         for record in records_of_training:
             if isinstance(record, Validated):

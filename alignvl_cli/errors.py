@@ -39,3 +39,9 @@ class RejectedError(AlignvlError):
     """The stage finished and its artefact is complete, but too many items were rejected."""
 
     exit_code = 6
+
+
+def check_flag(holds: bool, flag: str, wanted: str, got: object) -> None:
+    """UsageError when what was given after `--flag` does not hold."""
+    if not holds:
+        raise UsageError(f"--{flag}: wanted {wanted}, got {got}")

@@ -19,8 +19,8 @@ from fakes import make_store
 import alignvl_cli.retrieval.evaluate as evaluation
 import alignvl_cli.retrieval.saving as saving
 from alignvl_cli import provenance
-from alignvl_cli.config import resolve_train
 from alignvl_cli.runs.folder import load_run
+from alignvl_cli.settings import resolve_train
 from alignvl_cli.store import reader, schema
 from alignvl_cli.training.run import count_pairs, train_run
 

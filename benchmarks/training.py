@@ -31,8 +31,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from fakes import make_store
 
-from alignvl_cli.config import Device, Precision, resolve_train
+from alignvl_cli.config import Device, Precision
 from alignvl_cli.devices import choose_device, choose_precision
+from alignvl_cli.settings import resolve_train
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.batches import epoch_slices
 from alignvl_cli.training.loop import take_step

@@ -13,9 +13,10 @@ from typing import Any
 
 from fakes import make_store
 
-from alignvl_cli.config import TrainConfig, resolve_train
+from alignvl_cli.config import TrainConfig
 from alignvl_cli.provenance import SEAL
 from alignvl_cli.runs.folder import ADAPTERS, CONFIG, METRICS
+from alignvl_cli.settings import resolve_train
 from alignvl_cli.training.resume import resume_run
 from alignvl_cli.training.run import train_run
 

@@ -5,20 +5,11 @@ from dataclasses import fields
 
 import pytest
 
-from alignvl_cli.config import (
-    KINDS,
-    AdapterKind,
-    DatasetOptions,
-    ExtractConfig,
-    Init,
-    NoiseKind,
-    Recipe,
-    TrainConfig,
-    auto_shape,
-    read_settings,
-    resolve_train,
-)
+from alignvl_cli.config import AdapterKind, DatasetOptions, ExtractConfig, Init, NoiseKind, Recipe, TrainConfig
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.grammar import KINDS
+from alignvl_cli.recipes import auto_shape
+from alignvl_cli.settings import read_settings, resolve_train, run_name
 
 
 def ingredients(config: TrainConfig) -> tuple[bool, str, float]:
@@ -127,7 +118,7 @@ def test_recipe_sail_is_glu_and_sigmoid_and_flags_beat_it():
     assert (sail.adapter, sail.loss) == ("glu", "sigmoid")
     changed = resolve_train({"recipe": "sail", "adapter": "mlp", "loss": "infonce"})
     assert (changed.adapter, changed.loss) == ("mlp", "infonce")
-    assert changed.name == "sail-mlp-infonce-s0"
+    assert run_name(changed) == "sail-mlp-infonce-s0"
 
 
 def test_temperature():
@@ -162,7 +153,7 @@ def test_automatic_size_fits_the_data(pairs):
     ],
 )
 def test_the_name_tells_what_departs_from_the_recipe(asked, name):
-    assert resolve_train(asked).name == name
+    assert run_name(resolve_train(asked)) == name
 
 
 def test_settings_file(tmp_path):

@@ -23,9 +23,10 @@ from alignvl_cli.ablation.records import (
 )
 from alignvl_cli.ablation.study import Arm, Study
 from alignvl_cli.ablation.verdicts import StudyVerdicts
-from alignvl_cli.config import Device, subset_of
+from alignvl_cli.config import Device
 from alignvl_cli.devices import choose_device, usable_cores
 from alignvl_cli.errors import DataError, DivergedError, MismatchError, UsageError
+from alignvl_cli.grammar import subset_of
 from alignvl_cli.provenance import file_sha256, made_by, read_json, write_json
 from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.batches import steps_per_epoch

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alignvl_cli.config import Device, TrainConfig, nearest, resolve_train
+from alignvl_cli.config import Device, TrainConfig
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.grammar import by_flag, did_you_mean
+from alignvl_cli.settings import resolve_train
 
 KEYS = ("name", "question", "reference", "seeds", "margin", "base", "arms", "factors")
 DEFAULT_MARGIN = 1.0
@@ -80,7 +82,7 @@ def parse_study(document: Mapping[str, Any]) -> Study:
     """The study in a TOML document; UsageError as in `load_study`."""
     for key in document:
         if key not in KEYS:
-            raise UsageError(f"unknown key '{key}'.{nearest(key, list(KEYS))}")
+            raise UsageError(f"unknown key '{key}'.{did_you_mean(key, list(KEYS))}")
     if ("arms" in document) == ("factors" in document):
         raise UsageError("a study has either [arms.NAME] tables or [factors.NAME] tables, one of the two")
     base = _settings(_typed(document, "base", dict, {}), "[base]")
@@ -164,7 +166,7 @@ def _crossed(tables: Any) -> tuple[dict[str, tuple[str, ...]], tuple[Arm, ...]]:
 def _settings(table: Any, where: str) -> Settings:
     if not isinstance(table, dict):
         raise UsageError(f"{where}: wanted a table of settings, got {table!r}")
-    settings = {key.replace("_", "-"): value for key, value in table.items()}
+    settings = by_flag(table)
     for key in KEPT_OUT:
         if key in settings:
             raise UsageError(f"{where}: '{key}' is the whole study's, not an arm's: " + OUTSIDE[key])
@@ -179,7 +181,7 @@ def _check_arms(study: Study) -> None:
     if len(names) < 2:
         raise UsageError("a study compares two arms or more")
     if study.reference not in names:
-        raise UsageError(f"reference: no arm is called '{study.reference}'.{nearest(study.reference, names)}")
+        raise UsageError(f"reference: no arm is called '{study.reference}'.{did_you_mean(study.reference, names)}")
     folded: dict[str, str] = {}
     for name in names:
         if folded.setdefault(name.casefold(), name) != name:

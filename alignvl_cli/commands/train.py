@@ -28,10 +28,10 @@ from alignvl_cli.config import (
     Recipe,
     ReportTo,
     Size,
-    read_settings,
-    resolve_train,
 )
 from alignvl_cli.errors import UsageError
+from alignvl_cli.grammar import by_flag
+from alignvl_cli.settings import read_settings, resolve_train, run_name
 
 PLACES = ("stores", "output", "val", "config", "overwrite", "resume", "report-to")
 """What says where; all the rest are settings."""
@@ -243,9 +243,7 @@ def train(
     The step, in order: batch, mix, perturb, adapt, compare, smooth the target. Each flag below switches or
     shapes one of these; two arms with the same seed share everything that they have in common.
     """
-    asked = {
-        key.replace("_", "-"): value for key, value in locals().items() if value not in (None, []) and key != "session"
-    }
+    asked = by_flag({name: value for name, value in locals().items() if value not in (None, []) and name != "session"})
     if resume is not None:
         _resume(session, resume, asked)
         return
@@ -263,7 +261,7 @@ def train(
         stores = [session.workspace.newest_store()]
         session.note(f"training on the newest store, {stores[0]}")
     settings = resolve_train(*layers, flags, pairs=count_pairs(stores))
-    place = session.workspace.place_for(output, "runs", settings.name) if session.leads else nullcontext(Path())
+    place = session.workspace.place_for(output, "runs", run_name(settings)) if session.leads else nullcontext(Path())
     with place as run:
         records = train_run(stores, run, settings, val=val, overwrite=overwrite)
         show_training(session, run, records, tensorboard=report_to is ReportTo.tensorboard)

@@ -6,7 +6,10 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from alignvl_cli.config import SWITCHED_BY, Method, Size, resolve_train
+from alignvl_cli.config import Method, Size
+from alignvl_cli.grammar import by_flag
+from alignvl_cli.recipes import SWITCHED_BY
+from alignvl_cli.settings import resolve_train
 
 Json = Mapping[str, Any]
 DEMO = "demo-"
@@ -57,16 +60,16 @@ def asked_settings(settings: Json, pairs: int) -> dict[str, Any]:
 
     A detail of an ingredient that is off has no effect and is left out.
     """
-    given = _flags(settings)
+    given = by_flag(settings)
     is_solved = given.get("method", Method.contrastive) != Method.contrastive
     asked: dict[str, Any] = {key: given[key] for key in (["method"] if is_solved else ["recipe"])}
     for key, usual in (("size", Size.auto), ("subset", "all")):  # on which the shapes depend
         if given.get(key, usual) != usual:
             asked[key] = given[key]
     for key in () if is_solved else ("adapter", "init"):  # alike, the second by the first
-        if key in given and given[key] != _flags(resolve_train(asked, pairs=pairs).to_json())[key]:
+        if key in given and given[key] != by_flag(resolve_train(asked, pairs=pairs).to_json())[key]:
             asked[key] = given[key]
-    plain, defaults = (_flags(resolve_train(layer, pairs=pairs).to_json()) for layer in (asked, {}))
+    plain, defaults = (by_flag(resolve_train(layer, pairs=pairs).to_json()) for layer in (asked, {}))
     for ingredient, details in () if is_solved else SWITCHED_BY.items():
         is_on, was_on = _is_on(given, ingredient), _is_on(plain, ingredient)
         differing = {key: given[key] for key in details if given[key] != defaults[key]} if is_on else {}
@@ -79,10 +82,6 @@ def asked_settings(settings: Json, pairs: int) -> dict[str, Any]:
         if key not in TOLD_APART and value != plain.get(key)
     }
     return {**asked, "seed": given["seed"]}
-
-
-def _flags(settings: Json) -> dict[str, Any]:
-    return {key.replace("_", "-"): value for key, value in settings.items()}
 
 
 def _is_on(settings: Json, ingredient: str) -> bool:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from alignvl_cli.align.streams import Stream, Streams
-from alignvl_cli.config import TrainConfig, subset_of
+from alignvl_cli.config import TrainConfig
+from alignvl_cli.grammar import subset_of
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.data import StoredRows, duplicate_keys, stored_split
 from alignvl_cli.training.selection import SUBSETS, corrupt

@@ -10,9 +10,10 @@ from fakes import make_store
 from alignvl_cli.align.closed_forms import CLOSED_FORMS, moments, rank
 from alignvl_cli.align.ranks import image_to_text_ranks, text_to_image_ranks
 from alignvl_cli.align.ranks import recalls as recalls_of
-from alignvl_cli.config import Method, resolve_train
+from alignvl_cli.config import Method
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.runs.folder import METRICS, load_run
+from alignvl_cli.settings import resolve_train, run_name
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.closed_form import fitted_tau
 from alignvl_cli.training.data import load_split
@@ -97,7 +98,7 @@ def test_what_has_no_effect_on_a_closed_form_is_refused_beside_it(idle):
     with pytest.raises(UsageError, match="has no effect"):
         resolve_train({"method": "cca"}, idle)
     config = resolve_train(idle, {"method": "cca", "seed": 3})  # a stronger layer's method sets a weaker one's aside
-    assert (config.name, config.mix, config.smoothing, config.epochs) == ("cca-s3", False, 0.0, 0)
+    assert (run_name(config), config.mix, config.smoothing, config.epochs) == ("cca-s3", False, 0.0, 0)
     assert resolve_train({"method": "cca"}, {"method": "contrastive"} | idle).method == "contrastive"
 
 

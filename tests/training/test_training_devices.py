@@ -6,7 +6,7 @@ from fakes import make_store
 from killable_training import outcome
 
 from alignvl_cli.align.losses import LossParts
-from alignvl_cli.config import resolve_train
+from alignvl_cli.settings import resolve_train
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training import loop, prepare
 from alignvl_cli.training.batches import epoch_slices

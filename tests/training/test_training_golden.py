@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fakes import make_store
 
-from alignvl_cli.config import resolve_train
+from alignvl_cli.settings import resolve_train
 from alignvl_cli.training.records import Step, Validated
 from alignvl_cli.training.run import train_run
 

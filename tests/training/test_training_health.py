@@ -9,9 +9,9 @@ from fakes import make_store
 
 from alignvl_cli.align.adapters import TAU_RANGE
 from alignvl_cli.align.losses import LossParts
-from alignvl_cli.config import resolve_train
 from alignvl_cli.errors import DivergedError, UsageError
 from alignvl_cli.runs.folder import ADAPTERS, METRICS
+from alignvl_cli.settings import resolve_train
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training import loop
 from alignvl_cli.training.averaging import Average

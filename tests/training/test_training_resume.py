@@ -12,13 +12,14 @@ import torch
 from fakes import make_store
 from killable_training import begin, end, outcome, settings, small_store
 
-from alignvl_cli.config import TrainConfig, resolve_train
+from alignvl_cli.config import TrainConfig
 from alignvl_cli.errors import DataError, MismatchError, UsageError
 from alignvl_cli.provenance import read_json
 from alignvl_cli.runs import checkpoint
 from alignvl_cli.runs.checkpoint import FOLDER, STATE, read_checkpoint
 from alignvl_cli.runs.folder import ADAPTERS, CONFIG, METRICS, RESULT, load_run
 from alignvl_cli.runs.writer import held
+from alignvl_cli.settings import resolve_train
 from alignvl_cli.training import snapshot
 from alignvl_cli.training.records import Step, Validated
 from alignvl_cli.training.resume import resume_run

@@ -9,9 +9,9 @@ import torch
 from fakes import make_store
 
 from alignvl_cli.align.ranks import image_to_text_ranks, recalls, text_to_image_ranks
-from alignvl_cli.config import resolve_train
 from alignvl_cli.errors import DataError, DivergedError, MismatchError, UsageError
 from alignvl_cli.runs.folder import ADAPTERS, CONFIG, METRICS, RESULT, load_run
+from alignvl_cli.settings import resolve_train
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training import machine
 from alignvl_cli.training.records import Finished, Started, Step, Validated

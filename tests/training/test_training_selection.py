@@ -7,9 +7,10 @@ import torch
 from fakes import make_store
 
 from alignvl_cli.align.streams import Streams
-from alignvl_cli.config import CorruptKind, SubsetKind, resolve_train
+from alignvl_cli.config import CorruptKind, SubsetKind
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.runs.folder import CONFIG, load_run
+from alignvl_cli.settings import resolve_train
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training import selection
 from alignvl_cli.training.chosen import choose_pairs

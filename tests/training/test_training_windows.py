@@ -6,8 +6,8 @@ import torch
 from fakes import make_store
 from killable_training import outcome
 
-from alignvl_cli.config import resolve_train
 from alignvl_cli.errors import UsageError
+from alignvl_cli.settings import resolve_train
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.batches import epoch_slices
 from alignvl_cli.training.data import load_split, stored_split

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 PACKAGE = Path(__file__).parents[1] / "alignvl_cli"
-EVERYWHERE = {"config", "recipes", "grammar", "settings", "errors", "provenance", "devices"}
+EVERYWHERE = {"config", "recipes", "grammar", "settings", "errors", "provenance", "locks", "devices"}
 ALLOWED = {
     "align": set(),
     "pairs": set(),

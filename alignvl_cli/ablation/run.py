@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,16 +26,12 @@ from alignvl_cli.config import Device
 from alignvl_cli.devices import choose_device, usable_cores
 from alignvl_cli.errors import DataError, DivergedError, MismatchError, UsageError
 from alignvl_cli.grammar import subset_of
+from alignvl_cli.locks import held
 from alignvl_cli.provenance import file_sha256, made_by, read_json, write_json
 from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.batches import steps_per_epoch
 from alignvl_cli.training.prepare import VAL
 from alignvl_cli.training.run import count_pairs
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 TEST = "test"
 LOCK = ".lock"
@@ -169,7 +164,12 @@ def run_study(setup: Setup, folder: Path, processes: int | None = None) -> Itera
     diverged. Abandoning the iterator leaves a folder that goes on where it stopped.
     """
     setup = begin(setup, folder)
-    with _locked(folder):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise DataError(f"--output {folder}: cannot write there ({problem.strerror or problem})") from problem
+    busy = f"{folder}: another process is running this study; wait for it, or name another folder with -o"
+    with held(folder / LOCK, busy):
         write_json(folder / STUDY, {"counter": _counter(folder), **setup.record()})
         every = setup.jobs(folder)
         missing = [job for job in every if jobs.read_outcome(job) is None]
@@ -265,23 +265,3 @@ def default_processes(setup: Setup) -> int:
     if setup.device == Device.mps:
         return 1
     return max(1, usable_cores() // setup.threads)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the one lock of a study's folder, which is made. It goes with the process, even a killed one."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise DataError(f"--output {folder}: cannot write there ({problem.strerror or problem})") from problem
-    with open(folder / LOCK, "a") as stream:
-        if fcntl is not None:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as problem:
-                raise DataError(
-                    f"{folder}: another process is running this study; wait for it, or name another folder with -o"
-                ) from problem
-            except OSError:  # a file system without locks
-                pass
-        yield

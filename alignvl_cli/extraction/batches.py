@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from PIL import Image
 from alignvl_cli.config import ExtractConfig
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.occupancy import recorded_plan
-from alignvl_cli.extraction.plan import existing_store_matches, make_plan
+from alignvl_cli.extraction.plan import Batches, existing_store_matches, make_plan
 from alignvl_cli.extraction.ranks import ALONE, Ranks
 from alignvl_cli.pairs.items import Dataset
 
@@ -30,12 +29,6 @@ TIMED = 3
 FIRST_WAIT_SECONDS = 180.0
 """How long other processes wait for the first one's plan."""
 POLL_SECONDS = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Batches:
-    images: int
-    texts: int
 
 
 def choose_batches(

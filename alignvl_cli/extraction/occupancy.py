@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from alignvl_cli.errors import DataError, MismatchError
-from alignvl_cli.extraction.locks import FileLock
 from alignvl_cli.extraction.plan import Plan, differences
-from alignvl_cli.extraction.work_folder import LOCK, PLAN, POLL_SECONDS, WorkFolder
+from alignvl_cli.extraction.work_folder import LOCK, PLAN, POLL_SECONDS, WorkFolder, shared_lock
+from alignvl_cli.locks import Lock, held
 from alignvl_cli.provenance import read_json, write_json
 
 ENTRY_SECONDS = 20.0
@@ -39,7 +39,7 @@ def work_folder(output: Path, plan: Plan, *, restart: bool, is_shared: bool = Fa
             lock.close()
         return
     folder.path.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.path, output):
+    with held(folder.path / LOCK, _occupied(output)):
         if restart:
             folder.empty()
         _settle_plan(folder, output, plan)
@@ -47,13 +47,13 @@ def work_folder(output: Path, plan: Plan, *, restart: bool, is_shared: bool = Fa
         yield folder
 
 
-def _enter(folder: WorkFolder, output: Path, plan: Plan) -> FileLock:
+def _enter(folder: WorkFolder, output: Path, plan: Plan) -> Lock:
     """The folder's lock, shared with the processes of the same plan; the first to come settles the plan, alone."""
     deadline = time.monotonic() + ENTRY_SECONDS
     while time.monotonic() < deadline:
         folder.path.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # removed just now by the last process of an extraction that ended
-            lock = FileLock(folder.path / LOCK, required=True)
+            lock = shared_lock(folder.path / LOCK)
             try:
                 if lock.take() and lock.is_current:
                     _settle_plan(folder, output, plan)
@@ -66,7 +66,7 @@ def _enter(folder: WorkFolder, output: Path, plan: Plan) -> FileLock:
                 raise
             lock.close()
         time.sleep(POLL_SECONDS)
-    raise _occupied(output)
+    raise DataError(_occupied(output))
 
 
 def recorded_plan(output: Path) -> dict[str, Any] | None:
@@ -87,7 +87,7 @@ def remove_leftover(output: Path) -> None:
     folder = _folder_of(output)
     if not (folder.path / LOCK).exists():
         return
-    with suppress(DataError, FileNotFoundError), _locked(folder.path, output):
+    with suppress(DataError, FileNotFoundError), held(folder.path / LOCK, _occupied(output)):
         if folder.became(output):
             _remove_scratch(folder, output)
             folder.discard()
@@ -121,17 +121,5 @@ def _settle_plan(folder: WorkFolder, output: Path, plan: Plan) -> None:
         )
 
 
-@contextmanager
-def _locked(folder: Path, output: Path) -> Iterator[None]:
-    """Hold a work folder alone."""
-    lock = FileLock(folder / LOCK)
-    try:
-        if not (lock.take() and lock.is_current):
-            raise _occupied(output)
-        yield
-    finally:
-        lock.close()
-
-
-def _occupied(output: Path) -> DataError:
-    return DataError(f"{output}: another process is extracting this store; wait for it, or choose another --output")
+def _occupied(output: Path) -> str:
+    return f"{output}: another process is extracting this store; wait for it, or choose another --output"

@@ -14,7 +14,6 @@ from alignvl_cli.store.reader import read_made_by
 if TYPE_CHECKING:
     from alignvl_cli.encoders.text import TextEncoder
     from alignvl_cli.encoders.vision import VisionEncoder
-    from alignvl_cli.extraction.batches import Batches
 
 CPU_IMAGES = 8
 """Pictures in a forward on a CPU, by default: their activations must fit its caches (32 take half as long again)."""
@@ -28,6 +27,14 @@ TEXT_SHARD_BATCHES = 64
 """Shards long enough that sorting by length leaves next to no padding."""
 CONTENT = ("dataset", "images", "encoder_hash", "vision", "text", "precision", "max_pixels", "dtype")
 """The part of a plan that a person would call other data; the rest decides last bits, and shard borders."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """Pictures, and captions, that go through an encoder at once."""
+
+    images: int
+    texts: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +74,7 @@ def make_plan(
     vision: "VisionEncoder",
     text: "TextEncoder",
     config: ExtractConfig,
-    batches: "Batches | None" = None,
+    batches: Batches | None = None,
 ) -> Plan:
     """The plan of `run_extraction` with these arguments; reads no image and encodes nothing.
 

@@ -10,11 +10,10 @@ import h5py
 from alignvl_cli.config import ALWAYS_FORGIVEN, ExtractConfig
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.extraction.assembly import Encoded, assemble
-from alignvl_cli.extraction.batches import Batches
 from alignvl_cli.extraction.events import Event, ExtractSummary, Finished, Note, Seconds
 from alignvl_cli.extraction.images import EncodedImages, encode_images
 from alignvl_cli.extraction.occupancy import remove_leftover, work_folder
-from alignvl_cli.extraction.plan import existing_store_matches, make_plan
+from alignvl_cli.extraction.plan import Batches, existing_store_matches, make_plan
 from alignvl_cli.extraction.ranks import ALONE, Ranks
 from alignvl_cli.extraction.stopwatch import Stopwatch
 from alignvl_cli.extraction.texts import encode_texts, gather_captions

@@ -24,7 +24,7 @@ import xxhash
 
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.events import Stage
-from alignvl_cli.extraction.locks import FileLock
+from alignvl_cli.locks import Lock
 from alignvl_cli.provenance import committed, read_json, write_json
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.store.writer import Written
@@ -44,7 +44,7 @@ class WorkFolder:
     path: Path
     is_shared: bool = False
     """Whether other processes may be making shards of it."""
-    _claims: dict[str, FileLock] = field(default_factory=dict)
+    _claims: dict[str, Lock] = field(default_factory=dict)
     is_over: bool = False
     """Nothing is left to do in it: the last process to leave a shared folder removes it."""
 
@@ -120,7 +120,7 @@ class WorkFolder:
     def _take(self, name: str) -> bool:
         if name in self._claims:
             return True
-        lock = FileLock(self.path / (name + CLAIM), required=True)
+        lock = shared_lock(self.path / (name + CLAIM))
         if not lock.take():
             lock.close()
             return False
@@ -197,6 +197,15 @@ class WorkFolder:
 
     def _path(self, stage: Stage, number: int, suffix: str) -> Path:
         return self.path / f"{stage.value}-{number:06d}.{suffix}"
+
+
+def shared_lock(path: Path) -> Lock:
+    """A lock that an extraction cannot be shared without."""
+    return Lock(
+        path,
+        unlockable=f"{path.parent}: files cannot be locked here, which sharing an extraction needs; run it as one "
+        "process, or put --output on a file system with locks",
+    )
 
 
 def _digest(latents: np.ndarray) -> str:

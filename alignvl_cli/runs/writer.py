@@ -2,8 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -12,14 +12,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.locks import held
 from alignvl_cli.provenance import canonical_json, committed, file_sha256, write_json
 from alignvl_cli.runs.checkpoint import remove_checkpoint, write_checkpoint
 from alignvl_cli.runs.folder import ADAPTERS, CONFIG, ENVIRONMENT, FORMAT, METRICS, RESULT, is_complete_run
-
-try:
-    import fcntl
-except ImportError:  # not on Windows; the lock is a courtesy there is no substitute for
-    fcntl = None  # type: ignore[assignment]
 
 
 class RunWriter:
@@ -107,28 +103,10 @@ def claim_run(path: Path, overwrite: bool) -> None:
         raise DataError(f"--output {path}: cannot write there ({problem.strerror or problem})") from problem
 
 
-@contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Hold the run folder `path`, which exists, against every other process; DataError when one holds it.
-
-    The lock lies on the folder itself and goes with the process, even a killed one; best effort on file systems
-    without locks.
-    """
-    handle = None if fcntl is None else os.open(path, os.O_RDONLY)
-    try:
-        if handle is not None:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as problem:
-                raise DataError(
-                    f"{path}: another process is training in this run folder; wait for it, or name another place"
-                ) from problem
-            except OSError:
-                pass
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
+def held_run(path: Path) -> AbstractContextManager[None]:
+    """Hold the run folder `path`, which exists, against every other process; DataError when one holds it."""
+    busy = f"{path}: another process is training in this run folder; wait for it, or name another place"
+    return held(path, busy, is_folder=True)
 
 
 def _is_scratch(path: Path) -> bool:
@@ -143,7 +121,7 @@ def _clear(path: Path, overwrite: bool) -> None:
                 entry.unlink()
             return
         raise UsageError(f"--output {path}: the folder holds something that is no run; name another place")
-    with held(path):
+    with held_run(path):
         if not overwrite:
             is_complete = is_complete_run(path)
             state = "a complete run" if is_complete else "an unfinished run"

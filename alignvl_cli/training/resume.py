@@ -13,7 +13,7 @@ from alignvl_cli.errors import AlignvlError, DataError, MismatchError
 from alignvl_cli.provenance import library_versions
 from alignvl_cli.runs.checkpoint import read_checkpoint
 from alignvl_cli.runs.folder import ENVIRONMENT, METRICS, StoreReference, load_unfinished
-from alignvl_cli.runs.writer import RunWriter, held
+from alignvl_cli.runs.writer import RunWriter, held_run
 from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.machine import computing_with
 from alignvl_cli.training.prepare import prepare
@@ -42,7 +42,7 @@ def resume_run(
         device = choose_device(Device(unfinished.device))
         team = held_open.enter_context(joined(device))
         if team.leads:
-            held_open.enter_context(held(run))
+            held_open.enter_context(held_run(run))
             unfinished = load_unfinished(run)  # another process may have finished it just now
         held_open.enter_context(computing_with(unfinished.threads))
         stores = [_open(reference, elsewhere, unfinished.config["encoder_hash"]) for reference in unfinished.stores]

@@ -10,7 +10,7 @@ from alignvl_cli.align.adapters import temperature_of
 from alignvl_cli.config import Method, TrainConfig
 from alignvl_cli.devices import choose_device
 from alignvl_cli.provenance import made_by
-from alignvl_cli.runs.writer import RunWriter, claim_run, held
+from alignvl_cli.runs.writer import RunWriter, claim_run, held_run
 from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.closed_form import solve
 from alignvl_cli.training.data import require_split
@@ -65,7 +65,7 @@ def train_run(
             yield from follow(plan, state)
             return
         claim_run(output, overwrite)
-        with held(output):
+        with held_run(output):
             environment = made_by("train", config.to_json(), device=device_name(device), threads=started.threads)
             with RunWriter(output, _describe(opened, val_store, state, config, started), environment) as writer:
                 checkpoints = Checkpoints(writer, checkpoint_s, wall_s=time.perf_counter() - began)

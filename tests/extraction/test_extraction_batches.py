@@ -8,9 +8,9 @@ from fakes import FakeText, FakeVision, make_dataset
 
 from alignvl_cli.config import ExtractConfig
 from alignvl_cli.errors import DataError
-from alignvl_cli.extraction.batches import Batches, choose_batches, measured_size
+from alignvl_cli.extraction.batches import choose_batches, measured_size
 from alignvl_cli.extraction.events import Finished
-from alignvl_cli.extraction.plan import CPU_IMAGES, ONE_THREAD_IMAGES, make_plan
+from alignvl_cli.extraction.plan import CPU_IMAGES, ONE_THREAD_IMAGES, Batches, make_plan
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.store.reader import open_store
 

@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 from alignvl_cli.app import app
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.extraction.events import Finished
-from alignvl_cli.extraction.locks import FileLock
 from alignvl_cli.extraction.ranks import ALONE, Ranks, ranks_here
 from alignvl_cli.extraction.run import run_extraction
+from alignvl_cli.locks import Lock
 
 SECONDS = 120
 """Long past any honest run: beyond it something waits for ever."""
@@ -161,8 +161,8 @@ def test_nobody_throws_away_what_others_may_be_using(tmp_path, alone, option):
 
 
 def test_sharing_needs_locks(tmp_path, alone, monkeypatch):
-    monkeypatch.setattr("alignvl_cli.extraction.locks.fcntl", None)
-    with closing(FileLock(tmp_path / "any")) as lock:
+    monkeypatch.setattr("alignvl_cli.locks.fcntl", None)
+    with closing(Lock(tmp_path / "any")) as lock:
         assert lock.take()
     with pytest.raises(DataError, match="one process"):
         extract(alone[0], tmp_path / "s.h5", of(2)[0])

@@ -16,14 +16,14 @@ from alignvl_cli.errors import DataError
 from alignvl_cli.provenance import read_json, write_json
 from alignvl_cli.retrieval.index import build_index, open_index
 from alignvl_cli.runs.folder import load_run
-from alignvl_cli.runs.writer import held
+from alignvl_cli.runs.writer import held_run
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.resume import resume_run
 from alignvl_cli.training.run import train_run
 
 
 def test_a_second_process_in_a_run_folder_is_refused(copied):
-    with held(copied / "unfinished"), pytest.raises(DataError, match="another process is training"):
+    with held_run(copied / "unfinished"), pytest.raises(DataError, match="another process is training"):
         next(resume_run(copied / "unfinished"))
     assert load_run(copied / "run")
 

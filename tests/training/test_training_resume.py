@@ -18,7 +18,7 @@ from alignvl_cli.provenance import read_json
 from alignvl_cli.runs import checkpoint
 from alignvl_cli.runs.checkpoint import FOLDER, STATE, read_checkpoint
 from alignvl_cli.runs.folder import ADAPTERS, CONFIG, METRICS, RESULT, load_run
-from alignvl_cli.runs.writer import held
+from alignvl_cli.runs.writer import held_run
 from alignvl_cli.settings import resolve_train
 from alignvl_cli.training import snapshot
 from alignvl_cli.training.records import Step, Validated
@@ -196,7 +196,7 @@ def test_what_is_no_run_is_not_resumed(tmp_path):
 
 def test_another_process_in_the_folder(store, tmp_path):
     run = stopped(store, tmp_path / "run", 5)
-    with held(run):
+    with held_run(run):
         for attempt in (
             lambda: list(resume_run(run)),
             lambda: list(train_run([store], run, settings(), overwrite=True)),

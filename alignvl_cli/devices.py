@@ -61,3 +61,11 @@ def choose_precision(asked: Precision, device: str) -> Precision:
 def usable_cores() -> int:
     """Cores that this process may run on: a scheduler may give it fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus() -> list[str]:
+    """CUDA devices that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    import torch
+
+    named = [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part]
+    return named or [str(number) for number in range(torch.cuda.device_count())]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from alignvl_cli.ablation.jobs import Job, read_outcome
-from alignvl_cli.ablation.run import Setup, begin, default_processes
+from alignvl_cli.ablation.setup import TEST, Setup, begin, default_processes
 from alignvl_cli.ablation.statistics import seeds_for_any_verdict
 from alignvl_cli.provenance import read_json
 from alignvl_cli.runs.folder import RESULT
@@ -139,5 +139,5 @@ def _timed(setup: Setup, job: Job) -> tuple[float, int]:
 
 
 def _test_rows(setup: Setup) -> tuple[Any, Any]:
-    rows = open_store(setup.store).rows("test")
+    rows = open_store(setup.store).rows(TEST)
     return rows.image, rows.text

@@ -11,7 +11,7 @@ from alignvl_cli.config import Device
 from alignvl_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from alignvl_cli.ablation.run import Setup
+    from alignvl_cli.ablation.setup import Setup
 
 
 def ablate(
@@ -53,7 +53,7 @@ def ablate(
     asked = load_study(study).with_seeds(None if seeds is None else parse_seeds(seeds))
     asked = asked if margin is None else replace(asked, margin=check_margin(margin))
 
-    from alignvl_cli.ablation.run import set_up
+    from alignvl_cli.ablation.setup import set_up
 
     if data is None:
         data = session.workspace.newest_store()

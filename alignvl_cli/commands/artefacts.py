@@ -61,7 +61,7 @@ def make_index(
     """Build the index of `run` over a split of its store, at `output` or numbered in the workspace; `options` are
     those of `build_index`."""
     from alignvl_cli.retrieval.factory import TARGET
-    from alignvl_cli.retrieval.index import build_index
+    from alignvl_cli.retrieval.index_builder import build_index
 
     store = store_of(session, run, data)
     with session.workspace.place_for(output, "indexes", f"{run.path.resolve().name}-{split}") as place:

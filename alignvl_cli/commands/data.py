@@ -55,7 +55,7 @@ def check(
     from alignvl_cli.extraction.events import Progress
     from alignvl_cli.pairs.dataset import open_dataset
     from alignvl_cli.report.data import check_document, check_tables, check_warnings
-    from alignvl_cli.report.progress import ExtractionProgress
+    from alignvl_cli.report.extraction_progress import ExtractionProgress
 
     pairs = open_dataset(dataset, options)
     encoder = None

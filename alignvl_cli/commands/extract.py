@@ -125,7 +125,7 @@ def extract(
     from alignvl_cli.extraction.occupancy import remove_leftover
     from alignvl_cli.extraction.plan import existing_store_matches, make_plan
     from alignvl_cli.extraction.run import run_extraction
-    from alignvl_cli.report.progress import ExtractionProgress
+    from alignvl_cli.report.extraction_progress import ExtractionProgress
 
     trust = Trust(remote_code=trust_remote_code, pickle=allow_pickle)
     images = load_vision(vision, pooling=image_pooling, device=place, precision=precision, trust=trust)

@@ -19,8 +19,8 @@ TENSORBOARD = "tensorboard"
 
 def show_training(session: Session, run: Path, records: Generator["Record", None, None], *, tensorboard: bool) -> None:
     """Draw the records of `run` as they come, and log them; an interruption learns how to go on."""
-    from alignvl_cli.report.progress import TrainingProgress
     from alignvl_cli.report.tensorboard import TensorBoardLog
+    from alignvl_cli.report.training_progress import TrainingProgress
     from alignvl_cli.training.records import Started
 
     try:

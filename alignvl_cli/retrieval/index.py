@@ -1,11 +1,9 @@
 """An index: a folder with a FAISS index of a run's images, one of its captions, and what each row is.
 
 `image.faiss`, `text.faiss`, `items.parquet` (modality, row, id, uri, caption, content), and `index.json`, which holds
-the hashes of the other three. The folder takes its name only when all four are there.
+the hashes of the other three. The folder takes its name only when all four are there (see `index_builder`).
 """
 
-import os
-import shutil
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,17 +15,11 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.provenance import file_sha256, made_by, write_json
-from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
-from alignvl_cli.retrieval.factory import AUTO, available_memory, build_vectors, choose_factory
+from alignvl_cli.errors import DataError
+from alignvl_cli.provenance import file_sha256
 from alignvl_cli.retrieval.hits import Gallery
-from alignvl_cli.retrieval.hubness import BANK_SPLIT, choose_normalisation, normalisation_penalties
-from alignvl_cli.retrieval.index_record import RECORD, IndexRecord
-from alignvl_cli.retrieval.nearest import agreement, faiss
-from alignvl_cli.retrieval.protocol import HubCorrection
-from alignvl_cli.runs.folder import Run
-from alignvl_cli.store.reader import Store
+from alignvl_cli.retrieval.index_record import IndexRecord
+from alignvl_cli.retrieval.nearest import faiss
 
 ITEMS = "items.parquet"
 FAISS_FILES = {gallery: f"{gallery.value}.faiss" for gallery in Gallery}
@@ -73,78 +65,6 @@ class Index:
         return Path(self.record.run)
 
 
-def build_index(
-    run: Run,
-    store: Store,
-    split: str,
-    output: Path,
-    *,
-    factory: str = AUTO,
-    memory: int | None = None,
-    correction: HubCorrection | None = None,
-    device: str = "cpu",
-    overwrite: bool = False,
-) -> IndexRecord:
-    """Project a split of `store` with `run` and index it under `output`, whole or not at all.
-
-    `factory` is any FAISS factory string, or `auto`; `memory` is what the indexes may take together, by default half
-    of what is available. With a correction every vector gets one more dimension, its hub penalty.
-
-    Raises UsageError when `output` is there already (an empty folder is not), for a factory that does not do or does
-    not fit; MismatchError for a store of other encoders; DataError for an absent split or embeddings that are not
-    finite. Each index's recall against exact search, queried with the other modality, is measured and recorded.
-    """
-    if output.exists() and not _replaceable(output, overwrite):
-        raise UsageError(f"{output} is there already; choose another --output, or give --overwrite to replace an index")
-    embeddings = embed_split(run, store, split, device)
-    sides, hubness = _sides(run, store, embeddings, correction, device)
-    budget = available_memory() // 2 if memory is None else memory
-    total = sum(len(gallery_GE) for gallery_GE, _ in sides.values())
-    factories = {
-        gallery: choose_factory(factory, len(rows_GE), rows_GE.shape[1], budget * len(rows_GE) // total)
-        for gallery, (rows_GE, _) in sides.items()
-    }
-    built = {
-        gallery: build_vectors(factories[gallery], rows_GE, _every_other(query_QE, 1))
-        for gallery, (rows_GE, query_QE) in sides.items()
-    }
-    measured = {
-        gallery.value: agreement(built[gallery][0], _every_other(query_QE, 0), rows_GE)
-        for gallery, (rows_GE, query_QE) in sides.items()
-    }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
-        for gallery, (index, _) in built.items():
-            _write_faiss(index, scratch / FAISS_FILES[gallery])
-        pyarrow.parquet.write_table(_items_table(store, embeddings), scratch / ITEMS)
-        record = IndexRecord(
-            run=str(run.path.resolve()),
-            adapters_sha256=run.config["adapters_sha256"],
-            encoder_hash=run.encoder_hash,
-            store=str(store.path.resolve()),
-            store_content_hash=store.content_hash,
-            split=split,
-            factory={gallery.value: chosen for gallery, chosen in factories.items()},
-            search={gallery.value: setting for gallery, (_, setting) in built.items()},
-            metric="cosine" if hubness is None else "cosine less a hub penalty",
-            hubness=hubness,
-            width=embeddings.img_IE.shape[1],
-            images=len(embeddings.rows.image),
-            captions=len(embeddings.rows.text),
-            recall_against_exact=measured,
-            sha256={name: file_sha256(scratch / name) for name in PARTS},
-            made_by=made_by("index", {"split": split, "factory": factory}),
-        )
-        write_json(scratch / RECORD, record.to_json())
-        _take_name(scratch, output)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return record
-
-
 def open_index(path: Path) -> Index:
     """Open an index, every part's hash and size verified; DataError with the reason when it is not sound."""
     record = IndexRecord.read(path)
@@ -164,82 +84,9 @@ def open_index(path: Path) -> Index:
     return Index(path, record, indexes, items)
 
 
-def _replaceable(output: Path, overwrite: bool) -> bool:
-    """An empty folder, or with `overwrite` an index; never a folder of anything else."""
-    if not output.is_dir():
-        return False
-    return not any(output.iterdir()) or (overwrite and (output / RECORD).is_file())
-
-
-def _take_name(scratch: Path, output: Path) -> None:
-    """Rename the finished folder; one that stood there before is moved aside first and removed last."""
-    if not output.exists():
-        scratch.rename(output)
-        return
-    aside = output.with_name(f".{output.name}.{os.getpid()}.old")
-    output.rename(aside)
-    scratch.rename(output)
-    shutil.rmtree(aside)
-
-
-def _items_table(store: Store, embeddings: Embeddings) -> pyarrow.Table:
-    rows = embeddings.rows
-    first_caption = [""] * len(rows.image)
-    for text_row, owner in zip(reversed(rows.text), reversed(rows.text_image), strict=True):
-        first_caption[owner] = store.text_caption[text_row]
-    captions = [store.text_caption[row] for row in rows.text]
-    owner_row_T = rows.image[rows.text_image]
-    item_row_N = np.concatenate([rows.image, owner_row_T])
-    return pyarrow.table(
-        {
-            "modality": [Gallery.image.value] * len(rows.image) + [Gallery.text.value] * len(rows.text),
-            "row": np.concatenate([np.arange(len(rows.image)), np.arange(len(rows.text))]),
-            "id": [store.image_id[row] for row in item_row_N],
-            "uri": [store.image_uri[row] for row in item_row_N],
-            "caption": first_caption + captions,
-            "content": [store.image_sha256[row].tobytes().hex() for row in rows.image] + captions,
-        }
-    )
-
-
-def _sides(
-    run: Run, store: Store, embeddings: Embeddings, correction: HubCorrection | None, device: str
-) -> tuple[dict[Gallery, tuple[np.ndarray, np.ndarray]], dict[str, Any] | None]:
-    """Gallery -> its vectors and the queries of the other modality; and the record of the correction.
-
-    Corrected, a vector is (embedding, -penalty) and a query (embedding, 1): their product is cosine less penalty.
-    """
-    image, text = embeddings.img_IE.cpu().numpy(), embeddings.txt_TE.cpu().numpy()
-    if correction is None:
-        return {Gallery.image: (image, text), Gallery.text: (text, image)}, None
-    bank = embed_split(run, store, BANK_SPLIT, device)
-    chosen = choose_normalisation(embed_split(run, store, run.split_used, device), bank)
-    penalties = normalisation_penalties(embeddings, bank, chosen)
-    by_gallery = {Gallery.image: "text_to_image", Gallery.text: "image_to_text"}
-    penalty = {gallery: penalties[direction].cpu().numpy() for gallery, direction in by_gallery.items()}
-    parameters = {gallery.value: chosen[direction].to_json() for gallery, direction in by_gallery.items()}
-    corrected = {
-        Gallery.image: (np.column_stack([image, -penalty[Gallery.image]]), with_one(text)),
-        Gallery.text: (np.column_stack([text, -penalty[Gallery.text]]), with_one(image)),
-    }
-    return corrected, {"correction": correction.value, "bank": BANK_SPLIT, "parameters": parameters}
-
-
-def _every_other(query_QE: np.ndarray, first: int) -> np.ndarray:
-    """Queries 1, 3, 5, ... set the search, queries 0, 2, 4, ... measure it; a lone query does both."""
-    return query_QE[min(first, len(query_QE) - 1) :: 2]
-
-
 def with_one(query_QE: np.ndarray) -> np.ndarray:
     """Queries (Q, E + 1) for corrected vectors."""
     return np.column_stack([query_QE, np.ones(len(query_QE), dtype=np.float32)])
-
-
-def _write_faiss(index: Any, path: Path) -> None:
-    try:
-        faiss().write_index(index, str(path))
-    except FAISS_ERRORS as problem:
-        raise DataError(f"{path}: FAISS cannot write this index (is the disk full?): {problem}") from problem
 
 
 def _read_faiss(path: Path) -> Any:

@@ -16,7 +16,8 @@ from studies import STUDY, write_study
 from alignvl_cli.ablation import jobs as jobs_module
 from alignvl_cli.ablation.plan import plan_study
 from alignvl_cli.ablation.records import RANKS, RESULTS, VERDICTS, read_study, read_verdicts, run_folder
-from alignvl_cli.ablation.run import Begun, Finished, RunMade, run_study, set_up
+from alignvl_cli.ablation.run import Begun, Finished, RunMade, run_study
+from alignvl_cli.ablation.setup import set_up
 from alignvl_cli.ablation.study import load_study
 from alignvl_cli.config import Device
 from alignvl_cli.errors import DataError, DivergedError, MismatchError, UsageError

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from alignvl_cli.app import Terminated
-from alignvl_cli.report.progress import TrainingProgress
+from alignvl_cli.report.training_progress import TrainingProgress
 from alignvl_cli.training import snapshot
 from alignvl_cli.training.records import Validated
 

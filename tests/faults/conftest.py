@@ -14,12 +14,13 @@ from killable import CONFIG
 from killable_training import settings
 from studies import write_study
 
-from alignvl_cli.ablation.run import run_study, set_up
+from alignvl_cli.ablation.run import run_study
+from alignvl_cli.ablation.setup import set_up
 from alignvl_cli.ablation.study import load_study
 from alignvl_cli.config import Device
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.retrieval.evaluate import evaluate
-from alignvl_cli.retrieval.index import build_index
+from alignvl_cli.retrieval.index_builder import build_index
 from alignvl_cli.retrieval.saving import save_evaluation
 from alignvl_cli.runs.folder import load_run
 from alignvl_cli.store.reader import open_store

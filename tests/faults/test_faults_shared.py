@@ -14,7 +14,8 @@ from killable_training import outcome, settings
 from alignvl_cli.app import leave_with
 from alignvl_cli.errors import DataError
 from alignvl_cli.provenance import read_json, write_json
-from alignvl_cli.retrieval.index import build_index, open_index
+from alignvl_cli.retrieval.index import open_index
+from alignvl_cli.retrieval.index_builder import build_index
 from alignvl_cli.runs.folder import load_run
 from alignvl_cli.runs.writer import held_run
 from alignvl_cli.store.reader import open_store

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from alignvl_cli.extraction import events
-from alignvl_cli.report.progress import ExtractionProgress, TrainingProgress, extraction_summary
+from alignvl_cli.report.extraction_progress import ExtractionProgress, extraction_summary
+from alignvl_cli.report.training_progress import TrainingProgress
 from alignvl_cli.training import records
 
 STARTED = records.Started(

@@ -11,7 +11,8 @@ from alignvl_cli.errors import DataError
 from alignvl_cli.retrieval.encoder import DualEncoder
 from alignvl_cli.retrieval.evaluate import evaluate
 from alignvl_cli.retrieval.hits import Gallery
-from alignvl_cli.retrieval.index import build_index, open_index
+from alignvl_cli.retrieval.index import open_index
+from alignvl_cli.retrieval.index_builder import build_index
 from alignvl_cli.retrieval.protocol import HubnessReport, Protocol
 from alignvl_cli.retrieval.search import search
 from alignvl_cli.runs.folder import load_run

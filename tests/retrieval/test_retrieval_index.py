@@ -10,10 +10,11 @@ from pyarrow import parquet
 
 from alignvl_cli.errors import DataError, MismatchError, UsageError
 from alignvl_cli.provenance import file_sha256, read_json
-from alignvl_cli.retrieval import index as index_module
+from alignvl_cli.retrieval import index_builder as index_module
 from alignvl_cli.retrieval.encoder import DualEncoder
 from alignvl_cli.retrieval.hits import Gallery
-from alignvl_cli.retrieval.index import build_index, open_index
+from alignvl_cli.retrieval.index import open_index
+from alignvl_cli.retrieval.index_builder import build_index
 from alignvl_cli.retrieval.protocol import HubCorrection
 from alignvl_cli.retrieval.search import search
 from alignvl_cli.runs.folder import load_run

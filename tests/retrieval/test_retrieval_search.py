@@ -8,7 +8,8 @@ from fakes import make_store
 from alignvl_cli.errors import MismatchError
 from alignvl_cli.retrieval.encoder import DualEncoder
 from alignvl_cli.retrieval.hits import Gallery
-from alignvl_cli.retrieval.index import build_index, open_index
+from alignvl_cli.retrieval.index import open_index
+from alignvl_cli.retrieval.index_builder import build_index
 from alignvl_cli.retrieval.search import search
 from alignvl_cli.runs.folder import load_run
 from alignvl_cli.store.reader import open_store

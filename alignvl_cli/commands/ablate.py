@@ -8,7 +8,7 @@ import typer
 from alignvl_cli.commands.options import DeviceOption, JsonOption
 from alignvl_cli.commands.session import Session
 from alignvl_cli.config import Device
-from alignvl_cli.errors import UsageError
+from alignvl_cli.errors import check_flag
 
 if TYPE_CHECKING:
     from alignvl_cli.ablation.setup import Setup
@@ -46,10 +46,8 @@ def ablate(
 
     from alignvl_cli.ablation.study import check_margin, load_study, parse_seeds
 
-    if jobs is not None and jobs < 1:
-        raise UsageError(f"--jobs: wanted at least 1, got {jobs}")
-    if threads < 1:
-        raise UsageError(f"--threads: wanted at least 1, got {threads}")
+    check_flag(jobs is None or jobs >= 1, "jobs", "at least 1", jobs)
+    check_flag(threads >= 1, "threads", "at least 1", threads)
     asked = load_study(study).with_seeds(None if seeds is None else parse_seeds(seeds))
     asked = asked if margin is None else replace(asked, margin=check_margin(margin))
 

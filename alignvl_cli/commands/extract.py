@@ -1,6 +1,5 @@
 """`alignvl extract`: frozen-encoder latents of a dataset into a store."""
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -182,7 +181,7 @@ def _show_estimate(
 
     found = estimate(pairs, images, captions, store, config)
     if as_json:
-        session.result(json.dumps({"schema": "alignvl.extract-plan/1", "store": str(store), **asdict(found)}, indent=2))
+        session.document({"schema": "alignvl.extract-plan/1", "store": str(store), **asdict(found)})
     else:
         session.show(estimate_table(str(store), found))
 

@@ -9,11 +9,11 @@ from alignvl_cli.pairs.items import ImageSource
 from alignvl_cli.pairs.places import picture_bytes
 
 if TYPE_CHECKING:
-    from alignvl_cli.report.gallery import Page
+    from alignvl_cli.report.gallery import SearchPage
     from alignvl_cli.retrieval.hits import Hit
 
 
-def write_gallery(session: Session, page: "Page", output: Path | None, *, is_shown: bool) -> None:
+def write_gallery(session: Session, page: "SearchPage", output: Path | None, *, is_shown: bool) -> None:
     """Write `page` to `output` (default: `search.html` in the workspace), and show it in a browser if asked."""
     from alignvl_cli.provenance import committed
     from alignvl_cli.report.gallery import gallery_page

@@ -47,16 +47,17 @@ def inspect_(
     if path is None:
         listed = [(kind, place) for kind, places in _workspace(session).items() for place in places]
         rows = [{"kind": kind, "path": str(place), **_summary(kind, place, check)} for kind, place in listed]
-        session.show(workspace_table(str(session.workspace.root), rows)) if not as_json else session.document(
-            {"workspace": str(session.workspace.root), "artefacts": rows}
-        )
+        root = str(session.workspace.root)
+        if as_json:
+            session.document({"workspace": root, "artefacts": rows})
+        else:
+            session.show(workspace_table(root, rows))
         return
     kind = _kind(path)
     facts = {"kind": kind, "path": str(path), **FACTS[kind](path, check)}
-    verification = (
-        None if verify is None else _verify(path, verify, Trust(remote_code=trust_remote_code, pickle=allow_pickle))
-    )
-    if verification is not None:
+    verification = None
+    if verify is not None:
+        verification = _verify(path, verify, Trust(remote_code=trust_remote_code, pickle=allow_pickle))
         facts["verify"] = asdict(verification)
     if as_json:
         session.document(facts)

@@ -1,6 +1,5 @@
 """`alignvl probe`: will two encoders align? Told from their latents, before any training."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +28,6 @@ def probe(
         session.note(f"using the newest store, {store}")
     found = measure(open_store(store), sample)
     if as_json:
-        print(json.dumps(found.to_json(), indent=2, allow_nan=False))
+        session.document(found.to_json())
     else:
         session.show(probe_tables(found))

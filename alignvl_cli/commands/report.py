@@ -1,6 +1,5 @@
 """`alignvl report`: a finished study or a run, as a page, a table, or for a paper."""
 
-import json
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -178,7 +177,9 @@ def _csv(verdicts: dict[str, Any]) -> str:
 
 
 def _json(verdicts: dict[str, Any]) -> str:
-    return json.dumps(verdicts, indent=2, ensure_ascii=False)
+    from alignvl_cli.report.text import json_text
+
+    return json_text(verdicts)
 
 
 WRITERS: dict[ReportFormat, Callable[[dict[str, Any]], str]] = {

@@ -60,10 +60,10 @@ def search(
     found = ask(opened, encoder, query_QE, k=k, of=gallery, threshold=threshold)
     if html or open_page:
         from alignvl_cli.commands.gallery import query_picture, write_gallery
-        from alignvl_cli.report.gallery import Page
+        from alignvl_cli.report.gallery import SearchPage
 
         pictures = [query_picture(path) for path in image] if image else [None] * len(asked)
-        page = Page(
+        page = SearchPage(
             index=str(opened.path),
             gallery=gallery,
             items=len(opened.items[gallery].id),

@@ -65,10 +65,11 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     return table
 
 
-def flat(facts: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def flat(facts: Mapping[str, Any], mark: str = ".", above: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value and its path through nested mappings, the steps joined by `mark`."""
     for key, value in facts.items():
         if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{above}{key}.")
+            yield from flat(value, mark, f"{above}{key}{mark}")
         else:
             yield f"{above}{key}", value
 

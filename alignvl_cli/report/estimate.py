@@ -4,7 +4,7 @@ from rich import box
 from rich.table import Table
 
 from alignvl_cli.extraction.estimate import Estimate
-from alignvl_cli.report.progress import as_time
+from alignvl_cli.report.amounts import as_size, as_time
 from alignvl_cli.report.text import safe
 
 
@@ -22,19 +22,11 @@ def estimate_table(store: str, found: Estimate) -> Table:
         "captions": f"{found.captions:,}, {found.distinct_captions:,} distinct",
         "speed": f"{found.images_per_second:,.1f} images/s, {found.captions_per_second:,.1f} captions/s",
         "batches": f"{found.image_batch} images, {found.text_batch} captions; {found.workers} decoding processes",
-        "disk": f"{_size(found.store_bytes)}, at the worst moment {_size(found.work_bytes)}; "
-        f"{_size(found.free_bytes)} free",
-        "memory": "unknown" if found.memory_bytes is None else _size(found.memory_bytes),
+        "disk": f"{as_size(found.store_bytes)}, at the worst moment {as_size(found.work_bytes)}; "
+        f"{as_size(found.free_bytes)} free",
+        "memory": "unknown" if found.memory_bytes is None else as_size(found.memory_bytes),
         "time": f"about {as_time(found.seconds)}",
     }
     for name, value in rows.items():
         table.add_row(name, safe(value))
     return table
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} GB"

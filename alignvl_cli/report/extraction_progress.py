@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.text import Text
 
 from alignvl_cli.extraction import events
-from alignvl_cli.report.progress import Display, as_time, joined
+from alignvl_cli.report.amounts import as_time
+from alignvl_cli.report.progress import Display, joined
 
 LINE_SHARE = 0.1
 """A plain line comes when this share more is done, ..."""

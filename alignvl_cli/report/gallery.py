@@ -15,7 +15,7 @@ FOUND = {"image": "images", "text": "captions"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Page:
+class SearchPage:
     """One search, ready to be shown."""
 
     index: str
@@ -29,7 +29,7 @@ class Page:
     """(query, picture of the query as a data URI if it was one, hits)."""
 
 
-def gallery_page(page: Page, picture: Callable[["Hit"], str | None]) -> str:
+def gallery_page(page: SearchPage, picture: Callable[["Hit"], str | None]) -> str:
     """The page as HTML; `picture` gives a hit's thumbnail as a data URI. UsageError without jinja2.
 
     Every text is escaped, and control characters are shown instead of acting. A score's bar is its share of the range

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from alignvl_cli.grammar import by_flag
 from alignvl_cli.report.artefacts import flat, shown
 from alignvl_cli.report.figures import Plot, inline_svg, styled
 from alignvl_cli.report.tables import Table
@@ -156,9 +157,7 @@ def facts(title: str, values: Mapping[str, Any], *, is_folded: bool = False) -> 
 
 def shown_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of `train` as flags are spelled; a temperature that is not fixed is learned."""
-    return {key.replace("_", "-"): value for key, value in settings.items()} | (
-        {"temperature": "learned"} if settings.get("temperature") is None else {}
-    )
+    return by_flag(settings) | ({"temperature": "learned"} if settings.get("temperature") is None else {})
 
 
 def section(anchor: str, title: str, *blocks: Block | None) -> Section | None:

@@ -67,14 +67,5 @@ class Display:
         self._console.print(safe(line, style))
 
 
-def as_time(seconds: float) -> str:
-    """A time as a person says it: 42 s, 3:07, 2:05:09."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    if hours:
-        return f"{hours}:{minutes:02}:{rest:02}"
-    return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
-
-
 def joined(parts: list[str]) -> str:
     return ", ".join(filter(None, parts))

@@ -1,4 +1,4 @@
-"""Recall tables: one run by direction, or several runs side by side; for the terminal and as Markdown."""
+"""Recall tables: one run by direction, or several runs side by side."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from alignvl_cli.report.text import markdown, safe, visible
+from alignvl_cli.report.text import safe, visible
 
 if TYPE_CHECKING:
     from alignvl_cli.retrieval.evaluation import Evaluation
@@ -48,17 +48,6 @@ def evaluation_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
     notes = [Text(note) for note in recall_notes(evaluations)]
     warnings = [safe(f"warning: {warning}", "yellow") for warning in _warnings(evaluations)]
     return Group(_draw(recall_grid(evaluations)), *notes, *warnings)
-
-
-def evaluation_markdown(evaluations: Sequence["Evaluation"]) -> str:
-    """The same table in Markdown, the best in bold, the notes as a paragraph."""
-    grid = recall_grid(evaluations)
-    header = [grid.corner, *(f"{group} {column}".strip() for group, column in grid.headers)]
-    lines = [header, ["---", *("---:" for _ in grid.headers)]]
-    lines += [[markdown(name), *(_markdown_cell(cell) for cell in cells)] for name, cells in grid.rows]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    warnings = [f"warning: {visible(warning)}" for warning in _warnings(evaluations)]
-    return table + "\n\n" + "  \n".join([*recall_notes(evaluations), *warnings]) + "\n"
 
 
 def beyond_table(evaluations: Sequence["Evaluation"]) -> Table:
@@ -186,12 +175,6 @@ def _drawn_cell(cell: Cell) -> Text:
         if line:
             drawn.append(f"\n{line}", style="not bold dim")
     return drawn
-
-
-def _markdown_cell(cell: Cell) -> str:
-    figure = f"**{cell.text}**" if cell.best else cell.text
-    beside = ", ".join(part for part in (cell.difference, cell.interval) if part)
-    return f"{figure} ({beside})" if beside else figure
 
 
 def recall_notes(evaluations: Sequence["Evaluation"]) -> list[str]:

@@ -7,11 +7,13 @@ is what `verdicts.json` holds (`ablation.verdicts.StudyVerdicts`).
 from collections.abc import Mapping
 from typing import Any
 
+from alignvl_cli.report.amounts import counted
+from alignvl_cli.report.retrieval import DIRECTIONS
 from alignvl_cli.report.tables import Cell, Table
 
 RECALLS = {
     f"{direction}.{recall}": f"{words} {recall}"
-    for direction, words in (("image_to_text", "image to text"), ("text_to_image", "text to image"))
+    for direction, words in DIRECTIONS.items()
     for recall in ("R@1", "R@5", "R@10")
 }
 MARKS = {
@@ -50,7 +52,7 @@ def study_notes(verdicts: Verdicts) -> list[str]:
         "difference to the reference, paired by seed: mean and 95 % t interval, for these test images; "
         "other images: 95 % interval over seeds and test images (crossed bootstrap)",
         "p: exact sign-flip test, after Holm over the rows of its table; a verdict needs 0.05 or less. "
-        f"Equivalent: two one-sided tests within {margin:g} {'point' if margin == 1 else 'points'}, after Holm too",
+        f"Equivalent: two one-sided tests within {counted(margin, 'point')}, after Holm too",
     ]
 
 

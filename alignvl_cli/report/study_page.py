@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from alignvl_cli.provenance import canonical_json
+from alignvl_cli.report.amounts import counted
 from alignvl_cli.report.artefacts import shown
 from alignvl_cli.report.figures import Plot
 from alignvl_cli.report.page import (
@@ -64,7 +65,7 @@ def study_plots(
     reliability: Mapping[str, Mapping[str, "Reliability"]],
 ) -> list[Plot]:
     """Every plot that there is something to draw of; learning curves by arm, reliability by direction and arm."""
-    margin = f"{verdicts['margin']:g} " + ("point" if verdicts["margin"] == 1 else "points")
+    margin = counted(verdicts["margin"], "point")
     explained = (
         f"Thick: 95 % interval over seeds, for these test images. Thin: over seeds and test images. Grey: the margin "
         f"of {margin} within which arms count as equivalent."
@@ -145,7 +146,7 @@ def study_page(
         lead=verdicts["question"],
         summary=_summary(verdicts),
         counts=(
-            f"{len(verdicts['arms'])} arms, {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'} each",
+            f"{len(verdicts['arms'])} arms, {counted(len(seeds), 'seed')} each",
             f"{evaluation['images']:,} images and {evaluation['captions']:,} captions of split {evaluation['split']}",
             f"store {evaluation['store']}",
         ),

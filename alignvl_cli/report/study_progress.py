@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from alignvl_cli.ablation import run
-from alignvl_cli.report.plan import duration
+from alignvl_cli.report.amounts import counted, roughly
 from alignvl_cli.report.progress import Display
 from alignvl_cli.report.text import safe
 
@@ -34,7 +34,7 @@ class StudyProgress(Display):
     def _begun(self, begun: run.Begun) -> None:
         self._since = self._clock()
         reused = f", {begun.reused:,} of them finished before" if begun.reused else ""
-        threads = f"{begun.threads} {'thread' if begun.threads == 1 else 'threads'}"
+        threads = counted(begun.threads, "thread")
         how = f"; {begun.processes} at a time on {begun.device}, {threads} each" if begun.reused < begun.runs else ""
         self._say(f"{begun.runs:,} runs{reused}{how}")
         if self._bar and begun.reused < begun.runs:
@@ -46,10 +46,10 @@ class StudyProgress(Display):
         left = (self._clock() - self._since) / self._new * (event.runs - event.done)
         what = f"{made.arm}, seed {made.seed}: "
         what += f"mean recall {made.mean_recall:.2f}" if made.failure is None else f"failed: {made.failure}"
-        what += f" ({duration(made.seconds)})"
+        what += f" ({roughly(made.seconds)})"
         for warning in made.warnings:
             self._say(f"{made.arm}, seed {made.seed}: {warning}", "yellow")
-        ahead = f", about {duration(left)} left" if event.done < event.runs else ""
+        ahead = f", about {roughly(left)} left" if event.done < event.runs else ""
         if self._bar:
             self._bar.update("runs", event.done, event.runs, safe(what + ahead))
             if made.failure is not None:

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from alignvl_cli.errors import UsageError
+from alignvl_cli.report.artefacts import flat
 from alignvl_cli.training import records
 
 
@@ -33,8 +34,8 @@ class TensorBoardLog:
             for name in ("loss", "hard_loss", "tau", "lr", "skipped", "pairs_per_s"):
                 self._writer.add_scalar(f"train/{name}", getattr(record, name), record.step)
         elif isinstance(record, records.Validated):
-            for name, value in _flat(record.metrics):
-                self._writer.add_scalar(f"validation/{name}", value, record.step)
+            for name, value in flat(record.metrics, "/"):
+                self._writer.add_scalar(f"validation/{name}", float(value), record.step)
         elif isinstance(record, records.Warned):
             self._writer.add_text("warning", record.text, record.step)
 
@@ -47,11 +48,3 @@ def require_tensorboard() -> None:
         raise UsageError(
             '--report-to tensorboard needs the package: pip install "alignvl[tensorboard]" (or leave the flag out)'
         ) from problem
-
-
-def _flat(metrics: dict[str, Any], above: str = "") -> list[tuple[str, float]]:
-    """Figures by their path, `image_to_text/R@1`."""
-    found = []
-    for name, value in metrics.items():
-        found += _flat(value, f"{above}{name}/") if isinstance(value, dict) else [(above + name, float(value))]
-    return found

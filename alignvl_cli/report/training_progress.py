@@ -3,7 +3,8 @@
 from rich.console import Console
 from rich.text import Text
 
-from alignvl_cli.report.progress import Display, as_time, joined
+from alignvl_cli.report.amounts import as_time, counted
+from alignvl_cli.report.progress import Display, joined
 from alignvl_cli.training import records
 
 
@@ -34,7 +35,7 @@ class TrainingProgress(Display):
         work = f"{start.epochs:,} epochs of {start.steps_per_epoch:,} steps of {start.batch_size:,} rows"
         self._say(
             f"{start.pairs:,} pairs of {start.images:,} images; {work if start.epochs else 'a closed form'}; "
-            f"{start.parameters:,} parameters; {start.device}, {start.precision}, {_counted(start.threads, 'thread')}"
+            f"{start.parameters:,} parameters; {start.device}, {start.precision}, {counted(start.threads, 'thread')}"
         )
         if start.first_step:
             self._say(f"going on after step {start.first_step:,} of {start.total_steps:,}")
@@ -104,7 +105,3 @@ def _left(start: records.Started, step: records.Step) -> str:
     if not step.pairs_per_s:
         return ""
     return as_time((start.total_steps - step.step) * start.batch_size / step.pairs_per_s) + " left"
-
-
-def _counted(count: int, thing: str) -> str:
-    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"

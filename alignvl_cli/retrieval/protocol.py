@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from alignvl_cli.errors import UsageError
+from alignvl_cli.errors import UsageError, check_flag
 
 RECALL_AT = (1, 5, 10)
 """The K of RSUM and of every default table."""
@@ -45,8 +45,7 @@ class Protocol:
     def __post_init__(self) -> None:
         if not self.recall_at or min(self.recall_at) < 1 or len(set(self.recall_at)) < len(self.recall_at):
             raise UsageError(f"--recall-k: wanted distinct numbers from 1, e.g. 1,5,10, got {_listed(self.recall_at)}")
-        if self.folds < 1:
-            raise UsageError(f"--folds: wanted at least 1, got {self.folds}")
+        check_flag(self.folds >= 1, "folds", "at least 1", self.folds)
 
     @classmethod
     def parse(cls, recall_k: str, *, folds: int = 1, identical_hits: bool = False) -> "Protocol":

@@ -232,11 +232,6 @@ def read_made_by(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def is_complete_store(path: Path) -> bool:
-    """Whether a store of a format that this version reads lies at `path`; its rows stay unread."""
-    return read_made_by(path) is not None
-
-
 def creation_counter(path: Path) -> int | None:
     """Which store of its workspace this was, from 1; 0 outside of one; None when `path` is no complete store."""
     made_by = read_made_by(path)

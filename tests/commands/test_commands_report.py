@@ -14,6 +14,7 @@ from PIL import Image
 from studies import write_study
 
 from alignvl_cli.ablation.study import load_study, parse_study
+from alignvl_cli.commands.report import WRITERS, ReportFormat
 from alignvl_cli.provenance import read_json
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }} ${x}"
@@ -235,3 +236,11 @@ def test_a_browser_does_complain_of_a_page_that_loads_or_runs_something(studied,
     page.write_text(html.replace("<main>", '<main><img src="http://localhost/x.png"><script>1</script>'))
     _, complaints = browse(page, pictures / "home")
     assert len(complaints) == 2
+
+
+def test_no_character_of_a_study_acts_in_its_json():
+    verdicts = {"question": "\x1b[2J \x9b2J \u202e café"}
+    text = WRITERS[ReportFormat.json](verdicts)
+    assert not {"\x1b", "\x9b", "\u202e"} & set(text)
+    assert "café" in text
+    assert json.loads(text) == verdicts

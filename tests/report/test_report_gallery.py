@@ -2,7 +2,7 @@
 
 from pages import Reader
 
-from alignvl_cli.report.gallery import Page, gallery_page
+from alignvl_cli.report.gallery import SearchPage, gallery_page
 from alignvl_cli.retrieval.hits import Gallery, Hit
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}\x1b[2J'
@@ -15,7 +15,7 @@ def hit(**changes) -> Hit:
 
 def read(*answers, picture=lambda hit: f"data:image/jpeg;base64,{hit.id}", **changes) -> Reader:
     about = {"index": "indexes/1", "gallery": Gallery.image, "items": 1911, "measure": "cosine", "threshold": None}
-    return Reader(gallery_page(Page(**{**about, **changes}, answers=answers), picture))
+    return Reader(gallery_page(SearchPage(**{**about, **changes}, answers=answers), picture))
 
 
 def test_every_hit_has_its_picture_score_caption_and_id():

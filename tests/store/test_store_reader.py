@@ -8,7 +8,7 @@ import pytest
 from fakes import concept, make_store
 
 from alignvl_cli.errors import DataError
-from alignvl_cli.store.reader import creation_counter, is_complete_store, open_store
+from alignvl_cli.store.reader import creation_counter, open_store
 from alignvl_cli.store.schema import BLOCK_BYTES, DATASETS, FORMAT, Rejected
 
 
@@ -252,14 +252,12 @@ def test_split_codes_are_checked_on_opening(tmp_path, monkeypatch):
         open_store(resealed(tmp_path / "s.h5", monkeypatch))
 
 
-def test_completeness_and_counter_are_read_without_the_rows(store_path, tmp_path):
-    assert is_complete_store(store_path)
+def test_the_counter_is_read_without_the_rows(store_path, tmp_path):
     assert creation_counter(store_path) == 0
     assert creation_counter(make_store(tmp_path / "seventh.h5", images=3, dim=2, counter=7)) == 7
     store_path.write_bytes(store_path.read_bytes()[:5000])
-    assert not is_complete_store(store_path)
     assert creation_counter(store_path) is None
-    assert not is_complete_store(tmp_path / "absent.h5")
+    assert creation_counter(tmp_path / "absent.h5") is None
 
 
 def test_half_precision_is_widened(tmp_path):

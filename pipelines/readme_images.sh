@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Every picture of the README that is made from a run: the one at its top, and three terminals. A run, a search and two
+# studies on the demo are made for them in WORK (default alignvl-workspace/readme-images); stopped, the same command goes on.
+# bash pipelines/readme_images.sh [FOLDER]     default: docs/images
+# Needs headless Chromium and the fonts Inter and JetBrains Mono (Debian: chromium fonts-inter fonts-jetbrains-mono);
+# CHROMIUM names another browser; as root, Chromium wants CHROMIUM_FLAGS=--no-sandbox
+set -euo pipefail
+
+HERE=$(realpath "$(dirname "$0")")
+FOLDER=$(realpath "${1:-docs/images}")
+WORK=${WORK:-alignvl-workspace/readme-images}
+mkdir -p "$WORK"
+cd "$WORK"
+unset ALIGNVL_WORKSPACE
+STORE=$(alignvl extract demo:emoji)
+if [ ! -e alignvl-workspace/indexes ]; then
+  RUN=$(alignvl train "$STORE")
+  alignvl index "$RUN"
+fi
+alignvl ablate "$HERE"/studies/mixing.toml --data "$STORE" --jobs 2
+alignvl ablate "$HERE"/studies/noise.toml --data "$STORE" --jobs 2
+
+python "$HERE"/terminal.py "$FOLDER"/eval.svg alignvl eval
+python "$HERE"/terminal.py "$FOLDER"/search.svg alignvl search "thunderstorm" -k 5
+python "$HERE"/terminal.py --columns 116 --lines 14 "$FOLDER"/verdicts.svg alignvl report noise
+
+RUNS=(alignvl-workspace/runs/0001-*)
+alignvl search "thunderstorm" -k 5 --json |
+  python "$HERE"/picture.py "${RUNS[0]}" alignvl-workspace/studies/mixing "$FOLDER"/picture.webp

@@ -1,0 +1,94 @@
+"""The README and its pictures: links lead somewhere, pictures load nothing, and their figures are those of the text."""
+
+import importlib.util
+import re
+import sys
+from html import unescape
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+IMAGES = ROOT / "docs" / "images"
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(#[^)]*)?\)")
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "pipelines" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def anchors(page):
+    """As GitHub names headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def lines_of(svg):
+    """The lines of a terminal's picture, from the top."""
+    rows = {}
+    for text in ElementTree.fromstring(svg.read_text(encoding="utf-8")).iter("{http://www.w3.org/2000/svg}text"):
+        rows.setdefault(float(text.get("y")), []).append((float(text.get("x")), text.text or ""))
+    return ["".join(text for _, text in sorted(rows[y])).replace("\xa0", " ").rstrip() for y in sorted(rows)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_inside_the_repository_leads_somewhere(page):
+    for path, anchor in LINK.findall(page.read_text(encoding="utf-8")):
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), path
+        if anchor and target.suffix == ".md":
+            assert anchor[1:] in anchors(target.read_text(encoding="utf-8")), f"{path}{anchor}"
+
+
+def test_the_figures_of_the_text_are_those_of_the_terminal():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = lines_of(IMAGES / "eval.svg")
+    rows = [re.findall(r"[\d.]+", line)[:3] for line in shown if re.search(r"(image to text|text to image) ", line)]
+    (rsum,) = (re.search(r"RSUM ([\d.]+)", line)[1] for line in shown if "RSUM" in line)
+    assert [len(row) for row in rows] == [3, 3]
+    (words,) = re.findall(r"!\[(alignvl eval[^\]]*)\]", readme)
+    assert re.findall(r"\d+\.\d", words) == [*rows[0], *rows[1], rsum]
+    assert f"RSUM is {rsum} for seed 0" in readme
+
+
+def test_the_verdicts_in_the_picture_are_those_of_the_published_study():
+    page = (ROOT / "docs" / "studies" / "noise.md").read_text(encoding="utf-8")
+    table = page.partition("| arm |")[2].partition("\n\n")[0].splitlines()[2:]
+    published = {re.sub(r"\*", "", cell.strip()) for row in table for cell in [" ".join(row.split("|")[1:4])]}
+    shown = "\n".join(lines_of(IMAGES / "verdicts.svg"))
+    found = {f"{arm}   {runs}   {mean}" for arm, runs, mean in re.findall(r"([\w-]+) +(\d+) +(\d\S* ± \S+)", shown)}
+    assert {tuple(row.split()) for row in published} == {tuple(row.split()) for row in found}
+
+
+@pytest.mark.parametrize("picture", sorted(IMAGES.glob("*.svg")), ids=lambda path: path.name)
+def test_a_picture_loads_nothing_and_names_no_place_of_a_machine(picture):
+    text = unescape(picture.read_text(encoding="utf-8"))
+    assert set(re.findall(r"https?://[\w./]+", text)) <= {"http://www.w3.org/2000/svg", "https://www.textualize.io"}
+    assert not re.search(r"@font-face|@import|<script|<image|url\((?!#)", text)
+    assert not re.search(r"(?<![\w.])/(home|tmp|root|work|Users)/", text)
+
+
+def test_pictures_are_light():
+    assert all(path.stat().st_size < 150_000 for path in IMAGES.iterdir())
+
+
+def test_a_command_is_shown_as_a_terminal_shows_it(tmp_path):
+    terminal = script("terminal")
+    say = "import sys; print('\\x1b[1mbold\\x1b[0m', sys.stdout.isatty()); print('second'); sys.stderr.write('no')"
+    printed = terminal.shown([sys.executable, "-c", say], 40)
+    assert printed == "\x1b[1mbold\x1b[0m True\nsecond\n"
+    (tmp_path / "all.svg").write_text(terminal.picture("say it", printed, 40), encoding="utf-8")
+    assert lines_of(tmp_path / "all.svg")[:3] == ["$ say it", "bold True", "second"]
+    (tmp_path / "cut.svg").write_text(terminal.picture("say it", printed, 40, most=1), encoding="utf-8")
+    assert lines_of(tmp_path / "cut.svg")[:3] == ["$ say it", "bold True", "..."]
+
+
+def test_a_command_that_fails_gives_no_picture(capfd):
+    with pytest.raises(SystemExit, match="exit 3, no picture"):
+        script("terminal").shown([sys.executable, "-c", "import sys; print('why', file=sys.stderr); sys.exit(3)"], 40)
+    assert "why" in capfd.readouterr().err

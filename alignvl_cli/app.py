@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -110,7 +111,7 @@ def register(function: Callable[..., None], name: str, group: typer.Typer = app)
     @functools.wraps(function)
     def command(*, workspace: Path, quiet: bool, verbose: bool, **arguments: Any) -> None:
         with _sigterm_unwinds():
-            session = Session(Workspace(workspace), quiet, verbose)
+            session = Session(Workspace(workspace), quiet)
             code = leave_with(lambda: function(session, **arguments), verbose, AFTER_INTERRUPTION.get(name, AGAIN))
         raise typer.Exit(code)
 
@@ -164,14 +165,14 @@ def _failed(message: str, code: int, verbose: bool) -> int:
     return code
 
 
-class _sigterm_unwinds:
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
     """While a command runs, SIGTERM raises Terminated; afterwards the former handler is back."""
-
-    def __enter__(self) -> None:
-        self.former = signal.signal(signal.SIGTERM, _terminate)
-
-    def __exit__(self, *unwinding: object) -> None:
-        signal.signal(signal.SIGTERM, self.former)
+    former = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def _print_help(ctx: typer.Context, wanted: bool) -> None:

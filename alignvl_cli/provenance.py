@@ -129,16 +129,25 @@ def committed(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a scratch folder beside `folder`, which takes its name only if the block succeeds; UsageError when
-    `folder` is there already."""
-    if folder.exists():
+def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a scratch folder beside `folder`, which takes its name only if the block succeeds.
+
+    UsageError when `folder` is there already; with `replace` it is moved aside then, and removed last.
+    """
+    if folder.exists() and not replace:
         raise UsageError(f"{folder} is there already; choose another folder")
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)  # of a killed process that had our number
     scratch.mkdir(parents=True)
     try:
         yield scratch
-        scratch.rename(folder)
+        if replace and folder.exists():
+            aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+            folder.rename(aside)
+            scratch.rename(folder)
+            shutil.rmtree(aside)
+        else:
+            scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -6,6 +6,7 @@ import typer
 
 from alignvl_cli.commands.options import (
     CaptionColumnOption,
+    DatasetArgument,
     FormatOption,
     ImageColumnOption,
     ImageRootOption,
@@ -22,10 +23,7 @@ from alignvl_cli.errors import RejectedError
 
 def check(
     session: Session,
-    dataset: Annotated[
-        str,
-        typer.Argument(help="A manifest, annotation file, folder, tar (or pattern), `hf:org/name` or `demo:emoji`."),
-    ] = "demo:emoji",
+    dataset: DatasetArgument = "demo:emoji",
     text: Annotated[
         str | None,
         typer.Option(help="Text encoder (Hub id or folder) whose longest input is held against the captions."),

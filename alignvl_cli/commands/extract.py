@@ -8,6 +8,7 @@ import typer
 
 from alignvl_cli.commands.options import (
     CaptionColumnOption,
+    DatasetArgument,
     DeviceOption,
     FormatOption,
     ImageColumnOption,
@@ -34,10 +35,7 @@ ENCODERS, WORK = "Encoders", "Work"
 
 def extract(
     session: Session,
-    dataset: Annotated[
-        str,
-        typer.Argument(help="A manifest, annotation file, folder, tar (or pattern), `hf:org/name` or `demo:emoji`."),
-    ] = "demo:emoji",
+    dataset: DatasetArgument = "demo:emoji",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Store to make. Default: named in the workspace.")
     ] = None,

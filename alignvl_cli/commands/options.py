@@ -23,6 +23,9 @@ PickleOption = Annotated[
 ]
 
 DATA = "Data"
+DatasetArgument = Annotated[
+    str, typer.Argument(help="A manifest, annotation file, folder, tar (or pattern), `hf:org/name` or `demo:emoji`.")
+]
 FormatOption = Annotated[
     DatasetFormat | None,
     typer.Option("--format", help="How the data are laid out. Default: told from them.", rich_help_panel=DATA),

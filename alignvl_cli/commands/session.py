@@ -22,7 +22,6 @@ class Session:
 
     workspace: Workspace
     quiet: bool = False
-    verbose: bool = False
 
     @property
     def leads(self) -> bool:

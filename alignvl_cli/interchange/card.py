@@ -10,6 +10,12 @@ from alignvl_cli.provenance import alignvl_version, read_json
 from alignvl_cli.runs.folder import Run
 
 RECALLS = ("R@1", "R@5", "R@10")
+KINDS = {
+    ExportTarget.onnx: "Two ONNX graphs, from latents of frozen encoders to a shared space of images and texts.",
+    ExportTarget.sentence_transformers: "A text encoder whose embeddings share a space with those of images.",
+    ExportTarget.safetensors: "The weights of two adapters, from frozen latents to a shared space.",
+}
+"""What the folder is."""
 USES = {
     ExportTarget.onnx: """import numpy as np, onnxruntime
 
@@ -24,6 +30,8 @@ embeddings = model.encode(["a red heart"])  # (1, {embed_dim}), of unit length""
 
 weights = load_file("adapters.safetensors")  # image.* and text.*; config.json has the shapes""",
 }
+"""How it is used."""
+assert KINDS.keys() == USES.keys() == set(ExportTarget)
 
 
 def model_card(run: Run, target: ExportTarget, compared: Sequence[Parity], folder: Path) -> str:
@@ -47,7 +55,7 @@ tags: [alignvl, image-text-retrieval]
 
 # {run.path.resolve().name}
 
-{_what(target)} It comes from a run of alignvl {alignvl_version()}: adapters of the kind `{shape.kind}` that put two
+{KINDS[target]} It comes from a run of alignvl {alignvl_version()}: adapters of the kind `{shape.kind}` that put two
 frozen encoders into one space of {shape.embed_dim} dimensions. Embeddings have unit length; a dot product is a cosine,
 and `softmax(cosine / {run.temperature:.4g})` are the run's probabilities.
 
@@ -80,14 +88,6 @@ Compared with the run when this folder was written; above {TOLERANCE:g} it is no
 
 {_table(("what", "rows", "largest difference"), [(one.what, one.rows, f"{one.largest:.2g}") for one in compared])}
 """
-
-
-def _what(target: ExportTarget) -> str:
-    return {
-        ExportTarget.onnx: "Two ONNX graphs, from latents of frozen encoders to a shared space of images and texts.",
-        ExportTarget.sentence_transformers: "A text encoder whose embeddings share a space with those of images.",
-        ExportTarget.safetensors: "The weights of two adapters, from frozen latents to a shared space.",
-    }[target]
 
 
 def _encoder(side: str, encoder: dict[str, Any], width: int) -> str:

@@ -5,7 +5,6 @@ Letters: D width in, K width kept.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from alignvl_cli.align.adapters import Adapter, GatedUnit, InvertedBottleneck
 from alignvl_cli.align.dropout import StreamDropout
 from alignvl_cli.align.latent_norm import AsStored, PrincipalComponents, Standardize, UnitLength
-from alignvl_cli.errors import UsageError
 
 THEIRS = "sentence_transformers.models."
 """The names that model folders have used since sentence-transformers 0.3, and every version since reads."""
@@ -33,16 +31,6 @@ class Module:
     @property
     def needs_code(self) -> bool:
         return self.type.startswith(OURS)
-
-
-def needed(module: str) -> Any:
-    """Import what the extra `export` brings; UsageError that says what to install."""
-    try:
-        return import_module(module)
-    except ImportError as problem:
-        raise UsageError(
-            f"this export needs {module}, which is not installed; try: pip install 'alignvl[export]'"
-        ) from problem
 
 
 def chain(adapter: Adapter) -> list[Module]:

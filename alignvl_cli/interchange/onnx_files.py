@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from alignvl_cli.align.adapters import Adapter
 from alignvl_cli.config import Trust
 from alignvl_cli.encoders.quiet import quiet
-from alignvl_cli.interchange.layers import needed
+from alignvl_cli.interchange.extras import needed
 from alignvl_cli.interchange.parity import Parity, probe_latents, require_parity
 from alignvl_cli.runs.folder import Run
 from alignvl_cli.store.reader import Store

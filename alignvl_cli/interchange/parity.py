@@ -3,7 +3,6 @@
 Letters: N rows, D width of a latent, E shared width.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 
 from alignvl_cli.encoders.records import PROBE_TEXTS
 from alignvl_cli.errors import DataError
+from alignvl_cli.retrieval.nearest import spaced
 from alignvl_cli.runs.folder import Run
 from alignvl_cli.store.reader import Store
 
@@ -36,17 +36,16 @@ def probe_latents(run: Run, store: Store | None, side: str) -> np.ndarray:
         width = run.adapters.shape.image_width if side == "image" else run.adapters.shape.text_width
         draws_ND = torch.randn(ROWS, width, generator=torch.Generator().manual_seed(0))
         return (draws_ND * run.config["latent_rms"][side]).numpy()
-    latent, block = (
-        (store.image_latent, store.image_block) if side == "image" else (store.text_latent, store.text_block)
-    )
-    return block(np.unique(np.linspace(0, len(latent) - 1, ROWS).round().astype(np.int64)))
+    is_image = side == "image"
+    latent, block = (store.image_latent, store.image_block) if is_image else (store.text_latent, store.text_block)
+    return block(spaced(len(latent), ROWS))
 
 
 def probe_texts(store: Store | None) -> list[str]:
     """Captions that tell tokenizers apart, and evenly spaced ones of the store."""
     captions: list[str] = [] if store is None else store.text_caption
-    rows = np.linspace(0, len(captions) - 1, min(TEXTS, len(captions))).round().astype(np.int64)
-    return [*PROBE_TEXTS, "a red heart", "two dogs running on a beach", *(captions[row] for row in rows)]
+    chosen = [captions[row] for row in spaced(len(captions), TEXTS)]
+    return [*PROBE_TEXTS, "a red heart", "two dogs running on a beach", *chosen]
 
 
 def require_parity(what: str, ours_NE: np.ndarray, theirs_NE: np.ndarray) -> Parity:
@@ -60,7 +59,3 @@ def require_parity(what: str, ours_NE: np.ndarray, theirs_NE: np.ndarray) -> Par
             " please report the encoders and the adapter, `alignvl inspect RUN` names both"
         )
     return Parity(what, len(ours_NE), largest)
-
-
-def worst(found: Iterable[Parity]) -> float:
-    return max(parity.largest for parity in found)

@@ -12,7 +12,8 @@ from alignvl_cli.config import Pooling, Precision, Trust
 from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.encoders.text import TextEncoder, reload_text
 from alignvl_cli.errors import UsageError
-from alignvl_cli.interchange.layers import THEIRS, Module, chain, needed
+from alignvl_cli.interchange.extras import needed
+from alignvl_cli.interchange.layers import THEIRS, Module, chain
 from alignvl_cli.interchange.parity import Parity, probe_texts, require_parity
 from alignvl_cli.provenance import write_foreign_json
 from alignvl_cli.retrieval.encoder import DualEncoder

@@ -1,6 +1,6 @@
 """How alike two spaces arrange the same pairs, row by row; each measure with what shuffled pairs would give.
 
-Letters: N pairs, D and C widths of image and text latents, K neighbours, B rows of a block.
+Letters: N pairs, D and C widths of image and text latents, K neighbours.
 """
 
 from collections.abc import Callable
@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NEIGHBOURS = 10
+from alignvl_cli.align.neighbours import NEIGHBOURS, nearest_others
+
 PERMUTATIONS = 20
-SCORES = 1 << 23
-"""Cosines held at once: 32 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +22,15 @@ class Measured:
     value: float
     shuffled_mean: float
     shuffled_max: float
-    """Of twenty shuffles."""
+    """Of `PERMUTATIONS` shuffles."""
 
 
 def mutual_knn(image_ND: Tensor, text_NC: Tensor, generator: torch.Generator) -> Measured:
     """Mean share of a pair's ten nearest others by image cosine that are among the ten by text cosine, 0 to 1; chance
     is 10 / (N - 1). After Huh et al., "The Platonic Representation Hypothesis" (ICML 2024), section 2."""
     kept = min(NEIGHBOURS, len(image_ND) - 1)
-    image_NK, text_NK = _neighbours(image_ND, kept), _neighbours(text_NC, kept)
+    every_N = torch.arange(len(image_ND))
+    image_NK, text_NK = (nearest_others(F.normalize(x, dim=1), every_N, kept) for x in (image_ND, text_NC))
 
     def overlap(order_N: Tensor) -> float:
         place_N = order_N.argsort()  # where each row of the texts stands once they are shuffled
@@ -62,16 +62,6 @@ def _hsic(x_ND: Tensor, y_NC: Tensor) -> Tensor:
     trace = (x_ND.T @ y_NC).square().sum() - own_x_N @ own_y_N
     total = sum_x_N.sum() * sum_y_N.sum() / ((n - 1) * (n - 2))
     return (trace + total - 2 / (n - 2) * (sum_x_N @ sum_y_N)) / (n * (n - 3))
-
-
-def _neighbours(latent_ND: Tensor, kept: int) -> Tensor:
-    """The rows nearest each row by cosine, itself left out: (N, K)."""
-    unit_ND = F.normalize(latent_ND, dim=1)
-    found = []
-    for row_B in torch.arange(len(unit_ND)).split(max(1, SCORES // len(unit_ND))):
-        sim_BN = (unit_ND[row_B] @ unit_ND.T).scatter_(1, row_B[:, None], -torch.inf)
-        found.append(sim_BN.topk(kept, dim=1).indices)
-    return torch.cat(found)
 
 
 def _measured(measure: Callable[[Tensor], float], pairs: int, generator: torch.Generator) -> Measured:

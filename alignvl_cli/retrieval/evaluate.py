@@ -48,10 +48,11 @@ def evaluate(
     """Rank every query of `split` exactly, in both directions, and hold a FAISS index of each gallery to it.
 
     `bootstrap` adds intervals, `calibration` the modesty report, `hubs` the hubness report, `eccv` (Karpathy's
-    `dataset_coco.json`) figures of COCO under wider verdicts. With fewer wrong
-    candidates than K, R@K is 100 whatever the model; a warning says so. Raises MismatchError for a store of other
-    encoders, DataError for an absent split, one without captions, or anything that is not finite, UsageError for
-    folds together with a report on the whole gallery.
+    `dataset_coco.json`) figures of COCO under wider verdicts. With fewer wrong candidates than K, R@K is 100 whatever
+    the model; a warning says so.
+
+    Raises MismatchError for a store of other encoders, DataError for an absent split, one without captions, or anything
+    that is not finite, UsageError for folds together with a report on the whole gallery.
     """
     if protocol.folds > 1 and (calibration or hubs or eccv):
         raise UsageError(

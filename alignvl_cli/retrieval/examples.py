@@ -20,8 +20,6 @@ class Candidate:
 
     row: int
     """In the store's `/image` or `/text`."""
-    image_row: int
-    """The image itself, or that of the caption."""
     is_match: bool
 
 
@@ -47,10 +45,7 @@ def first_answers(
         top_BK = sim_BG.topk(min(count, sim_BG.shape[1]), dim=1).indices.cpu().numpy()
         for query, top_K in zip(chosen_C[taken], top_BK, strict=True):
             found.append(
-                [
-                    Candidate(int(gallery_row_G[place]), int(owner_G[place]), bool(owner_G[place] == owner_Q[query]))
-                    for place in top_K
-                ]
+                [Candidate(int(gallery_row_G[place]), bool(owner_G[place] == owner_Q[query])) for place in top_K]
             )
     return found
 

@@ -1,7 +1,5 @@
 """Makes an index of a run and a store, whole or not at all."""
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.provenance import file_sha256, made_by, write_json
+from alignvl_cli.provenance import file_sha256, made_by, new_folder, write_json
 from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
 from alignvl_cli.retrieval.factory import AUTO, available_memory, build_vectors, choose_factory
 from alignvl_cli.retrieval.hits import Gallery
@@ -62,11 +60,7 @@ def build_index(
         gallery.value: agreement(built[gallery][0], _every_other(query_QE, 0), rows_GE)
         for gallery, (rows_GE, query_QE) in sides.items()
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
+    with new_folder(output, replace=True) as scratch:
         for gallery, (index, _) in built.items():
             _write_faiss(index, scratch / FAISS_FILES[gallery])
         pyarrow.parquet.write_table(_items_table(store, embeddings), scratch / ITEMS)
@@ -89,9 +83,6 @@ def build_index(
             made_by=made_by("index", {"split": split, "factory": factory}),
         )
         write_json(scratch / RECORD, record.to_json())
-        _take_name(scratch, output)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return record
 
 
@@ -100,17 +91,6 @@ def _replaceable(output: Path, overwrite: bool) -> bool:
     if not output.is_dir():
         return False
     return not any(output.iterdir()) or (overwrite and (output / RECORD).is_file())
-
-
-def _take_name(scratch: Path, output: Path) -> None:
-    """Rename the finished folder; one that stood there before is moved aside first and removed last."""
-    if not output.exists():
-        scratch.rename(output)
-        return
-    aside = output.with_name(f".{output.name}.{os.getpid()}.old")
-    output.rename(aside)
-    scratch.rename(output)
-    shutil.rmtree(aside)
 
 
 def _items_table(store: Store, embeddings: Embeddings) -> pyarrow.Table:

@@ -13,14 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alignvl_cli.align.neighbours import NEIGHBOURS, SCORES, nearest_others
 from alignvl_cli.config import CorruptKind, SubsetKind
 from alignvl_cli.errors import DataError
 
 Latents = Callable[[], Tensor]
 """Reads all latents of one modality, for what needs them."""
-NEIGHBOURS = 10
-SCORES = 1 << 23
-"""Cosines held at once: 32 MiB."""
 DPP_BLOCK = 8192
 """Pairs among which greedy MAP chooses at once; of more, each random block gives its share."""
 DEPENDENT = 1e-4
@@ -50,23 +48,14 @@ def corrupt(
         other_Q = torch.randint(len(shown_U) - 1, (len(chosen_Q),), generator=generator)
         other_Q += other_Q >= own_Q
     else:
-        near_QM = _nearest_images(F.normalize(image_ID()[row_U], dim=1), own_Q)
+        kept = min(NEIGHBOURS, len(shown_U) - 1)
+        near_QM = nearest_others(F.normalize(image_ID()[row_U], dim=1), own_Q, kept)
         drawn_Q = torch.randint(near_QM.shape[1], (len(chosen_Q),), generator=generator)
         other_Q = near_QM.gather(1, drawn_Q[:, None]).squeeze(1)
     new_image_T, corrupted_T = text_image_T.clone(), torch.zeros(len(text_image_T), dtype=torch.bool)
     new_image_T[chosen_Q] = row_U[other_Q]
     corrupted_T[chosen_Q] = True
     return new_image_T, corrupted_T
-
-
-def _nearest_images(unit_UD: Tensor, own_Q: Tensor) -> Tensor:
-    """The (at most) ten nearest others of each image asked about, (Q, M)."""
-    found = []
-    for own_B in own_Q.split(max(1, SCORES // len(unit_UD))):
-        sim_BU = unit_UD[own_B] @ unit_UD.T
-        sim_BU.scatter_(1, own_B[:, None], -torch.inf)
-        found.append(sim_BU.topk(min(NEIGHBOURS, len(unit_UD) - 1), dim=1).indices)
-    return torch.cat(found)
 
 
 def uniform(size: int, image_ID: Latents, text_TC: Latents, text_image_T: Tensor, generator: torch.Generator) -> Tensor:

@@ -77,9 +77,8 @@ class WindowedLatents:
         slot_N = self._slot_of_block[block_N]
         image_N = slot_N * self._image_SBD.shape[1] + self._image_row_SB[slot_N, place_N]
         text_N = slot_N * self._block + place_N
-        return self._image_SBD.flatten(0, 1).index_select(0, image_N), self._text_SBC.flatten(0, 1).index_select(
-            0, text_N
-        )
+        image_ND = self._image_SBD.flatten(0, 1).index_select(0, image_N)
+        return image_ND, self._text_SBC.flatten(0, 1).index_select(0, text_N)
 
     def _hold(self, blocks: list[int]) -> None:
         """Bring `blocks` into memory, which has room for them all."""

@@ -66,14 +66,16 @@ class TrainingProgress(Display):
         if self._bar:
             self._draw()
         elif self._start:
-            self._say(f"epoch {validated.epoch:,}/{self._start.epochs:,}: {joined(self._figures())}")
+            place = f"epoch {validated.epoch:,}/{self._start.epochs:,}" if validated.epoch else "the start"
+            self._say(f"{place}: {joined(self._figures())}")
 
     def _finished(self, finished: records.Finished) -> None:
         if self._bar:
             self._bar.stop()
         if self._best:
+            what = f"epoch {self._best.epoch:,}" if self._best.epoch else "the start"
             self._say(
-                f"kept epoch {self._best.epoch:,}: validation mean recall {self._best.metrics['mean_recall']:.2f}, "
+                f"kept {what}: validation mean recall {self._best.metrics['mean_recall']:.2f}, "
                 f"RSUM {self._best.metrics['rsum']:.1f}"
             )
 

@@ -115,6 +115,7 @@ def fitted_tau(adapters: AdapterPair, val: SplitLatents) -> float:
     no negatives of each other: a closed form has none of its own, and probabilities need one."""
     pair_N = torch.linspace(0, val.pairs - 1, min(val.pairs, TAU_PAIRS)).round().long().to(val.text_TC.device)
     image_N = val.text_image_T[pair_N]
+    adapters.eval()
     img_NE, txt_NE = adapters.image.body(val.image_ID[image_N]), adapters.text.body(val.text_TC[pair_N])
 
     def loss(tau: float) -> Tensor:

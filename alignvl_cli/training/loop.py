@@ -13,9 +13,10 @@ from alignvl_cli.align.adapters import AdapterPair
 from alignvl_cli.align.losses import LossParts, contrastive
 from alignvl_cli.align.smoothing import smoothing_at
 from alignvl_cli.align.streams import Stream
-from alignvl_cli.config import Precision
+from alignvl_cli.config import Init, Precision
 from alignvl_cli.errors import DataError
 from alignvl_cli.training.batches import Slices, epoch_slices
+from alignvl_cli.training.closed_form import fitted_tau
 from alignvl_cli.training.health import collapse_warnings
 from alignvl_cli.training.meter import Meter, diverged, warnings_once
 from alignvl_cli.training.optimiser import gradients, learning_rate, step_unless
@@ -27,8 +28,18 @@ from alignvl_cli.training.validation import validate
 def fit(plan: Plan, state: TrainState) -> Iterator[Step | Validated | Warned]:
     """Train `state` in place, from where it stands to the end of `plan`, or until `--patience` is exhausted.
 
-    Raises DivergedError, leaving `state.best` as it was.
+    A start at CCA is validated as epoch 0, and kept when no epoch is better; its temperature is then fitted, as that of
+    a closed form. Raises DivergedError, leaving `state.best` as it was.
     """
+    if plan.config.init is Init.cca and state.step == 0 and state.best is None:
+        yield from _validated(plan, state, epoch=0)
+    yield from _epochs(plan, state)
+    if state.best is not None and state.best.step == 0 and "tau" in dict(state.adapters.named_parameters()):
+        state.adapters.load_state_dict(state.best.weights)
+        state.best.weights["tau"].fill_(fitted_tau(state.adapters, plan.val))
+
+
+def _epochs(plan: Plan, state: TrainState) -> Iterator[Step | Validated | Warned]:
     config, data = plan.config, plan.gather.data
     meter = Meter(config.batch_size)
     for epoch in range(state.step // plan.steps_per_epoch + 1, config.epochs + 1):

@@ -60,7 +60,7 @@ class Validated:
 
     step: int
     epoch: int
-    """Epochs done."""
+    """Epochs done; 0: what is validated is a start at CCA."""
     metrics: dict[str, Any]
     """`image_to_text` and `text_to_image` ({"R@1", "R@5", "R@10"}), `rsum`, `mean_recall`; and by modality
     `mean_squared_cosine`, that of two embeddings (near 1: collapsed)."""

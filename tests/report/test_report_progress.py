@@ -62,6 +62,15 @@ def test_plain_training_says_a_line_a_validation():
     assert len(lines) == 7
 
 
+def test_a_start_that_is_kept_is_called_so():
+    lines = shown(TrainingProgress, [STARTED, validated(0, 50.0, True), *TRAINING[1:]]).splitlines()
+    assert lines[3] == "the start: validation mean recall 50.00 (the best)"
+    later = [replace(one, best=False) if isinstance(one, records.Validated) else one for one in TRAINING[1:]]
+    lines = shown(TrainingProgress, [STARTED, validated(0, 50.0, True), *later]).splitlines()
+    assert lines[-1] == "kept the start: validation mean recall 50.00, RSUM 300.0"
+    assert "the start" not in shown(TrainingProgress, [STARTED, validated(0, 50.0, True)], terminal=True)
+
+
 def test_training_in_a_terminal_draws_a_bar_and_leaves_the_last_lines():
     text = shown(TrainingProgress, TRAINING, terminal=True)
     assert "epoch 1/4" in text

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import make_store
+from killable_training import outcome
 
 from alignvl_cli.align.closed_forms import CLOSED_FORMS, moments, rank
 from alignvl_cli.align.ranks import image_to_text_ranks, text_to_image_ranks
@@ -15,9 +16,11 @@ from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.runs.folder import METRICS, load_run
 from alignvl_cli.settings import resolve_train, run_name
 from alignvl_cli.store.reader import open_store
+from alignvl_cli.training import snapshot
 from alignvl_cli.training.closed_form import fitted_tau
 from alignvl_cli.training.data import load_split
-from alignvl_cli.training.records import Finished, Started, Tried
+from alignvl_cli.training.records import Finished, Started, Tried, Validated
+from alignvl_cli.training.resume import resume_run
 from alignvl_cli.training.run import train_run
 from alignvl_cli.training.validation import validate
 
@@ -155,6 +158,40 @@ def test_residual_branches_start_at_nothing_and_the_ridge_is_the_best_on_validat
         recalls.append(sum(every) / len(every))
     assert len(set(recalls)) > 1
     assert run.result["best"]["mean_recall"] == pytest.approx(max(recalls), abs=1e-3)
+
+
+def test_a_start_that_no_epoch_betters_is_kept(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshot, "CHECKPOINT_SHARE", 0)
+    destroying = {"init": "cca", "epochs": 3, "lr": 10.0, "batch-size": 16, "embed-dim": 6, "device": "cpu"}
+    config = resolve_train(destroying, pairs=100)
+    records = list(train_run([store], tmp_path / "run", config))
+    validated = [record for record in records if isinstance(record, Validated)]
+    assert [(record.epoch, record.best) for record in validated] == [(0, True), (1, False), (2, False), (3, False)]
+    assert records.index(validated[0]) == 1, "before the first step"
+    run = load_run(tmp_path / "run")
+    assert run.result["best"] == {"step": 0, "epoch": 0, **validated[0].metrics}
+    still = resolve_train(destroying | {"epochs": 1, "lr": 1e-12}, pairs=100)
+    list(train_run([store], tmp_path / "still", still))
+    for name, tensor in load_run(tmp_path / "still").adapters.state_dict().items():
+        assert torch.equal(run.adapters.state_dict()[name], tensor), name
+    assert run.temperature == pytest.approx(fitted_tau(run.adapters, load_split([open_store(store)], "val")))
+    assert run.temperature != pytest.approx(0.07, abs=1e-4)
+    for after in (1, 2, len(records) - 1):  # nothing yet, the start alone, all but the end
+        stopped = train_run([store], tmp_path / str(after), config, checkpoint_s=0.0)
+        for _ in range(after):
+            next(stopped)
+        stopped.close()
+        list(resume_run(tmp_path / str(after)))
+        assert outcome(tmp_path / str(after)) == outcome(tmp_path / "run")
+
+
+def test_a_fixed_temperature_of_a_kept_start_stays(store, tmp_path):
+    config = resolve_train(
+        {"init": "cca", "lr": 10.0, "epochs": 1, "batch-size": 16, "temperature": "fixed:0.2"}, pairs=100
+    )
+    *_, finished = train_run([store], tmp_path / "run", config)
+    assert finished.result["best"]["epoch"] == 0
+    assert finished.result["tau"] == load_run(tmp_path / "run").temperature == pytest.approx(0.2)
 
 
 def test_latents_that_do_not_vary_together_are_trained_from_a_drawn_start(tmp_path):

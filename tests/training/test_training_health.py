@@ -156,7 +156,7 @@ def test_collapsed_embeddings_are_told_in_words(tmp_path):
 
 
 def test_patience_stops_and_says_so(store, tmp_path):
-    still = settings(epochs=12, lr=1e-12)  # nothing moves: the first validation stays the best
+    still = settings(init="random", epochs=12, lr=1e-12)  # nothing moves: the first validation stays the best
     records = list(train_run([store], tmp_path / "run", replace(still, patience=3)))
     assert [record.best for record in records if isinstance(record, Validated)] == [True, False, False, False]
     result = records[-1].result
@@ -185,7 +185,8 @@ def test_the_average_of_the_weights_is_what_is_validated_and_kept(store):
 
 def test_averaging_leaves_the_training_itself_alone(store, tmp_path):
     plain, averaged = (
-        list(train_run([store], tmp_path / f"ema{ema}", settings(ema=ema, epochs=3))) for ema in (0.0, 0.9)
+        list(train_run([store], tmp_path / f"ema{ema}", settings(init="random", ema=ema, epochs=3)))
+        for ema in (0.0, 0.9)
     )
     losses = [[record.loss for record in records if isinstance(record, Step)] for records in (plain, averaged)]
     assert losses[0] == losses[1]

@@ -24,7 +24,10 @@ def store(tmp_path_factory):
 
 
 def settings(store, **asked):
-    small = {"epochs": 3, "batch_size": 32, "embed_dim": 8, "adapter_depth": 1, "device": "cpu", "precision": "fp32"}
+    small = {
+        "init": "random", "epochs": 3, "batch_size": 32, "embed_dim": 8, "adapter_depth": 1, "device": "cpu",
+        "precision": "fp32",
+    }  # fmt: skip
     if asked.get("adapter") in ("linear", "glu") or asked.get("recipe") == "sail":
         del small["adapter_depth"]
     layer = {key.replace("_", "-"): value for key, value in (small | asked).items()}
@@ -38,7 +41,7 @@ def train(store, output, **asked):
 def test_a_run_learns_what_the_latents_share(tmp_path):
     easy = make_store(tmp_path / "easy.h5", images=120, dim=12, text_dim=12)
     size = {"epochs": 25, "batch_size": 64, "embed_dim": 16, "dropout": 0.0, "lr": 3e-3}
-    records = train(easy, tmp_path / "run", init="random", **size)
+    records = train(easy, tmp_path / "run", **size)
     started, finished = records[0], records[-1]
     assert isinstance(started, Started)
     assert isinstance(finished, Finished)
@@ -118,7 +121,7 @@ ARMS = {
     "standardize": {"latent_norm": "standardize"},
     "reduced": {"latent_width": 5},
     "reduced after l2": {"latent_width": 5, "latent_norm": "l2"},
-    "random start": {"init": "random"},
+    "start at CCA": {"init": "cca", "lr": 1e-5},
     "linear": {"adapter": "linear"},
     "fixed temperature": {"temperature": "fixed:0.05"},
     "laplace": {"noise": "laplace"},

@@ -22,7 +22,7 @@ alignvl ablate "$HERE"/studies/noise.toml --data "$STORE" --jobs 2
 
 python "$HERE"/terminal.py "$FOLDER"/eval.svg alignvl eval
 python "$HERE"/terminal.py "$FOLDER"/search.svg alignvl search "thunderstorm" -k 5
-python "$HERE"/terminal.py --columns 116 --lines 14 "$FOLDER"/verdicts.svg alignvl report noise
+python "$HERE"/terminal.py --columns 116 --lines 15 "$FOLDER"/verdicts.svg alignvl report noise
 
 RUNS=(alignvl-workspace/runs/0001-*)
 alignvl search "thunderstorm" -k 5 --json |

@@ -9,6 +9,7 @@ import typer
 
 from alignvl_cli.commands.options import JsonOption, PickleOption, TrustOption
 from alignvl_cli.commands.session import Session
+from alignvl_cli.commands.workspace import MARKS
 from alignvl_cli.config import Device, Precision, Trust
 from alignvl_cli.errors import DataError, UsageError
 
@@ -129,11 +130,12 @@ def _kind(path: Path) -> str:
         raise DataError(f"{path}: no such artefact; `alignvl inspect` lists those of the workspace")
     if path.is_file():
         return "store"
-    for kind, mark in (("run", "config.json"), ("index", "index.json"), ("study", "study.json")):
+    for kind, mark in MARKS.items():
         if (path / mark).is_file():
             return kind
     raise DataError(
-        f"{path}: no store, run, index or study (a run has a config.json, an index an index.json, a study a study.json)"
+        f"{path}: no store, run, index or study (a run has a {MARKS['run']}, an index an {MARKS['index']}, a study a "
+        f"{MARKS['study']})"
     )
 
 

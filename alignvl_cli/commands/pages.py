@@ -39,12 +39,12 @@ def study_views(session: Session, folder: Path, data: Path | None, device: str) 
     """Of a finished study; DataError for an unfinished one. Making the page raises MismatchError when `data` is another
     store than the study's."""
     from alignvl_cli.ablation.records import read_study, read_verdicts
-    from alignvl_cli.report.study_page import study_page, study_plots
+    from alignvl_cli.report.study_page import study_page
+    from alignvl_cli.report.study_plots import study_plots
 
     verdicts, study = read_verdicts(folder), read_study(folder)
-    plots = study_plots(
-        verdicts, study, _curves(session, folder, verdicts), _reliability(session, folder, verdicts, study)
-    )
+    curves, reliability = _curves(session, folder, verdicts), _reliability(session, folder, verdicts, study)
+    plots = list(study_plots(verdicts, study, curves, reliability))
 
     def page() -> "Page":
         store = _store_of_study(session, folder, study["store"], data)
@@ -79,7 +79,7 @@ def run_views(session: Session, folder: Path, data: Path | None, split: str, dev
     run = load_run(folder, device)
     store = store_of(session, run, data)
     evaluation = evaluate(run, store, split, bootstrap=True, calibration=True, hubs=HubnessReport.report, device=device)
-    plots = run_plots(evaluation, learning_curve([read_validations(folder)]))
+    plots = list(run_plots(evaluation, learning_curve([read_validations(folder)])))
 
     def page() -> "Page":
         return run_page(

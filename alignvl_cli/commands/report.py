@@ -9,6 +9,7 @@ import typer
 
 from alignvl_cli.commands.options import DeviceOption
 from alignvl_cli.commands.session import Session
+from alignvl_cli.commands.workspace import MARKS
 from alignvl_cli.config import Device
 from alignvl_cli.errors import UsageError
 
@@ -69,7 +70,7 @@ def report(
     if output is not None:
         _require_free(output, overwrite)
     folder = _folder(session, path)
-    is_run = (folder / "config.json").is_file()
+    is_run = (folder / MARKS["run"]).is_file()
     if is_run and chosen is not ReportFormat.html and plots is None:
         raise UsageError(f"a run is reported as a page: add -o page.html; its table: alignvl eval {folder}")
     if split is not None and not is_run:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignvl_cli.commands.session import Session
+from alignvl_cli.commands.workspace import MARKS
 
 if TYPE_CHECKING:
     from alignvl_cli.training.records import Record
 
-CONFIG = "config.json"
-"""A run folder has it once there is something to go on with."""
 TENSORBOARD = "tensorboard"
-"""And this folder, if its figures are logged for TensorBoard too."""
+"""Folder in the run's, if its figures are logged for TensorBoard too."""
 
 
 def show_training(session: Session, run: Path, records: Generator["Record", None, None], *, tensorboard: bool) -> None:
@@ -33,6 +32,6 @@ def show_training(session: Session, run: Path, records: Generator["Record", None
                 for view in show:
                     view(record)
     except KeyboardInterrupt as stop:
-        if (run / CONFIG).is_file():
+        if (run / MARKS["run"]).is_file():  # there is something to go on with
             stop.add_note(f"go on with `alignvl train --resume {shlex.quote(str(run))}`")
         raise

@@ -12,6 +12,10 @@ from pathlib import Path
 from alignvl_cli.errors import DataError
 
 NUMBERED = re.compile(r"^(\d{4,})-")
+MARKS = {"run": "config.json", "index": "index.json", "study": "study.json"}
+"""Kind of folder -> the file that tells it. Said here again because the rooms that write them load heavy libraries."""
+RUN_RESULT = "result.json"
+"""Written last into a run."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,11 @@ class Workspace:
 
     def runs(self) -> list[Path]:
         """Complete runs, oldest first."""
-        return _numbered(self.root / "runs", "result.json")
+        return _numbered(self.root / "runs", RUN_RESULT)
 
     def indexes(self) -> list[Path]:
         """Complete indexes, oldest first."""
-        return _numbered(self.root / "indexes", "index.json")
+        return _numbered(self.root / "indexes", MARKS["index"])
 
     def studies(self) -> list[Path]:
         """Complete studies, oldest first."""

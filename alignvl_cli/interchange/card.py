@@ -46,6 +46,7 @@ def model_card(run: Run, target: ExportTarget, compared: Sequence[Parity], folde
         if has_code
         else ""
     )
+    encoders = [_encoder("image", run.vision, shape.image_width), _encoder("text", run.text, shape.text_width)]
     library = target.value if target is not ExportTarget.safetensors else "alignvl"
     return f"""---
 library_name: {library}
@@ -67,10 +68,7 @@ and `softmax(cosine / {run.temperature:.4g})` are the run's probabilities.
 
 Both were frozen. Their licences hold for what is made with them.
 
-| side | model | revision | pooling | width |
-|---|---|---|---|---|
-{_encoder("image", run.vision, shape.image_width)}
-{_encoder("text", run.text, shape.text_width)}
+{_table(("side", "model", "revision", "pooling", "width"), encoders)}
 
 ## Training
 
@@ -90,10 +88,10 @@ Compared with the run when this folder was written; above {TOLERANCE:g} it is no
 """
 
 
-def _encoder(side: str, encoder: dict[str, Any], width: int) -> str:
+def _encoder(side: str, encoder: dict[str, Any], width: int) -> tuple[object, ...]:
     about, record = encoder["about"], encoder["record"]
     name = Path(about["id"]).name if Path(about["id"]).is_absolute() else about["id"]
-    return f"| {side} | {name} | {about.get('commit') or 'not pinned'} | {record.get('pooling', 'unknown')} | {width} |"
+    return (side, name, about.get("commit") or "not pinned", record.get("pooling", "unknown"), width)
 
 
 def _training(run: Run) -> str:

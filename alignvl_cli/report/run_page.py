@@ -31,31 +31,25 @@ if TYPE_CHECKING:
 Json = Mapping[str, Any]
 
 
-def run_plots(evaluation: "Evaluation", curve: "LearningCurve | None") -> list[Plot]:
+def run_plots(evaluation: "Evaluation", curve: "LearningCurve | None") -> Iterator[Plot]:
     """Every plot that there is something to draw of."""
-    plots = []
     modesty = evaluation.modesty
     for state, words in STATES.items():
         if modesty is not None and getattr(modesty, state) is not None:
-            plots.append(
-                Plot(
-                    name=f"reliability-{state}",
-                    title=f"Reliability, {words}.",
-                    caption="Accuracy by confidence; on the dashed line it is as sure as it is right.",
-                    draw=partial(reliability_figure, modesty, [state]),
-                )
+            yield Plot(
+                name=f"reliability-{state}",
+                title=f"Reliability, {words}.",
+                caption="Accuracy by confidence; on the dashed line it is as sure as it is right.",
+                draw=partial(reliability_figure, modesty, [state]),
             )
     if curve is not None:
         chosen = evaluation.selection_split
-        plots.append(
-            Plot(
-                name="learning",
-                title="Learning curve.",
-                caption=f"Mean recall on split {chosen}, which selects the epoch.",
-                draw=partial(learning_plot, {"": curve}, chosen),
-            )
+        yield Plot(
+            name="learning",
+            title="Learning curve.",
+            caption=f"Mean recall on split {chosen}, which selects the epoch.",
+            draw=partial(learning_plot, {"": curve}, chosen),
         )
-    return plots
 
 
 def run_page(

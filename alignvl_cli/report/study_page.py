@@ -6,8 +6,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alignvl_cli.provenance import canonical_json
 from alignvl_cli.report.amounts import counted
@@ -30,19 +29,8 @@ from alignvl_cli.report.page import (
 from alignvl_cli.report.reproduce import study_toml
 from alignvl_cli.report.retrieval import DIRECTIONS
 from alignvl_cli.report.study import study_notes, study_tables
-from alignvl_cli.report.study_plots import (
-    ENOUGH_QUERIES,
-    find_sweeps,
-    forest,
-    learning_plot,
-    reliability_plot,
-    sweep_plot,
-)
+from alignvl_cli.report.study_plots import RELIABILITY
 from alignvl_cli.report.tables import Cell, Table
-
-if TYPE_CHECKING:
-    from alignvl_cli.ablation.learning import LearningCurve
-    from alignvl_cli.ablation.reliability import Reliability
 
 Json = Mapping[str, Any]
 TONES = {
@@ -54,72 +42,7 @@ TONES = {
 }
 """Verdict -> its tone and mark; of the others, nothing is known."""
 OPEN = ("open", "?")
-RELIABILITY = "reliability-"
 JUDGED = {"overconfidence": "overconfidence", "ece": "ECE", "ece_fitted": "ECE, tau fitted"}
-
-
-def study_plots(
-    verdicts: Json,
-    study: Json,
-    curves: Mapping[str, "LearningCurve"],
-    reliability: Mapping[str, Mapping[str, "Reliability"]],
-) -> list[Plot]:
-    """Every plot that there is something to draw of; learning curves by arm, reliability by direction and arm."""
-    margin = counted(verdicts["margin"], "point")
-    explained = (
-        f"Thick: 95 % interval over seeds, for these test images. Thin: over seeds and test images. Grey: the margin "
-        f"of {margin} within which arms count as equivalent."
-    )
-    arms = [arm for arm in verdicts["arms"] if arm["verdict"] is not None]
-    plots = [
-        Plot(
-            name="differences",
-            title=f"Differences to {verdicts['reference']}.",
-            caption=explained,
-            draw=partial(forest, verdicts["margin"], arms, [arm["arm"] for arm in arms], verdicts["reference"]),
-        )
-    ]
-    effects = verdicts["effects"]
-    if effects:
-        plots.append(
-            Plot(
-                name="effects",
-                title="Main effects and interactions.",
-                caption=explained,
-                draw=partial(forest, verdicts["margin"], effects, [effect["effect"] for effect in effects]),
-            )
-        )
-    for sweep in find_sweeps(study):
-        plots.append(
-            Plot(
-                name=f"sweep-{sweep.key}",
-                title=f"Mean recall over {sweep.key}.",
-                caption="Means over seeds; the band is the 95 % t interval over seeds.",
-                draw=partial(sweep_plot, verdicts, sweep),
-            )
-        )
-    if curves:
-        chosen = verdicts["evaluation"]["selection_split"]
-        plots.append(
-            Plot(
-                name="learning",
-                title="Learning curves.",
-                caption=f"Mean recall on split {chosen}, which selects the epoch, as a mean over seeds with its 95 % t "
-                "interval, as far as all seeds were trained.",
-                draw=partial(learning_plot, curves, chosen),
-            )
-        )
-    for direction, arms_of in reliability.items():
-        plots.append(
-            Plot(
-                name=f"{RELIABILITY}{direction.replace('_', '-')}",
-                title=f"Reliability, {DIRECTIONS[direction]}.",
-                caption="Accuracy by confidence, as trained, all seeds together; below the dashed line an arm is surer "
-                f"than it is right. Points of {ENOUGH_QUERIES} queries or more.",
-                draw=partial(reliability_plot, arms_of),
-            )
-        )
-    return plots
 
 
 def study_page(

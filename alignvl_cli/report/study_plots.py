@@ -1,14 +1,17 @@
-"""A study's plots: differences to the reference, curves over a setting that arms vary, and learning curves.
+"""A study's plots: differences to the reference, curves over a setting that arms vary, learning curves, reliability.
 
 `verdicts` and `study` are what `verdicts.json` and `study.json` hold.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from alignvl_cli.provenance import canonical_json
-from alignvl_cli.report.figures import COLOURS, INK, SOFT, label, line_style, new_figure
+from alignvl_cli.report.amounts import counted
+from alignvl_cli.report.figures import COLOURS, INK, SOFT, Plot, label, line_style, new_figure
+from alignvl_cli.report.retrieval import DIRECTIONS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +39,59 @@ ENOUGH_QUERIES = 20
 """In a bin, over all seeds, for its accuracy to be drawn."""
 MARKS = 8
 """That a learning curve has, about."""
+RELIABILITY = "reliability-"
+"""Names of the plots by direction begin so."""
+
+
+def study_plots(
+    verdicts: Json,
+    study: Json,
+    curves: Mapping[str, "LearningCurve"],
+    reliability: Mapping[str, Mapping[str, "Reliability"]],
+) -> Iterator[Plot]:
+    """Every plot that there is something to draw of; learning curves by arm, reliability by direction and arm."""
+    explained = (
+        "Thick: 95 % interval over seeds, for these test images. Thin: over seeds and test images. Grey: the margin "
+        f"of {counted(verdicts['margin'], 'point')} within which arms count as equivalent."
+    )
+    arms = [arm for arm in verdicts["arms"] if arm["verdict"] is not None]
+    yield Plot(
+        name="differences",
+        title=f"Differences to {verdicts['reference']}.",
+        caption=explained,
+        draw=partial(forest, verdicts["margin"], arms, [arm["arm"] for arm in arms], verdicts["reference"]),
+    )
+    if effects := verdicts["effects"]:
+        yield Plot(
+            name="effects",
+            title="Main effects and interactions.",
+            caption=explained,
+            draw=partial(forest, verdicts["margin"], effects, [effect["effect"] for effect in effects]),
+        )
+    for sweep in find_sweeps(study):
+        yield Plot(
+            name=f"sweep-{sweep.key}",
+            title=f"Mean recall over {sweep.key}.",
+            caption="Means over seeds; the band is the 95 % t interval over seeds.",
+            draw=partial(sweep_plot, verdicts, sweep),
+        )
+    if curves:
+        chosen = verdicts["evaluation"]["selection_split"]
+        yield Plot(
+            name="learning",
+            title="Learning curves.",
+            caption=f"Mean recall on split {chosen}, which selects the epoch, as a mean over seeds with its 95 % t "
+            "interval, as far as all seeds were trained.",
+            draw=partial(learning_plot, curves, chosen),
+        )
+    for direction, arms_of in reliability.items():
+        yield Plot(
+            name=f"{RELIABILITY}{direction.replace('_', '-')}",
+            title=f"Reliability, {DIRECTIONS[direction]}.",
+            caption="Accuracy by confidence, as trained, all seeds together; below the dashed line an arm is surer "
+            f"than it is right. Points of {ENOUGH_QUERIES} queries or more.",
+            draw=partial(reliability_plot, arms_of),
+        )
 
 
 def forest(margin: float, rows: Sequence[Json], names: Sequence[str], against: str = "") -> "Figure":

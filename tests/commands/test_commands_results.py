@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 from fakes import make_store
 
+from alignvl_cli.ablation.records import STUDY
 from alignvl_cli.commands.doctor import EXTRAS
+from alignvl_cli.commands.workspace import MARKS, RUN_RESULT
 from alignvl_cli.provenance import file_sha256, read_json
+from alignvl_cli.retrieval.index_record import RECORD
+from alignvl_cli.runs.folder import CONFIG, RESULT
 
 QUICK = ["--epochs", "2", "--batch-size", "32", "--embed-dim", "16", "--device", "cpu"]
 
@@ -150,6 +154,11 @@ def test_newest_goes_by_the_counter_and_not_by_the_clock(alignvl):
     newer = make_store(alignvl.workspace / "stores" / "a-newer.h5", images=90, counter=2)
     os.utime(newer, (1, 1))
     assert f"newest store, {newer}" in alignvl("train", *QUICK).stderr
+
+
+def test_the_files_that_tell_an_artefact_are_those_that_its_room_writes():
+    assert {"run": CONFIG, "index": RECORD, "study": STUDY} == MARKS
+    assert RESULT == RUN_RESULT
 
 
 def test_version():

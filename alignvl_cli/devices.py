@@ -2,11 +2,13 @@
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from alignvl_cli.config import Device, Precision
 from alignvl_cli.errors import UsageError
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """As malloc.h numbers them."""
 KEPT_BYTES = 2**30
 
@@ -31,13 +33,15 @@ def choose_device(asked: Device) -> str:
 
 def _keep_freed_memory() -> None:
     """Have glibc keep the large blocks that torch frees: given back, each costs a page fault every 4 KiB when it is
-    taken again, a quarter of an encoder's time. Elsewhere nothing is done."""
+    taken again, a quarter of an encoder's time. Threads share one arena, as those of their own always give back what
+    is large. Elsewhere nothing is done."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc
         return
     mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
     mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    mallopt(M_ARENA_MAX, 1)
 
 
 def bf16_pays(device: str) -> bool:
@@ -69,3 +73,17 @@ def visible_gpus() -> list[str]:
 
     named = [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part]
     return named or [str(number) for number in range(torch.cuda.device_count())]
+
+
+@contextmanager
+def computing_with(threads: int) -> Iterator[None]:
+    """torch computes with so many threads in this thread and in those that it starts; then with as many as before.
+    Training differs in its last bits between one thread and two."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

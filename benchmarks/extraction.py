@@ -67,9 +67,8 @@ def extracting(dataset: Dataset, vision: VisionEncoder, text: TextEncoder) -> fl
 
 
 def ready_batches(dataset: Dataset, vision: VisionEncoder, size: int) -> list[torch.Tensor]:
-    pixels = [vision.prepare(decode_image(item.source.read(), CONFIG.max_pixels)) for item in dataset.items]
-    stacks = (torch.from_numpy(np.stack(pixels[first : first + size])) for first in range(0, len(pixels), size))
-    return [stack.to(DTYPES[vision.precision]) for stack in stacks]
+    pictures = [vision.prepare(decode_image(item.source.read(), CONFIG.max_pixels)) for item in dataset.items]
+    return [vision.values(np.stack(pictures[first : first + size])) for first in range(0, len(pictures), size)]
 
 
 @torch.inference_mode()

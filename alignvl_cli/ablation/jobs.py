@@ -12,6 +12,7 @@ import pyarrow.parquet
 
 from alignvl_cli.ablation.records import FAILED, Outcome, Ranks
 from alignvl_cli.config import TrainConfig
+from alignvl_cli.devices import computing_with
 from alignvl_cli.errors import DataError, DivergedError, MismatchError
 from alignvl_cli.provenance import read_json, write_json
 from alignvl_cli.retrieval import saving
@@ -22,7 +23,6 @@ from alignvl_cli.runs.checkpoint import has_checkpoint
 from alignvl_cli.runs.folder import CONFIG, is_complete_run, load_run
 from alignvl_cli.runs.folder import RESULT as RUN_RESULT
 from alignvl_cli.store.reader import Store, open_store
-from alignvl_cli.training.machine import computing_with
 from alignvl_cli.training.prepare import TRAIN
 from alignvl_cli.training.records import Record, Warned
 from alignvl_cli.training.resume import resume_run

@@ -13,13 +13,13 @@ import torch
 from alignvl_cli.ablation.jobs import Job, read_outcome
 from alignvl_cli.ablation.setup import TEST, Setup, begin, default_processes
 from alignvl_cli.ablation.statistics import seeds_for_any_verdict
+from alignvl_cli.devices import computing_with
 from alignvl_cli.provenance import read_json
 from alignvl_cli.runs.folder import RESULT
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.batches import epoch_slices
 from alignvl_cli.training.closed_form import solve
 from alignvl_cli.training.loop import take_step
-from alignvl_cli.training.machine import computing_with
 from alignvl_cli.training.prepare import prepare
 from alignvl_cli.training.validation import VALIDATIONS, validate
 

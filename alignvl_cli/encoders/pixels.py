@@ -1,4 +1,4 @@
-"""From an RGB picture to the array a vision tower takes: what transformers' image processor does, without its detours.
+"""From an RGB picture to what a vision tower's values are made of: transformers' image processor without its detours.
 
 Objects here are sent to worker processes, so `ResizeCrop` needs Pillow and numpy alone.
 """
@@ -22,15 +22,21 @@ LONGEST_RATIO = 200
 
 
 class Preprocess(Protocol):
-    """Picklable; RGB picture in, (3, H, W) float32 out, H and W the same for every picture. UnreadableImage
-    for one that the model's own steps cannot take."""
+    """Picklable; RGB picture in, (H, W, 3) uint8 out, or (3, H, W) float32 where the processor has steps of its own; H
+    and W the same for every picture. UnreadableImage for one that those steps cannot take."""
+
+    @property
+    def value_C256(self) -> np.ndarray | None:
+        """Float32 that each pixel value of a uint8 picture stands for, by channel; None where pictures are values."""
+        ...
 
     def __call__(self, image: Image.Image) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, eq=False)
 class ResizeCrop:
-    """Resize, centre crop, then one table look-up for each channel: a uint8 pixel has only 256 values.
+    """Resize and centre crop. The rest is a look-up for each channel, done for whole batches where the model computes:
+    a uint8 pixel has only 256 values, and a quarter of the bytes.
 
     Equal to the image processor bit for bit (the table is what the processor itself makes of a ramp); for a picture so
     long that the resized one would not fit in `MOST_RESIZED`, up to the rounding of the filter's positions.
@@ -42,21 +48,15 @@ class ResizeCrop:
     """(height, width) of the centre crop, at most the resized size."""
     resample: Image.Resampling
     value_C256: np.ndarray
-    """Float32 that each pixel value becomes, by channel."""
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         height, width = self._resized(image)
         if self.crop is None:
-            pixel_HWC = np.asarray(image.resize((width, height), self.resample))
-        else:
-            top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
-            window = (left, top, left + self.crop[1], top + self.crop[0])
-            resized = resized_window if height * width > MOST_RESIZED else _resized_whole
-            pixel_HWC = np.asarray(resized(image, (width, height), self.resample, window))
-        value_CHW = np.empty((3, *pixel_HWC.shape[:2]), np.float32)
-        for channel, value_256 in enumerate(self.value_C256):
-            np.take(value_256, pixel_HWC[:, :, channel], out=value_CHW[channel], mode="clip")
-        return value_CHW
+            return np.asarray(image.resize((width, height), self.resample))
+        top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
+        window = (left, top, left + self.crop[1], top + self.crop[0])
+        resized = resized_window if height * width > MOST_RESIZED else _resized_whole
+        return np.asarray(resized(image, (width, height), self.resample, window))
 
     def _resized(self, image: Image.Image) -> tuple[int, int]:
         """(height, width) after the resize; the longer side is rounded down, as transformers does."""
@@ -100,6 +100,7 @@ class ProcessorCall:
     """An image processor with steps of its own, called as it is."""
 
     processor: Any
+    value_C256: None = None
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         if max(image.size) > LONGEST_RATIO * min(image.size):

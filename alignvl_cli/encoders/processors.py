@@ -78,7 +78,8 @@ def preprocess_of(processor: Any, spec: str) -> Preprocess:
     preprocess = _resize_crop(processor) or ProcessorCall(processor)
     with quiet():
         shapes = {preprocess(probe).shape for probe in PROBES}
-    if len(shapes) > 1 or len(shape := shapes.pop()) != 3 or shape[0] != 3:
+    colours = 0 if preprocess.value_C256 is None else -1
+    if len(shapes) > 1 or len(shape := shapes.pop()) != 3 or shape[colours] != 3:
         raise UsageError(
             f"{spec}: its image processor ({type(processor).__name__}) does not give one (3, H, W) array of a fixed "
             "size for each picture, which alignvl needs; choose another vision model"

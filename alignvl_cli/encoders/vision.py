@@ -19,6 +19,7 @@ from alignvl_cli.encoders.processors import PROBES, load_processor, preprocess_o
 from alignvl_cli.encoders.records import about, require_known, require_same
 from alignvl_cli.encoders.towers import DTYPES, PROJECTED, Tower, load_tower, probed, require_steady
 from alignvl_cli.encoders.trust import code_record
+from alignvl_cli.encoders.values import Values, values_of
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -38,18 +39,19 @@ class VisionEncoder:
     pooling: Pooling
     prefix: int
     """Tokens before the patches: class token and registers."""
+    values: Values
+    """Prepared pictures to what the model reads."""
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """An RGB picture as the model takes it: (3, H, W) float32, H and W the same for every picture."""
+        """An RGB picture as `encode` takes it: (H, W, 3) uint8, or (3, H, W) float32 for a model whose image processor
+        has steps of its own; H and W the same for every picture."""
         return self.preprocess(image)
 
     @torch.inference_mode()
-    def encode(self, pixels_BCHW: np.ndarray) -> np.ndarray:
-        """Latents (B, D) float32, raw: no norm is taken. They do not depend on the rest of the batch beyond rounding
-        (in float32 about 1e-6 of their length)."""
-        owned_BCHW = np.require(pixels_BCHW, np.float32, ["C", "W"])  # torch warns of memory it may not write to
-        pixels = torch.from_numpy(owned_BCHW).to(self.device, DTYPES[self.precision])
-        output = self.model(pixel_values=pixels)
+    def encode(self, pictures_B: np.ndarray) -> np.ndarray:
+        """Latents (B, D) float32 of prepared pictures, or of (B, 3, H, W) float32 values; raw: no norm is taken. They
+        do not depend on the rest of the batch beyond rounding (in float32 about 1e-6 of their length)."""
+        output = self.model(pixel_values=self.values(pictures_B))
         return IMAGE_VECTORS[self.pooling](output, self.prefix).cpu().numpy()
 
 
@@ -65,13 +67,12 @@ def load_vision(
     tower = load_tower(found, Side.vision, pooling, trust)
     processor = load_processor(found, trust)
     preprocess = preprocess_of(processor, found.spec)
-    pixels_CHW = preprocess(PROBES[0])
-    pixels_2CHW = torch.from_numpy(np.stack([pixels_CHW, pixels_CHW]))
+    pixels_2CHW = values_of(preprocess, "cpu", torch.float32)(np.stack([preprocess(PROBES[0])] * 2))
     with probed(found, tower):
         output = tower.model(pixel_values=pixels_2CHW)
         hidden = output.last_hidden_state
     require_steady(found, tower, hidden)
-    prefix = _prefix_tokens(hidden, _patches(tower, pixels_CHW))
+    prefix = _prefix_tokens(hidden, _patches(tower, pixels_2CHW))
     chosen, source = choose_pooling(
         Side.vision,
         found.spec,
@@ -83,6 +84,8 @@ def load_vision(
     )
     width = IMAGE_VECTORS[chosen](output, prefix or 0).shape[1]
     precision = choose_precision(precision, device)
+    model = folded(tower.model, pixels_2CHW)
+    layout = torch.contiguous_format if model is tower.model else torch.channels_last
     return VisionEncoder(
         record=tower.record
         | code_record(found, tower.model, processor)
@@ -92,9 +95,10 @@ def load_vision(
         device=device,
         precision=precision,
         preprocess=preprocess,
-        model=folded(tower.model, pixels_2CHW).to(device, DTYPES[precision]),
+        model=model.to(device, DTYPES[precision]),
         pooling=chosen,
         prefix=prefix or 0,
+        values=values_of(preprocess, device, DTYPES[precision], layout),
     )
 
 
@@ -110,10 +114,10 @@ def reload_vision(
     return encoder
 
 
-def _patches(tower: Tower, pixels_CHW: np.ndarray) -> int | None:
+def _patches(tower: Tower, pixels_BCHW: Tensor) -> int | None:
     """Patches that a vision transformer cuts the picture into; None for other models."""
     patch = getattr(tower.config, "patch_size", None)
-    height, width = pixels_CHW.shape[1:]
+    height, width = pixels_BCHW.shape[2:]
     return (height // patch) * (width // patch) if isinstance(patch, int) else None
 
 

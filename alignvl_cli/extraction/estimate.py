@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+import torch
 
 from alignvl_cli.config import ExtractConfig
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.batches import choose_batches
+from alignvl_cli.extraction.lanes import open_lanes
 from alignvl_cli.extraction.pictures import MOST_BYTES, hash_sources, prepare_sources
 from alignvl_cli.extraction.plan import make_plan
 from alignvl_cli.extraction.workers import choose_workers
@@ -50,7 +52,7 @@ class Estimate:
     text_batch: int
     workers: int
     images_per_second: float
-    """Decoding included, as far as the workers do not hide it."""
+    """Decoding included, as far as it is not hidden behind the encoder."""
     captions_per_second: float
     store_bytes: int
     work_bytes: int
@@ -79,7 +81,10 @@ def estimate(
     hashed, contents = _count_contents(dataset.items)
     images = len(dataset.items) * (1 - rejected / len(sample))
     pictures = images * contents / hashed if hashed else images
-    an_image = max(encode, decode / workers) if workers else decode + encode
+    if workers or plan.device["vision"] != "cpu":
+        an_image = max(encode, decode / max(workers, 1))
+    else:  # decoding takes its share of the encoder's threads
+        an_image = encode + decode / torch.get_num_threads()
     words = sum(len(caption.encode()) for caption in captions)
     words += sum(len(item.id.encode()) + len(item.uri.encode()) + len(item.label.encode()) for item in dataset.items)
     rows = images * vision.width + len(captions) * text.width
@@ -124,11 +129,12 @@ def _time_images(
             f"none of {len(items)} sampled images can be read; the first: {reason}; are the paths right (--image-root)?"
         )
     groups = [pixels[first : first + batch] for first in range(0, len(pixels), batch)]
-    vision.encode(np.stack(groups[0]))
     timed = groups[1:] or groups
-    began = time.perf_counter()
-    for group in timed:
-        vision.encode(np.stack(group))
+    with open_lanes(vision.encode, str(vision.about["device"])) as lanes:
+        lanes.submit(np.stack(groups[0])).result()
+        began = time.perf_counter()
+        for future in [lanes.submit(np.stack(group)) for group in timed]:
+            future.result()
     return decode, (time.perf_counter() - began) / sum(map(len, timed)), len(items) - len(pixels)
 
 

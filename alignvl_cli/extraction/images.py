@@ -9,6 +9,7 @@ shards: each walks over all of them, encodes those that it can claim, and comes 
 """
 
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.extraction.events import Progress, Stage
+from alignvl_cli.extraction.lanes import Lanes, open_lanes
 from alignvl_cli.extraction.pictures import prepare_sources
 from alignvl_cli.extraction.plan import Plan
 from alignvl_cli.extraction.stopwatch import Stopwatch
@@ -80,10 +82,12 @@ def encode_images(
     while True:
         done = EncodedImages(np.zeros((len(items), 32), np.uint8), np.full(len(items), NO_CONTENT, np.int64))
         elsewhere: list[int] = []
-        for progress in _encode_pass(items, vision, plan, folder, workers, watch, done, elsewhere):
-            if progress.done >= furthest:  # a later pass begins at the first row again
-                furthest = progress.done
-                yield progress
+        with open_lanes(vision.encode, str(vision.about["device"])) as lanes:
+            batch = _Batch(items, vision.width, lanes, plan, watch)
+            for progress in _encode_pass(items, vision, plan, folder, workers, watch, batch, done, elsewhere):
+                if progress.done >= furthest:  # a later pass begins at the first row again
+                    furthest = progress.done
+                    yield progress
         taken_up = done.taken_up if taken_up is None else taken_up
         if not elsewhere:
             done.taken_up = taken_up
@@ -98,6 +102,7 @@ def _encode_pass(
     folder: WorkFolder,
     workers: Workers,
     watch: Stopwatch,
+    batch: "_Batch",
     done: EncodedImages,
     elsewhere: list[int],
 ) -> Iterator[Progress]:
@@ -105,7 +110,6 @@ def _encode_pass(
     rejected_contents: dict[int, str] = {}
     pieces = workers.map(prepare_sources, _chunks(items, vision, plan, folder, workers, done), ahead=2 * workers.count)
     session_rows = 0
-    batch = _Batch(items, vision, plan, watch)
     while True:
         with watch.measure("decode"):
             chunk, pictures = next(pieces, (None, ()))
@@ -117,7 +121,7 @@ def _encode_pass(
                 batch.reject(position, picture)
                 continue
             if batch.is_full:
-                batch.encode(shard)
+                batch.send()
                 row = shard.new_rows[position]
                 yield _progress(row, len(items), session_rows + row - shard.rows.start, watch)
             batch.add(position, picture)
@@ -128,10 +132,11 @@ def _encode_pass(
             session_rows += len(shard.rows)  # the others' work counts for the time that is left
             continue
         if shard.record is None:
-            batch.encode(shard)
+            batch.send()
+            latents = batch.latents(shard)
             with watch.measure("write"):
                 shard.record = _record(shard, batch.rejected)
-                folder.write_shard(Stage.images, shard.number, batch.latents(len(shard.new_rows)), shard.record)
+                folder.write_shard(Stage.images, shard.number, latents, shard.record)
             session_rows += len(shard.rows)
         else:
             done.taken_up += len(shard.rows)
@@ -146,9 +151,10 @@ def _encode_pass(
 class _Batch:
     """Pictures on their way through the encoder, and the latents of one shard."""
 
-    def __init__(self, items: Sequence[Item], vision: "VisionEncoder", plan: Plan, watch: Stopwatch) -> None:
+    def __init__(self, items: Sequence[Item], width: int, lanes: Lanes, plan: Plan, watch: Stopwatch) -> None:
         self._items = items
-        self._vision = vision
+        self._width = width
+        self._lanes = lanes
         self._size = plan.image_batch
         self._watch = watch
         self.clear()
@@ -156,7 +162,7 @@ class _Batch:
     def clear(self) -> None:
         self._positions: list[int] = []
         self._pixels: list[np.ndarray] = []
-        self._latents: list[tuple[list[int], np.ndarray]] = []
+        self._sent: list[tuple[list[int], Future[np.ndarray]]] = []
         self.rejected: dict[int, str] = {}
 
     def reject(self, position: int, reason: str) -> None:
@@ -170,25 +176,27 @@ class _Batch:
     def is_full(self) -> bool:
         return len(self._pixels) == self._size
 
-    def encode(self, shard: Shard) -> None:
+    def send(self) -> None:
+        """Have what was added encoded."""
         if not self._pixels:
             return
         with self._watch.measure("encode_images"):
-            latents = self._vision.encode(np.stack(self._pixels))
-        finite = np.isfinite(latents).all(axis=1)
-        if not finite.all():
-            item = self._items[shard.new_rows[self._positions[int(np.flatnonzero(~finite)[0])]]]
-            raise DataError(
-                f"the vision encoder returned a number that is not finite for image {item.id!r}; "
-                "try --precision fp32, or take the picture out"
-            )
-        self._latents.append((self._positions, latents))
+            self._sent.append((self._positions, self._lanes.submit(np.stack(self._pixels))))
         self._positions, self._pixels = [], []
 
-    def latents(self, count: int) -> np.ndarray:
-        """(count, D) float32, zeros where a content was rejected."""
-        latent = np.zeros((count, self._vision.width), np.float32)
-        for positions, part in self._latents:
+    def latents(self, shard: Shard) -> np.ndarray:
+        """(contents, D) float32, zeros where a content was rejected; waits for all that was sent."""
+        latent = np.zeros((len(shard.new_rows), self._width), np.float32)
+        for positions, future in self._sent:
+            with self._watch.measure("encode_images"):
+                part = future.result()
+            finite = np.isfinite(part).all(axis=1)
+            if not finite.all():
+                item = self._items[shard.new_rows[positions[int(np.flatnonzero(~finite)[0])]]]
+                raise DataError(
+                    f"the vision encoder returned a number that is not finite for image {item.id!r}; "
+                    "try --precision fp32, or take the picture out"
+                )
             latent[positions] = part
         return latent
 

@@ -15,14 +15,13 @@ if TYPE_CHECKING:
     from alignvl_cli.encoders.text import TextEncoder
     from alignvl_cli.encoders.vision import VisionEncoder
 
-CPU_IMAGES = 8
-"""Pictures in a forward on a CPU, by default: their activations must fit its caches (32 take half as long again)."""
-ONE_THREAD_IMAGES = 32
-"""On a CPU with one thread, as under torchrun: below 16 torch takes a slower way through convolutions (docs/LOG.md)."""
+CPU_IMAGES = 16
+"""Pictures in a forward on a CPU, by default: with fewer a thread, torch takes a slower way through float32
+convolutions, and more bring nothing (docs/LOG.md)."""
 TEXTS = 32
 """Captions in a forward on a CPU, by default."""
 IMAGE_SHARD_BATCHES = 16
-"""128 or 512 pictures a shard on a CPU, a few seconds of work; more on a GPU."""
+"""256 pictures a shard on a CPU, a few seconds of work; more on a GPU."""
 TEXT_SHARD_BATCHES = 64
 """Shards long enough that sorting by length leaves next to no padding."""
 CONTENT = ("dataset", "images", "encoder_hash", "vision", "text", "precision", "max_pixels", "dtype")
@@ -82,7 +81,7 @@ def make_plan(
     """
     versions = library_versions()
     device = {"vision": str(vision.about["device"]), "text": str(text.about["device"])}
-    image_batch = batches.images if batches else config.batch_size or cpu_images()
+    image_batch = batches.images if batches else config.batch_size or CPU_IMAGES
     text_batch = batches.texts if batches else config.batch_size or TEXTS
     return Plan(
         dataset=dataset.record,
@@ -100,13 +99,6 @@ def make_plan(
         image_shard=IMAGE_SHARD_BATCHES * image_batch,
         text_shard=TEXT_SHARD_BATCHES * text_batch,
     )
-
-
-def cpu_images() -> int:
-    """Pictures in a forward on a CPU where nobody says."""
-    import torch  # the encoders have loaded it
-
-    return ONE_THREAD_IMAGES if torch.get_num_threads() == 1 else CPU_IMAGES
 
 
 def existing_store_matches(output: Path, plan: Plan) -> bool:

@@ -1,10 +1,8 @@
-"""What a run records about the machine it ran on, and how much of the machine it takes: memory, tiles, threads."""
+"""What a run records about the machine it ran on, and how much of its memory a step may take."""
 
 import os
 import platform
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -66,14 +64,3 @@ def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
-
-
-@contextmanager
-def computing_with(threads: int) -> Iterator[None]:
-    """torch computes with so many threads: training differs in its last bits between one thread and two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

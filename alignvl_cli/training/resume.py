@@ -8,14 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from alignvl_cli.config import Device
-from alignvl_cli.devices import choose_device
+from alignvl_cli.devices import choose_device, computing_with
 from alignvl_cli.errors import AlignvlError, DataError, MismatchError
 from alignvl_cli.provenance import library_versions
 from alignvl_cli.runs.checkpoint import read_checkpoint
 from alignvl_cli.runs.folder import ENVIRONMENT, METRICS, StoreReference, load_unfinished
 from alignvl_cli.runs.writer import RunWriter, held_run
 from alignvl_cli.store.reader import Store, open_store
-from alignvl_cli.training.machine import computing_with
 from alignvl_cli.training.prepare import prepare
 from alignvl_cli.training.records import Record
 from alignvl_cli.training.run import fill, follow

@@ -20,10 +20,10 @@ from alignvl_cli.ablation.run import Begun, Finished, RunMade, run_study
 from alignvl_cli.ablation.setup import set_up
 from alignvl_cli.ablation.study import load_study
 from alignvl_cli.config import Device
+from alignvl_cli.devices import computing_with
 from alignvl_cli.errors import DataError, DivergedError, MismatchError, UsageError
 from alignvl_cli.provenance import read_json
 from alignvl_cli.runs.folder import load_run
-from alignvl_cli.training.machine import computing_with
 from alignvl_cli.training.records import Validated
 from alignvl_cli.training.resume import resume_run
 from alignvl_cli.training.run import train_run

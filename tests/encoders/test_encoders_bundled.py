@@ -54,9 +54,10 @@ def test_lite0_equals_the_reference_implementation(vision):
 def test_lite0_reads_squares_whole(vision):
     """Shorter side to 224, centre 224, mean 127 and standard deviation 128 of 255."""
     grey = vision.prepare(Image.new("RGB", (640, 480), (127, 255, 0)))
-    assert grey.shape == (3, 224, 224)
-    assert grey.dtype == np.float32
-    np.testing.assert_allclose(grey[:, 0, 0], [0, 1, -127 / 128], atol=1e-6)
+    assert grey.shape == (224, 224, 3)
+    values = vision.values(grey[None]).numpy()
+    assert values.shape == (1, 3, 224, 224)
+    np.testing.assert_allclose(values[0, :, 0, 0], [0, 1, -127 / 128], atol=1e-6)
     assert vision.record["processor"]["size"] == {"shortest_edge": 224}
 
 

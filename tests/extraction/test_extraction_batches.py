@@ -10,7 +10,7 @@ from alignvl_cli.config import ExtractConfig
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.batches import choose_batches, measured_size
 from alignvl_cli.extraction.events import Finished
-from alignvl_cli.extraction.plan import CPU_IMAGES, ONE_THREAD_IMAGES, Batches, make_plan
+from alignvl_cli.extraction.plan import CPU_IMAGES, Batches, make_plan
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.store.reader import open_store
 
@@ -62,15 +62,13 @@ def gpu(encoder):
     return encoder
 
 
-def test_cpus_keep_their_rule_and_a_number_its_say(tmp_path, monkeypatch):
+def test_cpus_keep_their_rule_and_a_number_its_say(tmp_path):
     dataset = make_dataset(tmp_path / "data", images=4)
     assert choose_batches(dataset, FakeVision(), FakeText(), AUTO, tmp_path / "s.h5") is None
     asked = replace(AUTO, batch_size=5)
     assert choose_batches(dataset, gpu(FakeVision()), gpu(FakeText()), asked, tmp_path / "s.h5") is None
     assert make_plan(dataset, FakeVision(), FakeText(), asked).image_batch == 5
-    for threads, images in ((1, ONE_THREAD_IMAGES), (2, CPU_IMAGES)):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert make_plan(dataset, FakeVision(), FakeText(), AUTO).image_batch == images
+    assert make_plan(dataset, FakeVision(), FakeText(), AUTO).image_batch == CPU_IMAGES
 
 
 def test_what_was_measured_is_kept_for_the_rest_of_the_work(tmp_path):

@@ -3,11 +3,16 @@
 import importlib.util
 import re
 import sys
+import tomllib
 from html import unescape
+from itertools import product
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from typer.testing import CliRunner
+
+from alignvl_cli.app import app
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -102,3 +107,16 @@ def test_a_command_that_fails_gives_no_picture(capfd):
     with pytest.raises(SystemExit, match="exit 3, no picture"):
         script("terminal").shown([sys.executable, "-c", "import sys; print('why', file=sys.stderr); sys.exit(3)"], 40)
     assert "why" in capfd.readouterr().err
+
+
+def test_the_picture_shows_arms_of_the_study_and_flags_of_the_command():
+    picture = script("picture")
+    study = tomllib.loads((ROOT / "pipelines" / "studies" / "mixing.toml").read_text(encoding="utf-8"))
+    arms = {"+".join(levels) for levels in product(*study["factors"].values())}
+    assert set(picture.ARMS) | {study["reference"]} <= arms
+    usage = CliRunner().invoke(app, ["train", "--help"]).output
+    for ingredient in picture.INGREDIENTS:
+        for flag in re.findall(r"--[\w-]+", ingredient["switch"]):
+            assert flag in usage
+    assert picture.place(picture.POINTS[0]) == 0
+    assert picture.place(picture.POINTS[1]) == picture.PLOT

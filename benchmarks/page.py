@@ -41,7 +41,7 @@ SECTIONS = (
         ("--rows", "512", "--large-rows", "1024", "--width", "64", "--repeats", "3", "--threads", "1"),
     ),
     Section("Evaluation, against the bare matrix products", "evaluation.py", (), ("500", "2500", "64")),
-    Section("Indexes, against exact search", "indexes.py", (), ("5000", "32")),
+    Section("Indexes, against exact search", "indexes.py", ("50000", "128"), ("5000", "32")),
     Section("What the checks cost", "checks.py", (), None),
     Section(
         "Peers: pytorch-metric-learning, ranx, torchmetrics",

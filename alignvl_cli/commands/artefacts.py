@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignvl_cli.commands.session import Session
-from alignvl_cli.errors import AlignvlError, DataError, UsageError
+from alignvl_cli.errors import AlignvlError, DataError
 
 if TYPE_CHECKING:
-    from alignvl_cli.retrieval.calibration import Modesty
     from alignvl_cli.retrieval.index import Index
     from alignvl_cli.runs.folder import Run
     from alignvl_cli.store.reader import Store
@@ -41,18 +40,6 @@ def find_store(session: Session, content_hash: str, path: str) -> "Store | None"
         if store.content_hash == content_hash:
             return store
     return None
-
-
-def draw_reliability(session: Session, modesty: "Modesty", title: str, saved: Path) -> None:
-    """Reliability diagrams beside the evaluation `saved`; without matplotlib, what to install."""
-    from alignvl_cli.report.reliability import save_reliability
-
-    try:
-        paths = save_reliability(modesty, title, saved.with_name(f"{saved.stem}-reliability"))
-    except UsageError as problem:  # the table and the JSON need no matplotlib
-        session.note(str(problem))
-        return
-    session.note(f"drew {paths[0]} and {paths[1].name}")
 
 
 def make_index(

@@ -1,14 +1,18 @@
 """`alignvl eval`: recall of one run, or of several side by side."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alignvl_cli.commands.options import DataOption, DeviceOption, JsonOption
 from alignvl_cli.commands.session import Session
 from alignvl_cli.config import Device
+from alignvl_cli.errors import UsageError
 from alignvl_cli.retrieval.protocol import HubnessReport, Protocol
+
+if TYPE_CHECKING:
+    from alignvl_cli.retrieval.calibration import Modesty
 
 PROTOCOL, REPORTS = "Protocol", "Reports"
 
@@ -56,7 +60,7 @@ def eval_(
     Ranks are exact, and ties lose. A FAISS index of each projected gallery is built too, and its agreement
     with the exact ranks is reported.
     """
-    from alignvl_cli.commands.artefacts import draw_reliability, store_of
+    from alignvl_cli.commands.artefacts import store_of
     from alignvl_cli.devices import choose_device
     from alignvl_cli.report.hubness import hubness_table
     from alignvl_cli.report.reliability import modesty_table
@@ -87,7 +91,7 @@ def eval_(
         saved = save_evaluation(run, evaluation)
         session.note(f"saved {saved}")
         if evaluation.modesty:
-            draw_reliability(session, evaluation.modesty, run.path.name, saved)
+            _draw_reliability(session, evaluation.modesty, run.path.name, saved)
         evaluations.append(evaluation)
     result = evaluations[0] if len(evaluations) == 1 else compare(evaluations)
     if as_json:
@@ -100,3 +104,15 @@ def eval_(
         session.show(hubness_table(evaluations))
     if eccv:
         session.show(beyond_table(evaluations))
+
+
+def _draw_reliability(session: Session, modesty: "Modesty", title: str, saved: Path) -> None:
+    """Reliability diagrams beside the evaluation `saved`; without matplotlib, what to install."""
+    from alignvl_cli.report.reliability import save_reliability
+
+    try:
+        paths = save_reliability(modesty, title, saved.with_name(f"{saved.stem}-reliability"))
+    except UsageError as problem:  # the table and the JSON need no matplotlib
+        session.note(str(problem))
+        return
+    session.note(f"drew {paths[0]} and {paths[1].name}")

@@ -185,10 +185,14 @@ def _linear_recall(train: Pairs, val: Pairs) -> LinearRecall:
 
 
 def _part(pairs: Pairs, is_kept_I: Tensor) -> Pairs:
-    new_I = is_kept_I.long().cumsum(0) - 1
+    """Some of the images, with their captions."""
     is_kept_T = is_kept_I[pairs.text_image_T]
+    new_I, new_T = (is_kept.long().cumsum(0) - 1 for is_kept in (is_kept_I, is_kept_T))
     return Pairs(
-        pairs.image_ID[is_kept_I], pairs.text_TC[is_kept_T], new_I[pairs.text_image_T[is_kept_T]], pairs.first_I[:0]
+        pairs.image_ID[is_kept_I],
+        pairs.text_TC[is_kept_T],
+        new_I[pairs.text_image_T[is_kept_T]],
+        new_T[pairs.first_I[is_kept_I]],
     )
 
 

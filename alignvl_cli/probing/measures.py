@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from alignvl_cli.align.neighbours import NEIGHBOURS, nearest_others
@@ -30,7 +29,7 @@ def mutual_knn(image_ND: Tensor, text_NC: Tensor, generator: torch.Generator) ->
     is 10 / (N - 1). After Huh et al., "The Platonic Representation Hypothesis" (ICML 2024), section 2."""
     kept = min(NEIGHBOURS, len(image_ND) - 1)
     every_N = torch.arange(len(image_ND))
-    image_NK, text_NK = (nearest_others(F.normalize(x, dim=1), every_N, kept) for x in (image_ND, text_NC))
+    image_NK, text_NK = (nearest_others(x.__getitem__, len(x), every_N, kept) for x in (image_ND, text_NC))
 
     def overlap(order_N: Tensor) -> float:
         place_N = order_N.argsort()  # where each row of the texts stands once they are shuffled

@@ -15,6 +15,7 @@ from alignvl_cli.align.latent_norm import AsStored
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.store.reader import Store
 
+FLOAT_BYTES = 4
 BLOCK_ROWS = 16_384
 """Rows read or normalised at once: what a block costs in memory beyond the resident tensors."""
 
@@ -135,6 +136,11 @@ class StoredRows:
             whole[done : done + len(block)] = block
             done += len(block)
         return whole
+
+
+def is_within(budget: int | None, image: StoredRows, text: StoredRows) -> bool:
+    """Whether `--memory-budget` leaves room for all of these latents."""
+    return budget is None or FLOAT_BYTES * (image.numel() + text.numel()) <= budget
 
 
 def stored_split(stores: Sequence[Store], split: str) -> tuple[StoredRows, StoredRows, Tensor]:

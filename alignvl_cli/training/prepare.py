@@ -19,9 +19,11 @@ from alignvl_cli.training.batches import steps_per_epoch
 from alignvl_cli.training.chosen import ChosenPairs, choose_pairs
 from alignvl_cli.training.closed_form import start_at_cca
 from alignvl_cli.training.data import (
+    FLOAT_BYTES,
     SplitLatents,
     StoredRows,
     blocks,
+    is_within,
     load_split,
     prepared,
     require_same_encoders,
@@ -36,7 +38,7 @@ from alignvl_cli.training.optimiser import adamw
 from alignvl_cli.training.records import Started
 from alignvl_cli.training.state import Plan, TrainState
 from alignvl_cli.training.team import Team
-from alignvl_cli.training.windows import FLOAT_BYTES, WindowedLatents
+from alignvl_cli.training.windows import WindowedLatents
 
 ALONE = Team()
 TRAIN, VAL = "train", "val"
@@ -148,7 +150,7 @@ Rows = Tensor | StoredRows
 def _training_rows(chosen: ChosenPairs, budget: int | None) -> tuple[Rows, Rows]:
     """Image and text latents, in memory unless they are larger than `--memory-budget`."""
     image, text = chosen.image, chosen.text
-    if budget is None or FLOAT_BYTES * (image.numel() + text.numel()) <= budget:
+    if is_within(budget, image, text):
         return image.resident(), text.resident()
     return image, text
 

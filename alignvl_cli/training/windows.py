@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from alignvl_cli.errors import UsageError
-from alignvl_cli.training.data import StoredRows
+from alignvl_cli.training.data import FLOAT_BYTES, StoredRows
 
 WINDOW_BLOCKS = 16
 """Blocks whose pairs are shuffled together. Twice as many are held: a step's anchors and partners are neighbours in the
 order of the epoch, and lie in two windows at most."""
 SMALLEST_BLOCK = 16
 LARGEST_BLOCK = 16_384
-FLOAT_BYTES = 4
 
 
 class WindowedLatents:

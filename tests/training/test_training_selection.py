@@ -6,6 +6,7 @@ import pytest
 import torch
 from fakes import make_store
 
+from alignvl_cli.align import neighbours
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.config import CorruptKind, SubsetKind
 from alignvl_cli.errors import DataError, UsageError
@@ -14,14 +15,19 @@ from alignvl_cli.settings import resolve_train
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training import selection
 from alignvl_cli.training.chosen import choose_pairs
+from alignvl_cli.training.data import StoredRows
 from alignvl_cli.training.run import count_pairs, train_run
-from alignvl_cli.training.selection import SUBSETS, agreement, corrupt
+from alignvl_cli.training.selection import SUBSETS, Latents, agreement, corrupt
 
 SMALL = {"epochs": 3, "batch-size": 16, "embed-dim": 8, "adapter-depth": 1, "device": "cpu", "precision": "fp32"}
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def held(latent_ND: torch.Tensor) -> Latents:
+    return Latents(latent_ND.__getitem__)
 
 
 def images_in_two_rows(copies: int = 2):
@@ -38,7 +44,7 @@ def images_in_two_rows(copies: int = 2):
 def test_no_corrupted_caption_keeps_its_picture_nor_a_copy_of_it(kind, share):
     image_ID, text_image_T, key_T = images_in_two_rows()
     key_I = torch.arange(40).clamp(max=38)
-    new_T, corrupted_T = corrupt(share, kind, text_image_T, key_T, lambda: image_ID, seeded())
+    new_T, corrupted_T = corrupt(share, kind, text_image_T, key_T, held(image_ID), seeded())
     assert corrupted_T.sum().item() == round(share * 120)
     assert torch.equal(new_T[~corrupted_T], text_image_T[~corrupted_T])
     assert (key_I[new_T[corrupted_T]] != key_T[corrupted_T]).all()
@@ -51,7 +57,7 @@ def test_a_near_partner_is_one_of_the_ten_nearest_and_a_shuffled_one_any():
     place = sim.argsort(dim=1, descending=True).argsort(dim=1)  # 0: the image itself
     worst = {}
     for kind in CorruptKind:
-        new_T, _ = corrupt(1.0, kind, text_image_T, key_T, lambda: image_ID, seeded())
+        new_T, _ = corrupt(1.0, kind, text_image_T, key_T, held(image_ID), seeded())
         worst[kind] = place[key_T, new_T.clamp(max=38)].max().item()
     assert worst[CorruptKind.near] == 10
     assert worst[CorruptKind.shuffle] > 30
@@ -60,7 +66,7 @@ def test_a_near_partner_is_one_of_the_ten_nearest_and_a_shuffled_one_any():
 def test_one_picture_cannot_be_corrupted():
     with pytest.raises(DataError, match="one image only"):
         corrupt(
-            0.5, CorruptKind.shuffle, torch.zeros(4).long(), torch.zeros(4).long(), lambda: torch.ones(1, 2), seeded()
+            0.5, CorruptKind.shuffle, torch.zeros(4).long(), torch.zeros(4).long(), held(torch.ones(1, 2)), seeded()
         )
 
 
@@ -73,7 +79,7 @@ def latents(pairs: int = 60):
 def test_a_subset_is_of_the_size_asked_for_without_repetition(kind):
     image_ID, text_TC, owner_T = latents()
     for size in (1, 7, 60):
-        kept = SUBSETS[kind](size, lambda: image_ID, lambda: text_TC, owner_T, seeded())
+        kept = SUBSETS[kind](size, held(image_ID), held(text_TC), owner_T, seeded())
         assert len(kept.unique()) == len(kept) == size
 
 
@@ -94,10 +100,10 @@ def test_kdpp_spreads_over_clusters_and_leaves_copies_out(monkeypatch):
     image_ID[:30] += 1e-4 * torch.randn(30, 5, generator=seeded())
     for block in (8192, 50):
         monkeypatch.setattr(selection, "DPP_BLOCK", block)
-        kept = SUBSETS[SubsetKind.kdpp](15, lambda: image_ID, lambda: image_ID, torch.arange(150), seeded())
+        kept = SUBSETS[SubsetKind.kdpp](15, held(image_ID), held(image_ID), torch.arange(150), seeded())
         assert set((kept // 30).tolist()) == {0, 1, 2, 3, 4}
     monkeypatch.setattr(selection, "DPP_BLOCK", 8192)
-    kept = SUBSETS[SubsetKind.kdpp](5, lambda: image_ID, lambda: image_ID, torch.arange(150), seeded())
+    kept = SUBSETS[SubsetKind.kdpp](5, held(image_ID), held(image_ID), torch.arange(150), seeded())
     assert sorted((kept // 30).tolist()) == [0, 1, 2, 3, 4]
 
 
@@ -105,10 +111,10 @@ def test_agreement_is_one_where_both_spaces_agree_and_by_chance_where_they_do_no
     image_ID = torch.randn(200, 5, generator=seeded(1))
     rotation = torch.linalg.qr(torch.randn(5, 5, generator=seeded(2))).Q
     owner_T = torch.arange(200)
-    assert torch.equal(agreement(image_ID, image_ID @ rotation, owner_T), torch.ones(200))
-    unrelated = agreement(image_ID, torch.randn(200, 5, generator=seeded(3)), owner_T)
+    assert torch.equal(agreement(held(image_ID), held(image_ID @ rotation), owner_T), torch.ones(200))
+    unrelated = agreement(held(image_ID), held(torch.randn(200, 5, generator=seeded(3))), owner_T)
     assert unrelated.mean().item() == pytest.approx(10 / 199, abs=0.03)
-    assert agreement(image_ID[:1], image_ID[:1], torch.zeros(1).long()).tolist() == [0.0]
+    assert agreement(held(image_ID[:1]), held(image_ID[:1]), torch.zeros(1).long()).tolist() == [0.0]
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +200,30 @@ def test_a_store_read_by_windows_is_corrupted_and_judged_alike(tmp_path):
     for which in ("clean", "corrupted"):
         assert results["windows"][which]["pairs"] == results["resident"][which]["pairs"]
     assert results["windows"]["clean"]["similarity"] > results["windows"]["corrupted"]["similarity"] + 0.05
+
+
+@pytest.mark.parametrize("asked", [{"corrupt_captions": 0.3, "corrupt_kind": "near"}, *(
+    {"subset": f"{kind}:300"} for kind in ("quality", "kdpp")
+)], ids=str)  # fmt: skip
+def test_a_budget_bounds_what_is_looked_at_and_changes_nothing(tmp_path, monkeypatch, asked):
+    monkeypatch.setattr(neighbours, "ASKED", 40)
+    monkeypatch.setattr(neighbours, "OTHERS", 70)
+    monkeypatch.setattr(selection, "DPP_BLOCK", 150)
+    sizes = {"images": 400, "dim": 12, "text_dim": 10, "captions_per_image": (1, 2, 0, 3)}
+    opened = [open_store(make_store(tmp_path / "s.h5", **sizes))]
+    read, most = StoredRows.read, []
+    monkeypatch.setattr(StoredRows, "read", lambda self, row_N: (most.append(len(row_N)), read(self, row_N))[1])
+    found = {}
+    for budget in ("none", "4kB"):  # no more than 50 rows of the narrower side, and at least a block
+        most.clear()
+        flags = {key.replace("_", "-"): value for key, value in asked.items()}
+        config = resolve_train(SMALL | flags | {"memory-budget": budget}, pairs=400)
+        pairs = choose_pairs(opened, "train", config, Streams(config.seed))
+        found[budget] = (pairs.text_image_T, [rows.tolist() for rows in pairs.text._rows], max(most))
+    assert torch.equal(found["4kB"][0], found["none"][0])
+    assert found["4kB"][1] == found["none"][1]
+    assert found["none"][2] > 150, "all at once, where they may be"
+    assert found["4kB"][2] <= 150 < count_pairs([tmp_path / "s.h5"])
 
 
 def test_closed_forms_take_corrupted_pairs_and_subsets(store, tmp_path):

@@ -89,6 +89,7 @@ def import_store(folder: Path, output: Path, *, vision: str, text: str, counter:
     metadata = pa.concat_tables([part[2] for part in parts], promote_options="default")
     column = {name: metadata[name].to_pylist() for name in metadata.column_names}
     ids = _texts(folder, "image_id" if "image_id" in column else "image_path", column)
+    uris = _texts(folder, "image_path", column) if "image_path" in column else ids
     row_of = {name: row for row, name in enumerate(dict.fromkeys(ids))}
     text_image = np.array([row_of[name] for name in ids], dtype=np.int64)
     _, first = np.unique(text_image, return_index=True)
@@ -105,9 +106,7 @@ def import_store(folder: Path, output: Path, *, vision: str, text: str, counter:
         output,
         StoreRows(
             image_id=list(row_of),
-            image_uri=[_texts(folder, "image_path", column)[row] for row in first]
-            if "image_path" in column
-            else list(row_of),
+            image_uri=[uris[row] for row in first],
             image_label=[str(labels[row] or "") for row in first],
             image_sha256=sha256,
             image_split=plan.codes,

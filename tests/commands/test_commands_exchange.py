@@ -12,6 +12,7 @@ from fakes import make_store
 from safetensors.numpy import load_file
 
 from alignvl_cli.config import StoreDtype
+from alignvl_cli.extraction import exchange
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.store.schema import CONTENT
 
@@ -60,6 +61,18 @@ def test_the_files_are_aligned_pair_by_pair(empty, tmp_path):
     tensors = load_file(tmp_path / "st" / "latents.safetensors")
     assert np.array_equal(tensors["img_emb"], image)
     assert np.array_equal(tensors["text_emb"], text)
+
+
+def test_a_column_is_gone_through_once_however_many_images_there_are(empty, exported, tmp_path, monkeypatch):
+    read, texts = [], exchange._texts
+
+    def counted(folder, name, column):
+        read.append(name)
+        return texts(folder, name, column)
+
+    monkeypatch.setattr(exchange, "_texts", counted)
+    empty.succeeds("store", "import", exported, "-o", tmp_path / "again.h5", *ENCODERS)
+    assert sorted(read) == ["caption", "image_id", "image_path"]
 
 
 def test_parts_of_a_foreign_folder_are_joined(empty, tmp_path):

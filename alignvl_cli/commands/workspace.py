@@ -95,11 +95,12 @@ def _claim(folder: Path, name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     while True:
         taken = [int(match[1]) for path in folder.glob("*") if (match := NUMBERED.match(path.name))]
-        path = folder / f"{max(taken, default=0) + 1:04d}-{name}"
+        number = f"{max(taken, default=0) + 1:04d}"
+        path = folder / f"{number}-{name}"
         try:
             path.mkdir()
         except FileExistsError:
             continue
-        if sum(1 for other in folder.glob(f"{path.name[:4]}-*")) == 1:
+        if sum(1 for other in folder.glob(f"{number}-*")) == 1:
             return path
         path.rmdir()  # another process took the same number under another name

@@ -66,7 +66,7 @@ class Classification:
 def read_labels(path: Path) -> dict[str, str]:
     """Label -> the words that prompts name it with: a line a label, or a label, a tab, and its words.
 
-    DataError for a file that is not UTF-8 text, holds no label, or one twice.
+    DataError for a file that is not UTF-8 text, holds no label, one twice, or words without one.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -75,6 +75,8 @@ def read_labels(path: Path) -> dict[str, str]:
     classes: dict[str, str] = {}
     for line in filter(str.strip, lines):
         label, _, words = (part.strip() for part in line.partition("\t"))
+        if not label:
+            raise DataError(f"{path}: the words {words!r} have no label before them; write it, a tab, and the words")
         if label in classes:
             raise DataError(f"{path}: label {label!r} stands there twice")
         classes[label] = words or label

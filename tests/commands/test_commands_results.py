@@ -10,7 +10,7 @@ from fakes import make_store
 
 from alignvl_cli.ablation.records import STUDY
 from alignvl_cli.commands.doctor import EXTRAS
-from alignvl_cli.commands.workspace import MARKS, RUN_RESULT
+from alignvl_cli.commands.workspace import MARKS, RUN_RESULT, Workspace
 from alignvl_cli.provenance import file_sha256, read_json
 from alignvl_cli.retrieval.index_record import RECORD
 from alignvl_cli.runs.folder import CONFIG, RESULT
@@ -159,6 +159,14 @@ def test_newest_goes_by_the_counter_and_not_by_the_clock(alignvl):
 def test_the_files_that_tell_an_artefact_are_those_that_its_room_writes():
     assert {"run": CONFIG, "index": RECORD, "study": STUDY} == MARKS
     assert RESULT == RUN_RESULT
+
+
+def test_numbers_go_on_beyond_four_digits(tmp_path):
+    (tmp_path / "runs" / "9999-run").mkdir(parents=True)
+    with Workspace(tmp_path).place_for(None, "runs", "run") as place:
+        (place / "result.json").touch()
+    assert place.name == "10000-run"
+    assert Workspace(tmp_path).runs() == [place]
 
 
 def test_version():

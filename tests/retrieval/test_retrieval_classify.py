@@ -79,7 +79,10 @@ def test_labels_can_have_words_of_their_own_and_classes_without_images_compete(p
     assert len(found.per_class) == CLASSES
 
 
-@pytest.mark.parametrize(("text", "message"), [(b"", "no label"), (b"a\nb\na\n", "twice"), (b"\xff\xfe\x00", "UTF-8")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(b"", "no label"), (b"a\nb\na\n", "twice"), (b"a\n\tb c\n", "no label before"), (b"\xff\xfe\x00", "UTF-8")],
+)
 def test_a_file_of_labels_that_is_none(tmp_path, text, message):
     (tmp_path / "labels.txt").write_bytes(text)
     with pytest.raises(DataError, match=message):

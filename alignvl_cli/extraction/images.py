@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from alignvl_cli.encoders.pixels import Preprocess
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.extraction.events import Progress, Stage
 from alignvl_cli.extraction.lanes import Lanes, open_lanes
@@ -83,8 +84,10 @@ def encode_images(
         done = EncodedImages(np.zeros((len(items), 32), np.uint8), np.full(len(items), NO_CONTENT, np.int64))
         elsewhere: list[int] = []
         with open_lanes(vision.encode, str(vision.about["device"])) as lanes:
+            tasks = _chunks(items, vision.preprocess, plan, folder, workers, done)
+            pieces = workers.map(prepare_sources, tasks, ahead=2 * workers.count)
             batch = _Batch(items, vision.width, lanes, plan, watch)
-            for progress in _encode_pass(items, vision, plan, folder, workers, watch, batch, done, elsewhere):
+            for progress in _encode_pass(items, pieces, batch, folder, watch, done, elsewhere):
                 if progress.done >= furthest:  # a later pass begins at the first row again
                     furthest = progress.done
                     yield progress
@@ -97,18 +100,15 @@ def encode_images(
 
 def _encode_pass(
     items: Sequence[Item],
-    vision: "VisionEncoder",
-    plan: Plan,
-    folder: WorkFolder,
-    workers: Workers,
-    watch: Stopwatch,
+    pieces: Iterator[tuple[_Chunk, Sequence[np.ndarray | str]]],
     batch: "_Batch",
+    folder: WorkFolder,
+    watch: Stopwatch,
     done: EncodedImages,
     elsewhere: list[int],
 ) -> Iterator[Progress]:
     """Walk over all shards and finish those that nobody else is at; the others' numbers go to `elsewhere`."""
     rejected_contents: dict[int, str] = {}
-    pieces = workers.map(prepare_sources, _chunks(items, vision, plan, folder, workers, done), ahead=2 * workers.count)
     session_rows = 0
     while True:
         with watch.measure("decode"):
@@ -203,7 +203,7 @@ class _Batch:
 
 def _chunks(
     items: Sequence[Item],
-    vision: "VisionEncoder",
+    preprocess: Preprocess,
     plan: Plan,
     folder: WorkFolder,
     workers: Workers,
@@ -219,7 +219,7 @@ def _chunks(
             here = positions[first : first + DECODE_CHUNK]
             rows = [shard.new_rows[position] for position in here]
             arguments = (
-                vision.preprocess,
+                preprocess,
                 plan.max_pixels,
                 [items[row].source for row in rows],
                 [done.sha256[row].tobytes() for row in rows],

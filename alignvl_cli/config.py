@@ -73,14 +73,6 @@ class ExportTarget(StrEnum):
     safetensors = "safetensors"
 
 
-class Shell(StrEnum):
-    """What `alignvl completion` prints a script for."""
-
-    bash = "bash"
-    zsh = "zsh"
-    fish = "fish"
-
-
 class DatasetFormat(StrEnum):
     """How a dataset is laid out (`--format`)."""
 

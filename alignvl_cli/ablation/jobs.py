@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute
 import pyarrow.parquet
 
 from alignvl_cli.ablation.records import FAILED, Outcome, Ranks

@@ -1,11 +1,19 @@
 """`alignvl completion`: the script with which a shell completes commands and flags."""
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from alignvl_cli.commands.session import Session
-from alignvl_cli.config import Shell
+
+
+class Shell(StrEnum):
+    """What `alignvl completion` prints a script for."""
+
+    bash = "bash"
+    zsh = "zsh"
+    fish = "fish"
 
 
 def completion(session: Session, shell: Annotated[Shell, typer.Argument(help="Shell to print it for.")]) -> None:

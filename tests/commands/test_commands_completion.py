@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine
 
-from alignvl_cli.config import Shell
+from alignvl_cli.commands.completion import Shell
 
 
 @pytest.fixture

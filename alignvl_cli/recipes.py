@@ -102,29 +102,30 @@ RELEASED_SHAPE = Shape(
 """FuseMix release (Vouitsis et al., CVPR 2024): 40,960 drawn pairs for 500 epochs are 20,480 rows for 250 of ours."""
 
 SMALL_DATA = 20_000
-"""Pairs. Below it reduced latents, a narrow block and a narrow space did as well as wide ones."""
+"""Pairs. Below it a drawn start takes a narrow block and a narrow space as well."""
 
 CAN_START_AT_CCA = (AdapterKind.fusemix, AdapterKind.linear)
 """Adapters that are one linear map when their residual branches give nothing."""
 
 
 def auto_shape(pairs: int, init: Init = Init.cca) -> Shape:
-    """Adapter and schedule for `pairs` training pairs: one block, 10 or 20 epochs of about seven batches or more.
+    """Adapter and schedule for `pairs` training pairs: one block, batches of about a seventh of the pairs up to 4,096.
 
-    Chosen on the demo's training and validation splits, at about 3,700 pairs (docs/LOG.md); elsewhere a guess, and said
-    to be one. `init` is the start of few pairs, whose learning rate depends on it; many start at random.
+    From a start at CCA one narrow block and ten short epochs for any number: chosen on the demo's training and
+    validation splits, at about 3,700 pairs, and on synthetic pairs, 3,000 to 100,000 (`benchmarks/sizes.py`,
+    docs/LOG.md). From a drawn start, `init` random, the size for many pairs is a guess.
     """
     seventh = 1 << round(math.log2(max(pairs, 8) / 7))
-    is_small = pairs < SMALL_DATA
-    starts_at_cca = is_small and init is Init.cca
+    starts_at_cca = init is Init.cca
+    is_narrow = starts_at_cca or pairs < SMALL_DATA
     return Shape(
-        latent_width=512 if is_small else 0,
-        init=Init.cca if starts_at_cca else Init.random,
+        latent_width=512 if is_narrow else 0,
+        init=init,
         adapter_depth=1,
-        adapter_expansion=1 if is_small else 4,
-        embed_dim=256 if is_small else 512,
+        adapter_expansion=1 if is_narrow else 4,
+        embed_dim=256 if is_narrow else 512,
         dropout=0.6,
-        epochs=10 if is_small else 20,
+        epochs=10 if is_narrow else 20,
         batch_size=max(2, min(4096, pairs // 2, seventh)),
-        lr=2e-4 if starts_at_cca else 3e-3 if is_small else 1e-3,
+        lr=2e-4 if starts_at_cca else 3e-3 if is_narrow else 1e-3,
     )

@@ -63,7 +63,7 @@ def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> Train
     kept = subset_of(values["subset"])
     pairs = pairs if kept is None else kept[1] if pairs is None else min(kept[1], pairs)
     size = asked.get("size", Size.auto)
-    can_start_at_cca = values["adapter"] in CAN_START_AT_CCA
+    can_start_at_cca = values["adapter"] in CAN_START_AT_CCA and not is_solved
     start = asked.get("init", Init.cca if can_start_at_cca else Init.random)
     if start is Init.cca and not can_start_at_cca:
         raise UsageError(f"--init cca starts one linear map, which --adapter {values['adapter']} is not; leave one out")

@@ -1,7 +1,7 @@
 """Settings: what a recipe switches on, what a flag overrides, and what is refused."""
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -140,6 +140,18 @@ def test_automatic_size_fits_the_data(pairs):
     assert 0 <= shape.dropout < 1
 
 
+def test_a_start_at_cca_has_one_shape_whatever_the_pairs_and_a_drawn_one_two():
+    assert {replace(auto_shape(pairs), batch_size=1) for pairs in (300, 19_999, 20_000, 5_000_000)} == {
+        replace(auto_shape(3_600), batch_size=1)
+    }
+    few, many = (auto_shape(pairs, Init.random) for pairs in (19_999, 20_000))
+    assert few.init == many.init == "random"
+    assert (few.adapter_expansion, many.adapter_expansion) == (1, 4)
+    assert resolve_train({}, pairs=100_000).init == "cca"
+    assert resolve_train({"adapter": "glu"}, pairs=100_000).init == "random"
+    assert resolve_train({"method": "cca"}, pairs=100_000).embed_dim == 512, "a closed form has the width of its own"
+
+
 @pytest.mark.parametrize(
     ("asked", "name"),
     [
@@ -190,11 +202,11 @@ def test_dataset_options_default_to_the_manifest_contract():
     assert DatasetOptions().image_column == "image"
 
 
-def test_few_pairs_start_at_cca_where_the_adapter_can():
+def test_training_starts_at_cca_where_the_adapter_can():
     assert resolve_train({}, pairs=3000).init is Init.cca
     assert resolve_train({"adapter": "linear"}, pairs=3000).init is Init.cca
     glu, asked = resolve_train({"adapter": "glu"}, pairs=3000), resolve_train({"init": "random"}, pairs=3000)
-    assert glu.init is asked.init is resolve_train({}, pairs=10**6).init is Init.random
+    assert glu.init is asked.init is resolve_train({"adapter": "mlp"}, pairs=10**6).init is Init.random
     assert glu.lr == asked.lr > resolve_train({}, pairs=3000).lr, "a drawn start has further to go"
     assert resolve_train({"size": "released"}, pairs=3000).init is Init.random
     assert resolve_train({"size": "released", "init": "cca"}, pairs=3000).init is Init.cca

@@ -59,10 +59,11 @@ class Grouping:
             )
         if not any(draft.captions for draft in self.drafts.values()):
             names = [self.options.caption_column] if self.options.caption_column else ["captions", "caption"]
+            others = [column for column in self.columns if column not in names]
             raise DataError(
                 f"{self.path}: not one caption for {len(self.drafts)} images in column "
                 f"{' or '.join(map(repr, names))} ({_columns_found(self.columns)}); "
-                f"{_advice('--caption-column', names[-1], self.columns)}"
+                f"{_advice('--caption-column', names[-1], others)}"
             )
         return [
             Item(identity, uri, tuple(draft.captions), draft.split, draft.label, source)

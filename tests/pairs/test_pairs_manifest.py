@@ -225,7 +225,10 @@ BAD_JSONL = {
         '{"image": "a", "kaption": "x"}\n',
         r"not one caption for 1 images.*--caption-column 'kaption'",
     ),
-    "blank captions only": ('{"image": "a", "captions": ["  ", ""]}\n', "not one caption"),
+    "blank captions only": (
+        '{"image": "a", "captions": ["  ", ""]}\n',
+        "not one caption.*; name the column with --caption-column$",
+    ),
     "number as caption": ('{"image": "a", "captions": ["x", 7]}\n', "line 1: a caption in column 'captions' is 7, not"),
     "null among captions": ('{"image": "a", "captions": ["x", null]}\n', "line 1: a caption .* is None, not text"),
     "zero as caption": ('{"image": "a", "caption": 0}\n', "line 1: a caption in column 'caption' is 0, not text"),

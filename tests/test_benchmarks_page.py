@@ -14,8 +14,11 @@ assert spec.loader is not None
 bench = sys.modules["benchmarks_page"] = module_from_spec(spec)
 spec.loader.exec_module(bench)
 
-NO_SPEED = {"page.py", "kill_extraction.py", "kill_training.py", "study_statistics.py"}
-"""The writer itself, and scripts that count what comes out right."""
+NO_SPEED = {
+    *("page.py", "synthetic_pairs.py", "sizes.py"),
+    *("kill_extraction.py", "kill_training.py", "study_statistics.py"),
+}
+"""The writer itself, the study of sizes with its data, and scripts that count what comes out right."""
 
 
 def test_every_benchmark_of_speed_has_its_section():

@@ -15,6 +15,7 @@ from alignvl_cli.grammar import subset_of
 from alignvl_cli.provenance import made_by, read_json
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.batches import steps_per_epoch
+from alignvl_cli.training.data import require_split
 from alignvl_cli.training.prepare import VAL
 from alignvl_cli.training.run import count_pairs
 
@@ -88,7 +89,7 @@ def set_up(study: Study, store_path: Path, device: Device, threads: int) -> Setu
     not there; DataError for a store that is unreadable or lacks a split."""
     store = open_store(store_path)
     for split in (VAL, TEST):
-        store.rows(split)
+        require_split(store, split, f"a study selects on {VAL} and compares on {TEST}: name a store with both (--data)")
     pairs = count_pairs([store_path])
     place = choose_device(device)
     for arm in study.arms:

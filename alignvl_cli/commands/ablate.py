@@ -37,7 +37,7 @@ def ablate(
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a study: every arm with every seed, then statistics and a verdict for each arm.
+    """Run a study: every arm with every seed, then verdicts.
 
     The same command again goes on where it stopped; finished runs are not made again. All figures are of the test
     split, all epochs selected on the val split. `alignvl report` shows a finished study again.

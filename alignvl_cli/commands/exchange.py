@@ -15,9 +15,9 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Folder to make.")],
     to: Annotated[LatentFormat, typer.Option("--to", help="Layout of the files.")] = LatentFormat.npy,
 ) -> None:
-    """Write a store's pairs, one a row, as npy (clip-retrieval's layout) or safetensors.
+    """Write a store's pairs, one a row, as npy or safetensors.
 
-    Prints the folder. Images without a caption are left out, and counted.
+    The layout of npy is clip-retrieval's. Prints the folder. Images without a caption are left out, and counted.
     """
     from alignvl_cli.extraction.exchange import export_store
     from alignvl_cli.store.reader import open_store

@@ -18,10 +18,10 @@ def export(
     to: Annotated[ExportTarget, typer.Option("--to", help="What will load it.")],
     allow_pickle: PickleOption = False,
 ) -> None:
-    """Write a run as ONNX graphs, a sentence-transformers model, or plain safetensors, with a model card.
+    """Write a run as ONNX, sentence-transformers or safetensors.
 
-    The embeddings are compared with the run's, on its store where that is found; above 1e-4 nothing is
-    written. Prints the folder.
+    A model card is written beside it. The embeddings are compared with the run's, on its store where that is
+    found; above 1e-4 nothing is written. Prints the folder.
     """
     from alignvl_cli.commands.artefacts import find_store
     from alignvl_cli.interchange.export import export_run

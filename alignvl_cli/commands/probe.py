@@ -15,7 +15,7 @@ def probe(
     sample: Annotated[int, typer.Option(min=20, help="Images of a split that are looked at, at most.")] = 4000,
     as_json: JsonOption = False,
 ) -> None:
-    """Say whether a store's two encoders will align, before training on it.
+    """Say before training whether two encoders will align.
 
     Neighbours in common, CKA, and the recall of a closed-form linear map, each beside what chance gives.
     """

@@ -11,7 +11,7 @@ from alignvl_cli.commands.options import DeviceOption
 from alignvl_cli.commands.session import Session
 from alignvl_cli.commands.workspace import MARKS
 from alignvl_cli.config import Device
-from alignvl_cli.errors import UsageError
+from alignvl_cli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from alignvl_cli.commands.pages import Views
@@ -59,10 +59,10 @@ def report(
     device: DeviceOption = Device.auto,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
 ) -> None:
-    """Show the verdicts of a finished study, or a run: as one self-contained page, or as tables.
+    """Show a finished study or a run, as a page or as tables.
 
-    A page has everything inside it: verdicts, tables, plots, examples with pictures, and how to make it again. A run
-    is evaluated anew for its page; tables of runs are those of `alignvl eval`.
+    A page is one file with everything inside it: verdicts, tables, plots, examples with pictures, and how to make it
+    again. A run is evaluated anew for its page; tables of runs are those of `alignvl eval`.
     """
     chosen = form or (ReportFormat.table if output is None else _by_name(output))
     if chosen is ReportFormat.table and output is not None:
@@ -150,7 +150,10 @@ def _folder(session: Session, study: Path | None) -> Path:
     """The folder that the user means; without a name, the newest finished study."""
     if study is not None:
         inside = session.workspace.root / "studies" / study
-        return inside if not study.exists() and inside.is_dir() else study
+        if study.exists() or inside.is_dir():
+            return study if study.exists() else inside
+        names = ", ".join(path.name for path in session.workspace.studies()) or "none"
+        raise DataError(f"{study}: no such run or study (studies in the workspace: {names})")
     newest = session.workspace.newest_study()
     session.note(f"the newest study, {newest}")
     return newest

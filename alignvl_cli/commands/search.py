@@ -49,9 +49,15 @@ def search(
     from alignvl_cli.retrieval.encoder import DualEncoder
     from alignvl_cli.retrieval.search import search as ask
 
+    if any(not words.strip() for words in text or []):
+        raise UsageError('search: TEXT is blank; say what to look for, e.g. `alignvl search "red heart"`')
     asked = [*(text or []), *(_lines(queries) if queries else []), *map(str, image or [])]
     place = choose_device(device)
     opened = open_or_make_index(session, index, place)
+    if not opened.run_path.is_dir():
+        raise DataError(
+            f"{opened.path}: the run it was made of is gone ({opened.run_path}); index another with `alignvl index RUN`"
+        )
     encoder = DualEncoder.load(
         opened.run_path, device=place, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
     )

@@ -91,6 +91,12 @@ class Grouping:
             self._merge(row, identity, known, found)
 
     def _merge(self, row: Row, identity: str, known: _Draft, more: _Draft) -> None:
+        if known.image == more.image == identity and (known.whole or more.whole):
+            raise self._error(
+                row,
+                f"image {identity!r} stands in {known.where} already, and one of the two has `captions`, a list: give "
+                "an image one row with all its captions and one split, or different ids",
+            )
         if known.whole or more.whole or known.image != more.image:
             raise self._error(
                 row,

@@ -73,7 +73,7 @@ def split_rows(declared: Sequence[str | None], sha256: Sequence[bytes]) -> Split
         chosen = [_by_content(digest) for digest in sha256]
         notes = ["no splits declared: image contents, hashed, decide (80/10/10 to train, val, test)"]
         notes += [
-            f"split {name} is empty: {len(chosen)} images are too few for the shares to show"
+            f"split {name} is empty: too few images ({len(chosen)}) for the shares to show"
             for name in USUAL
             if name not in chosen
         ]

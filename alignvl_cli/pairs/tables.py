@@ -7,6 +7,7 @@ in CSV, and lists and numbers too in JSONL and Parquet.
 
 import csv
 import json
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ class Row:
     columns: Sequence[str]
     """All that the file, or this row of JSONL, has: also those that nobody asked for."""
 
+
+SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 
 RowReader = Callable[[Path, frozenset[str]], Iterator[Row]]
 
@@ -81,6 +84,7 @@ def _separated(path: Path, kind: str, delimiter: str) -> Iterator[Row]:
         lines = csv.reader(stream, delimiter=delimiter, strict=True)
         try:
             columns = [name.strip() for name in next(lines, [])]
+            _refuse_other_separator(path, delimiter, columns)
             if not all(name.isprintable() for name in columns):
                 raise DataError(f"{path}: the first line is not the header of a {kind} table; is this a binary file?")
             _refuse_repeated(path, columns)
@@ -104,6 +108,16 @@ def _refuse_repeated(path: Path, columns: Sequence[str]) -> None:
         raise DataError(f"{path}: more than one column is called {repeated[0]!r}: rename all but one")
 
 
+def _refuse_other_separator(path: Path, delimiter: str, columns: Sequence[str]) -> None:
+    """One column whose name holds other separators: spreadsheets write `;` where the comma is the decimal point."""
+    if len(columns) != 1:
+        return
+    for other, name in SEPARATORS.items():
+        if other != delimiter and other in columns[0]:
+            remedy = "; read it with --format tsv" if other == "\t" else f": save it with {SEPARATORS[delimiter]}s"
+            raise DataError(f"{path}: its first line, {columns[0]!r}, has {name}s between the columns{remedy}")
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON value")
 
@@ -116,6 +130,9 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as problem:
-        raise DataError(f"{path}: not UTF-8 text at byte {problem.start}, so no {kind} manifest in UTF-8") from problem
+        raise DataError(
+            f"{path}: not UTF-8 text at byte {problem.start}, so no {kind} manifest in UTF-8; save it as "
+            f"UTF-8, or if it is of an older Windows: iconv -f WINDOWS-1252 -t UTF-8 {shlex.quote(str(path))} > NEW"
+        ) from problem
     except OSError as problem:
         raise DataError(f"{path}: cannot read this manifest: {problem.strerror or problem}") from problem

@@ -122,6 +122,11 @@ def probe(store: Store, sample: int = SAMPLE, seed: int = 0) -> Probe:
 def _sampled(store: Store, split: str, sample: int, generator: torch.Generator) -> Pairs:
     """At most `sample` images that have a caption, copies of one picture counting once, and at most five captions of
     each: what is held is (6 x sample) latents, however large the store."""
+    if split not in (sizes := store.split_sizes()):
+        there = ", ".join(f"{name} ({count:,} images)" for name, count in sizes.items())
+        raise DataError(
+            f"{store.path}: no image in split {split!r} (it has {there}); a probe wants train, and val or test"
+        )
     rows = store.rows(split)
     _, distinct = np.unique(store.image_sha256[rows.image], axis=0, return_index=True)
     used = np.intersect1d(distinct, rows.text_image)

@@ -27,7 +27,7 @@ def hubness_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
     for name in ("run", "direction", "correction")[not several :]:
         table.add_column(name, overflow="fold")
     for column in (*HUBNESS_COLUMNS, *recalls):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", overflow="fold")
     for name, *cells in hubness_rows(evaluations):
         table.add_row(*([safe(name)] if several else []), *cells)
     return Group(table, *(Text(note) for note in hubness_notes(evaluations)))

@@ -21,22 +21,30 @@ if TYPE_CHECKING:
     from alignvl_cli.retrieval.evaluation import Evaluation
 
 MODESTY_COLUMNS = (
-    "tau", "accuracy", "confidence", "over-\nconfidence", "ECE", "ECE equal\nmass", "NLL", "Brier", "AUROC", "AURC",
+    "tau", "accuracy", "confidence", "overconfidence", "ECE", "ECE equal mass", "NLL", "Brier", "AUROC", "AURC",
 )  # fmt: skip
 STATES = {"raw": "as trained", "fitted": "tau fitted"}
 FIGURE_INCHES = (8.0, 7.4)
 
 
 def modesty_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
-    """Each run and direction as trained, and after the temperature fitted on validation; notes beneath."""
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    """A row each measure and run, a column each direction as trained and after the temperature fitted on validation:
+    ten measures side by side do not fit a terminal of 80 columns. Notes beneath."""
+    rows = list(modesty_rows(evaluations))
+    columns = list(dict.fromkeys((direction, state) for _, direction, state, _ in rows))
+    figures_at = {(run, direction, state): figures for run, direction, state, figures in rows}
+    runs = list(dict.fromkeys(run for run, *_ in rows))
     several = len(evaluations) > 1
-    for name in ("run", "direction", "temperature")[not several :]:
-        table.add_column(name, overflow="fold", no_wrap=name != "run")
-    for column in MODESTY_COLUMNS:
-        table.add_column(column, justify="right", no_wrap=True)
-    for run, direction, state, figures in modesty_rows(evaluations):
-        table.add_row(*([safe(run)] if several else []), direction, state, *figures)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for name in ("measure", "run")[: 1 + several]:
+        table.add_column(name, overflow="fold", no_wrap=name == "measure")
+    for direction, state in columns:
+        table.add_column(f"{direction}\n{state}", justify="right")
+    for number, measure in enumerate(MODESTY_COLUMNS):
+        for run in runs:
+            name = measure if run == runs[0] else ""
+            found = [figures_at.get((run, *column)) for column in columns]
+            table.add_row(name, *([safe(run)] if several else []), *(f[number] if f else "" for f in found))
     return Group(table, *(Text(note) for note in modesty_notes(evaluations)))
 
 

@@ -43,7 +43,10 @@ from alignvl_cli.training.windows import WindowedLatents
 ALONE = Team()
 TRAIN, VAL = "train", "val"
 TRAIN_REMEDY = "train on a store that has one"
-VAL_REMEDY = "training selects its epoch there: name a store that has it with --val, or declare it and extract again"
+VAL_REMEDY = (
+    "training selects its epoch there: name a store that has it with --val, or declare it and extract again "
+    "(where no split is declared, extract divides the images)"
+)
 FAINT_NOISE = 0.05
 """Below this share of the latents' RMS the noise is said to be faint."""
 

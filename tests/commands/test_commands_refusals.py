@@ -172,6 +172,33 @@ def test_search_wants_one_kind_of_query(alignvl):
     assert "TEXT" in alignvl.fails(2, "search", "words", "--image", "a.png")
 
 
+@pytest.mark.parametrize("texts", [[""], ["red", "  "]])
+def test_a_search_for_nothing(alignvl, texts):
+    assert "TEXT is blank" in alignvl.fails(2, "search", *texts)
+    assert not (alignvl.workspace / "indexes").exists(), "no index is built for it"
+
+
+def test_the_run_that_an_index_was_made_of_is_gone(alignvl):
+    run = alignvl.workspace / "runs" / "0001-alignvl-s0"
+    alignvl.succeeds("index", run)
+    shutil.rmtree(run)
+    message = alignvl.fails(3, "search", "red")
+    assert "the run it was made of is gone" in message
+    assert "alignvl index RUN" in message
+
+
+def test_a_store_without_the_splits_that_a_probe_or_a_study_wants(alignvl, tmp_path):
+    store = make_store(tmp_path / "train.h5", images=40, splits={"train": 1.0})
+    assert "no image in split 'test'" in alignvl.fails(3, "probe", store)
+    (tmp_path / "study.toml").write_text('name = "s"\nreference = "a"\nseeds = [0]\n[arms.a]\n[arms.b]\nmix = false\n')
+    message = alignvl.fails(3, "ablate", tmp_path / "study.toml", "--data", store)
+    assert "selects on val and compares on test" in message
+
+
+def test_a_report_of_a_name_that_is_none_tells_the_studies_there_are(alignvl):
+    assert "studies in the workspace: none" in alignvl.fails(3, "report", "mien")
+
+
 def test_inspect_of_something_else(alignvl, tmp_path):
     assert "no such artefact" in alignvl.fails(3, "inspect", tmp_path / "gone")
     assert "no store, run, index or study" in alignvl.fails(3, "inspect", tmp_path)

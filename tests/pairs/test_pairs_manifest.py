@@ -201,7 +201,10 @@ BAD_JSONL = {
         '{"id": "k", "image": "b", "caption": "x"}\n',
         r"line 3: duplicate id 'k', already used in line 1",
     ),
-    "an image listed whole twice": ('{"image": "a", "captions": ["x"]}\n' * 2, r"line 2: duplicate id 'a'.*line 1"),
+    "an image listed whole twice": (
+        '{"image": "a", "captions": ["x"]}\n' * 2,
+        r"line 2: image 'a' stands in line 1 already.*one row with all its captions and one split",
+    ),
     "two ids for the rows of one image": (
         '{"id": 1, "image": "a", "caption": "x"}\n{"id": 2, "image": "a", "caption": "y"}\n',
         r"line 2: image 'a' has id '2' here and '1' before",
@@ -256,6 +259,9 @@ BAD_CSV = {
     "empty": ("", "this manifest is empty"),
     "header only": ("image,caption\n", "this manifest is empty"),
     "no image column": ("images,caption\na,x\n", r"no column 'image'.*--image-column 'images'"),
+    "semicolons": ("image;caption\na.jpg;x\n", "has semicolons between the columns: save it with commas"),
+    "bars": ("image|caption\na.jpg|x\n", "has bars between the columns: save it with commas"),
+    "tabs": ("image\tcaption\na.jpg\tx\n", "has tabs between the columns; read it with --format tsv"),
     "unquoted comma": ("image,caption\na.jpg,a dog, running\n", "line 2: 3 fields under a header of 2"),
     "short row": ("image,caption\na.jpg\n", "line 2: 1 fields"),
     "open quote": ('image,caption\na.jpg,"a dog\nb.jpg,a cat\n', "not valid CSV"),
@@ -272,6 +278,15 @@ def test_bad_csv_is_one_clear_message(tmp_path, case):
     spec = write(tmp_path / "m.csv", text)
     with pytest.raises(DataError, match=message):
         open_dataset(spec, DEFAULT)
+
+
+def test_a_table_of_an_older_windows_is_told_how_to_become_utf8(tmp_path):
+    path = tmp_path / "my pairs.csv"
+    path.write_bytes("image,caption\na.jpg,un été\n".encode("cp1252"))
+    with pytest.raises(
+        DataError, match=r"not UTF-8 text at byte 23.*iconv -f WINDOWS-1252 -t UTF-8 '.*my pairs.csv' >"
+    ):
+        open_dataset(str(path), DEFAULT)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet"])

@@ -1,6 +1,7 @@
 """The modesty table and the reliability diagrams."""
 
 import io
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -21,34 +22,42 @@ def report(*, fitted: bool = True) -> Modesty:
     return Modesty(400, raw, replace(raw, temperature=0.125) if fitted else None, "val" if fitted else None, 200)
 
 
-def drawn(*evaluations) -> str:
-    console = Console(file=io.StringIO(), width=140)
+def drawn(*evaluations, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
     console.print(modesty_table(evaluations))
     return console.file.getvalue()
 
 
-def test_each_direction_stands_as_trained_and_fitted():
+def rows_of(text: str) -> dict[str, list[str]]:
+    """The figures of each row, by the measure before them."""
+    lines = (line.strip() for line in text.splitlines())
+    return {name: cells for name, *cells in (re.split(r"\s{2,}", line) for line in lines) if cells}
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_each_direction_stands_as_trained_and_fitted(width):
     modesty = report()
-    text = drawn(evaluation(modesty=modesty))
-    lines = [line.split() for line in text.splitlines()]
-    raw = next(line for line in lines if line[:5] == ["image", "to", "text", "as", "trained"])
+    text = drawn(evaluation(modesty=modesty), width=width)
+    rows = rows_of(text)
     found = modesty.raw.image_to_text
-    assert raw[5:9] == [
-        "0.050",
-        f"{100 * found.accuracy:.1f}",
-        f"{100 * found.confidence:.1f}",
-        f"{100 * found.overconfidence:+.1f}",
-    ]
-    assert next(line for line in lines if line[3:5] == ["tau", "fitted"])[5] == "0.125"
-    assert " - " in next(line for line in text.splitlines() if "text to image" in line)
+    assert rows["tau"] == ["0.050", "0.125"] * 2
+    assert rows["accuracy"] == [f"{100 * found.accuracy:.1f}"] * 4
+    assert rows["confidence"] == [f"{100 * found.confidence:.1f}"] * 4
+    assert rows["overconfidence"] == [f"{100 * found.overconfidence:+.1f}"] * 4
+    assert rows["ECE equal mass"] == [f"{100 * found.ece_equal_mass:.1f}"] * 4
+    assert rows["NLL"] == [f"{found.nll:.3f}"] * 4
+    assert rows["AUROC"] == [f"{found.auroc:.3f}"] * 2 + ["-"] * 2
+    assert rows["AURC"] == [f"{found.aurc:.3f}"] * 4
     assert "gallery's 400 images" in " ".join(text.split())
     assert "split val (200 images)" in " ".join(text.split())
+    assert "…" not in text
 
 
-def test_runs_are_named_when_there_are_several_and_unfitted_ones_have_no_such_line():
+def test_runs_are_named_when_there_are_several_and_what_was_not_fitted_stays_empty():
     text = drawn(evaluation("runs/a", modesty=report()), evaluation("runs/b", modesty=report(fitted=False)))
-    assert text.count("tau fitted") == 2 + 1  # run a's two directions, and the note
-    assert {line.split()[0] for line in text.splitlines() if "as trained" in line} == {"a", "b"}
+    lines = [line.split() for line in text.splitlines()]
+    assert ["tau", "a", "0.050", "0.125", "0.050", "0.125"] in lines
+    assert lines[lines.index(["tau", "a", "0.050", "0.125", "0.050", "0.125"]) + 1] == ["b", "0.050", "0.050"]
 
 
 @pytest.mark.parametrize(("fitted", "panels"), [(True, 2), (False, 1)])

@@ -160,6 +160,10 @@ def test_the_hubness_table_tells_both_states_and_what_a_correction_uses():
         "65.2",
     ] in lines
     assert "TRANSDUCTIVE" in text
+    narrow = Console(file=io.StringIO(), width=60)
+    narrow.print(hubness_table([evaluation(hubness=corrected(transductive=False))]))
+    assert "…" not in narrow.file.getvalue()
+    assert {"35.2", "55.2", "65.2", "image"} <= set(narrow.file.getvalue().split())
     console.print(hubness_table([evaluation("a", hubness=corrected(transductive=False)), evaluation("b")]))
     assert "parameters chosen on validation" in console.file.getvalue()
 

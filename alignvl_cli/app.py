@@ -74,7 +74,11 @@ class SectionedHelp(TyperCommand):
         if given.get("help"):  # before Typer loads what it converts values with, which takes as long as all the rest
             typer.echo(ctx.get_help())
             ctx.exit()
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as problem:
+            problem.message = problem.message.removeprefix("Value error, ")  # pydantic's, and no word for a user
+            raise
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}

@@ -47,7 +47,10 @@ def workspace_table(root: str, artefacts: Sequence[Mapping[str, Any]]) -> Render
         name = _below(root, row["path"])
         mark = " *" if row["path"] == newest[row["kind"]] else ""
         table.add_row(row["kind"], safe(name).append(mark, style="bold"), safe(row["what"]))
-    return Group(title, table, Text("* the newest of its kind: taken where no path is given", style="dim"))
+    notes = Text("* the newest of its kind: taken where no path is given", style="dim")
+    if any(_below(root, row["path"]) != row["path"] for row in artefacts):
+        notes.append("\npaths are relative to ").append_text(safe(f"{root}/"))
+    return Group(title, table, notes)
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
@@ -66,9 +69,11 @@ def findings_table(findings: Sequence[Finding]) -> Table:
 
 
 def flat(facts: Mapping[str, Any], mark: str = ".", above: str = "") -> Iterator[tuple[str, Any]]:
-    """Each value and its path through nested mappings, the steps joined by `mark`."""
+    """Each value and its path through nested mappings (lists of them by number), the steps joined by `mark`."""
     for key, value in facts.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
+            yield from flat({str(number): part for number, part in enumerate(value)}, mark, f"{above}{key}{mark}")
+        elif isinstance(value, Mapping) and value:
             yield from flat(value, mark, f"{above}{key}{mark}")
         else:
             yield f"{above}{key}", value

@@ -66,7 +66,7 @@ def test_nothing_to_take_up(empty):
         (["--no-rp", "--noise", "uniform"], "--no-rp"),
         (["--lr", "nan"], "--lr"),
         (["--epochs", "0"], "--epochs"),
-        (["--noise", "unifrom"], "'uniform'"),
+        (["--noise", "unifrom"], "Invalid value for '--noise': 'unifrom' is not one of"),
         (["--batch-size", "100000"], "100000"),
         (["--temperature", "hot"], "--temperature"),
         (["--memory-budget", "8"], "--memory-budget"),

@@ -18,7 +18,8 @@ def test_facts_are_flat_and_readable():
     lines = drawn(
         facts_table(
             {"kind": "store", "images": 12345, "dataset": {"format": "jsonl", "options": {"root": None}}, "empty": {},
-             "share": 0.123456789, "splits": ["train", "val"], "ok": True, "path": "[x]\x1b"}
+             "share": 0.123456789, "splits": ["train", "val"], "stores": [{"path": "a"}, {"path": "b"}],
+             "ok": True, "path": "[x]\x1b"}
         )
     )  # fmt: skip
     assert [line.split(maxsplit=1) for line in lines] == [
@@ -29,6 +30,8 @@ def test_facts_are_flat_and_readable():
         ["empty", "-"],
         ["share", "0.123457"],
         ["splits", "train, val"],
+        ["stores.0.path", "a"],
+        ["stores.1.path", "b"],
         ["ok", "yes"],
         ["path", "[x]␛"],
     ]
@@ -52,6 +55,7 @@ def test_the_newest_of_each_kind_is_marked():
     assert "runs/0001-x *" not in text
     assert "first" in text
     assert "* the newest of its kind" in text
+    assert "paths are relative to w/" in text
 
 
 def test_an_empty_workspace_says_how_to_begin():

@@ -1,6 +1,12 @@
 """The page of hits, read back as HTML."""
 
-from pages import Reader
+import base64
+import io
+import subprocess
+
+import pytest
+from pages import BROWSER, Reader
+from PIL import Image
 
 from alignvl_cli.report.gallery import SearchPage, gallery_page
 from alignvl_cli.retrieval.hits import Gallery, Hit
@@ -55,3 +61,30 @@ def test_several_queries_each_have_a_section_and_no_hit_is_said():
 def test_scores_below_zero_have_an_empty_bar():
     page = read(("q", None, [hit(score=-0.1)]))
     assert page.all("i")[0]["style"] == "width: 0%"
+
+
+def encoded(size: tuple[int, int]) -> str:
+    stream = io.BytesIO()
+    Image.new("RGB", size, "red").save(stream, "JPEG")
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser here")
+def test_a_tall_picture_takes_no_more_room_than_a_square_one(tmp_path):
+    shots = {}
+    for name, size in {"square": (60, 60), "tall": (30, 240), "wide": (240, 30)}.items():
+        about = {"index": "i", "gallery": Gallery.image, "items": 1, "measure": "cosine", "threshold": None}
+        page = gallery_page(SearchPage(**about, answers=[("red", None, [hit()])]), lambda _, size=size: encoded(size))
+        (tmp_path / "page.html").write_text(page)
+        subprocess.run(
+            [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+             f"--user-data-dir={tmp_path / 'home'}", "--proxy-server=127.0.0.1:9", "--window-size=500,1400",
+             f"--screenshot={tmp_path / name}.png", (tmp_path / "page.html").as_uri()],
+            capture_output=True, timeout=120, check=True,
+        )  # fmt: skip
+        with Image.open(tmp_path / f"{name}.png") as shot:
+            shots[name] = shot.convert("RGB")
+    page_below = (0, 700, 480, 1400)
+    assert len({shot.crop(page_below).tobytes() for shot in shots.values()}) == 1
+    red = shots["tall"].crop((0, 0, 480, 700)).getcolors(2**24)
+    assert max(count for count, colour in red if colour[0] > 200 and colour[1] < 60) > 1000, "the picture is there"

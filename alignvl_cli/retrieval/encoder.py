@@ -70,7 +70,9 @@ class DualEncoder:
         return self._adapters.shape.embed_dim
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        """Embed texts: (N, E) unit rows. Equal texts get equal rows: each is encoded once."""
+        """Embed texts: (N, E) unit rows. Equal texts are encoded once. UsageError for one text alone."""
+        if isinstance(texts, str):  # a sequence too, of its letters
+            raise UsageError(f"encode_text wants a list of texts: [{texts!r}]")
         distinct = list(dict.fromkeys(texts))
         lengths = self._text.lengths(distinct)
         by_length = sorted(range(len(distinct)), key=lambda position: lengths[position])
@@ -83,6 +85,8 @@ class DualEncoder:
 
     def encode_image(self, images: Sequence[Picture]) -> np.ndarray:
         """Embed picture files or PIL pictures: (N, E) unit rows; DataError names one that cannot be read."""
+        if isinstance(images, str | Path | Image.Image):
+            raise UsageError(f"encode_image wants a list of pictures, not one ({type(images).__name__})")
         latent_ND = np.empty((len(images), self._vision.width), dtype=np.float32)
         for start in range(0, len(images), IMAGE_BATCH):
             batch = [self._pixels(image) for image in images[start : start + IMAGE_BATCH]]

@@ -85,6 +85,14 @@ def test_nothing_in_nothing_out(encoder):
     assert encoder.project_text(np.empty((0, encoder.run.adapters.shape.text_width))).shape == (0, 8)
 
 
+def test_one_text_or_picture_alone_is_not_taken_for_a_list_of_letters(encoder, tmp_path):
+    with pytest.raises(UsageError, match=r"wants a list of texts: \['red'\]"):
+        encoder.encode_text("red")
+    for picture in ("a.png", tmp_path / "a.png", Image.new("RGB", (4, 4))):
+        with pytest.raises(UsageError, match="wants a list of pictures"):
+            encoder.encode_image(picture)
+
+
 def test_a_frozen_encoder_loads_only_when_it_is_needed(encoder):
     encoder.encode_text(["dog"])
     assert "_vision" not in vars(encoder)

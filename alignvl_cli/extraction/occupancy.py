@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from alignvl_cli.errors import DataError, MismatchError
-from alignvl_cli.extraction.plan import Plan, differences
+from alignvl_cli.extraction.plan import Plan, shown_differences
 from alignvl_cli.extraction.work_folder import LOCK, PLAN, POLL_SECONDS, WorkFolder, shared_lock
 from alignvl_cli.locks import Lock, held
 from alignvl_cli.provenance import read_json, write_json
 
 ENTRY_SECONDS = 20.0
 """How long a process that shares waits for another to write the plan."""
-SHOWN_DIFFERENCES = 4
 
 
 @contextmanager
@@ -111,12 +110,10 @@ def _settle_plan(folder: WorkFolder, output: Path, plan: Plan) -> None:
         folder.empty()
         write_json(path, now)
         return
-    changed = differences(read_json(path, "extraction plan"), now)
+    changed = shown_differences(read_json(path, "extraction plan"), now)
     if changed:
-        shown = "; ".join(changed[:SHOWN_DIFFERENCES])
-        more = f"; and {len(changed) - SHOWN_DIFFERENCES} more" if len(changed) > SHOWN_DIFFERENCES else ""
         raise MismatchError(
-            f"{folder.path}: an extraction of {output.name} was begun with other settings ({shown}{more}); "
+            f"{folder.path}: an extraction of {output.name} was begun with other settings ({changed}); "
             "go on with those, or discard it with --restart"
         )
 

@@ -1,5 +1,6 @@
 """What an extraction will do, as JSON: two with equal plans reach the same datasets bit for bit."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ TEXT_SHARD_BATCHES = 64
 """Shards long enough that sorting by length leaves next to no padding."""
 CONTENT = ("dataset", "images", "encoder_hash", "vision", "text", "precision", "max_pixels", "dtype")
 """The part of a plan that a person would call other data; the rest decides last bits, and shard borders."""
+SHOWN_DIFFERENCES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +113,26 @@ def existing_store_matches(output: Path, plan: Plan) -> bool:
     return made_by is not None and isinstance(made_by.get("plan"), dict) and _content(made_by["plan"]) == plan.content()
 
 
-def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two plans, one phrase each, by dotted name."""
+def store_differences(output: Path, plan: Plan) -> str:
+    """What sets the store `output` apart from the one that `plan` makes; empty where nothing is known of how it was
+    made."""
+    made_by = read_made_by(output) if output.is_file() else None
+    there = made_by.get("plan") if made_by is not None else None
+    if not isinstance(there, dict):
+        return ""
+    now = json.loads(json.dumps(plan.to_json()))
+    return shown_differences(*({name: one.get(name) for name in CONTENT} for one in (there, now)))
+
+
+def shown_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first of what differs between two plans, in words; empty when nothing does."""
+    changed = _differences(there, now)
+    more = f"; and {len(changed) - SHOWN_DIFFERENCES} more" if len(changed) > SHOWN_DIFFERENCES else ""
+    return "; ".join(changed[:SHOWN_DIFFERENCES]) + more
+
+
+def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One phrase each, by dotted name."""
     before, after = dict(_flat(there)), dict(_flat(now))
     return [
         f"{name} was {_short(before.get(name))}, now {_short(after.get(name))}"

@@ -13,7 +13,7 @@ from alignvl_cli.extraction.assembly import Encoded, assemble
 from alignvl_cli.extraction.events import Event, ExtractSummary, Finished, Note, Seconds
 from alignvl_cli.extraction.images import EncodedImages, encode_images
 from alignvl_cli.extraction.occupancy import remove_leftover, work_folder
-from alignvl_cli.extraction.plan import Batches, existing_store_matches, make_plan
+from alignvl_cli.extraction.plan import Batches, Plan, existing_store_matches, make_plan, store_differences
 from alignvl_cli.extraction.ranks import ALONE, Ranks
 from alignvl_cli.extraction.stopwatch import Stopwatch
 from alignvl_cli.extraction.texts import encode_texts, gather_captions
@@ -59,13 +59,13 @@ def run_extraction(
     plan = make_plan(dataset, vision, text, config, batches)
     if not (ranks.is_shared and existing_store_matches(output, plan)):
         remove_leftover(output)
-        _check_output(output, overwrite)
+        _check_output(output, plan, overwrite)
     watch = Stopwatch()
     with work_folder(output, plan, restart=restart, is_shared=ranks.is_shared) as folder:
         if ranks.is_shared and existing_store_matches(output, plan):
             folder.discard()
             return
-        _check_output(output, overwrite)  # once more, now that nobody else is at work on it
+        _check_output(output, plan, overwrite)  # once more, now that nobody else is at work on it
         count = choose_workers(config.workers, len(dataset.items), ranks.local_count)
         with started_workers(count) as workers:
             images = yield from encode_images(dataset.items, vision, plan, folder, workers, watch)
@@ -124,11 +124,15 @@ def run_extraction(
     )
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
+def _check_output(output: Path, plan: Plan, overwrite: bool) -> None:
     if not output.exists():
         return
     if not overwrite:
-        raise UsageError(f"{output} is there already; choose another --output, or give --overwrite to replace a store")
+        changed = store_differences(output, plan)
+        made = f", made of other data or settings ({changed})" if changed else ""
+        raise UsageError(
+            f"{output} is there already{made}; choose another --output, or give --overwrite to replace a store"
+        )
     if not output.is_file() or not h5py.is_hdf5(output):
         raise UsageError(
             f"{output} is there and is no store, so --overwrite does not replace it; choose another --output"

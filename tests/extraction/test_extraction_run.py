@@ -188,7 +188,7 @@ def test_a_store_that_is_there_is_replaced_only_when_asked(tmp_path):
     output = tmp_path / "s.h5"
     extract(make_dataset(tmp_path / "one", images=5), output)
     other = make_dataset(tmp_path / "two", images=6)
-    with pytest.raises(UsageError, match="--overwrite"):
+    with pytest.raises(UsageError, match=r"made of other data .*images was 5, now 6.*--overwrite"):
         extract(other, output)
     assert len(open_store(output).image_id) == 5
     extract(other, output, overwrite=True)

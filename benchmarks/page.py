@@ -1,6 +1,6 @@
 """Runs the benchmarks and writes docs/benchmarks.md from what they print: python benchmarks/page.py [--quick] [-o FILE]
 
-Nothing on the page is typed by hand: each section is a script's first paragraph, the command, and its output, under the
+Nothing on the page is typed by hand: each section is a script's docstring, the command, and its output, under the
 machine, the versions and the date. --quick takes small sizes and leaves the extraction out: does it all run.
 """
 
@@ -97,9 +97,11 @@ Python {platform.python_version()}, {versions}. {now:%Y-%m-%d}.
 
 
 def about(script: str) -> str:
-    """What a script measures: its docstring up to the command, or to the first blank line."""
+    """What a script measures and how: its docstring without the command, which stands above the output."""
     text = ast.get_docstring(ast.parse((ROOT / "benchmarks" / script).read_text(encoding="utf-8"))) or ""
-    return text.split("\n\n")[0].partition(": python")[0].strip().rstrip(".:") + "."
+    first, *others = text.split("\n\n")
+    kept = [part for part in others if not part.lstrip().startswith("python benchmarks/")]
+    return "\n\n".join([first.partition(": python")[0].strip().rstrip(".:") + ".", *kept])
 
 
 def processor() -> str:

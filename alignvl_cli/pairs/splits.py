@@ -18,6 +18,11 @@ ALL = "all"
 MAX_SPLITS = 256
 """A store keeps a split as one byte."""
 
+ASKED_FOR = {
+    TRAIN: "which `alignvl train` learns from",
+    VAL: "where it selects its epoch, unless --val names a store that has one",
+    TEST: "which `alignvl eval` reads, unless --split names another",
+}
 TRAIN_SHARE, VAL_SHARE = 0.8, 0.1
 """Of images without declared splits; the rest is test."""
 VAL_OF_TRAIN = 0.1
@@ -79,6 +84,7 @@ def split_rows(declared: Sequence[str | None], sha256: Sequence[bytes]) -> Split
         ]
     else:
         chosen, notes = _with_val(known, sha256)
+        notes += _missing(chosen)
     names = list(dict.fromkeys([*USUAL, *chosen]))
     code_of = {name: code for code, name in enumerate(names)}
     contents = {(digest, name) for digest, name in zip(sha256, chosen, strict=True)}
@@ -89,6 +95,13 @@ def split_rows(declared: Sequence[str | None], sha256: Sequence[bytes]) -> Split
         notes=notes,
         leaks=sum(count > 1 for count in splits_of.values()),
     )
+
+
+def _missing(chosen: Sequence[str]) -> list[str]:
+    """A note on the splits that later stages look for and the data do not have."""
+    there = dict.fromkeys(chosen)
+    missing = [f"{name} ({why})" for name, why in ASKED_FOR.items() if name not in there]
+    return [f"declared splits: {', '.join(there)}; there is no {' and no '.join(missing)}"] if missing else []
 
 
 def _with_val(declared: list[str], sha256: Sequence[bytes]) -> tuple[list[str], list[str]]:

@@ -3,10 +3,11 @@
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -29,6 +30,8 @@ LATEX = {
     "|": r"\textbar{}",
     "±": r"$\pm$",
 }
+LEAST_WORDS = 28
+"""Letters to a line that words at the end of a row are given beside its figures, if they are as many."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet computes a cell that begins like this, unless it is a number."""
 
@@ -57,7 +60,7 @@ class Table:
 def terminal(tables: Sequence[Table], notes: Sequence[str] = (), warnings: Sequence[str] = ()) -> RenderableType:
     """All of them, one below the other."""
     return Group(
-        *(part for table in tables for part in (_drawn(table), Text(""))),
+        *(part for table in tables for part in (_Fitted(table), Text(""))),
         *(safe(note, "dim") for note in notes),
         *(safe(f"warning: {warning}", "yellow") for warning in warnings),
     )
@@ -118,13 +121,50 @@ def _harmless(value: object) -> object:
     return "" if value is None else value
 
 
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """A table for a terminal of any width: where the words at the end of its rows would be squeezed, they are a table
+    of their own below the figures."""
+
+    table: Table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        figures = max((number for number in range(len(self.table.headers)) if number not in self.table.left), default=0)
+        words = range(figures + 1, len(self.table.headers))
+        taken = self._width(range(figures + 1), console, options)
+        taken += sum(min(self._width([number], console, options), LEAST_WORDS) for number in words)
+        if not figures or not words or taken <= options.max_width:
+            yield _drawn(self.table)
+        else:
+            yield _drawn(self._part(range(figures + 1)))
+            yield _drawn(replace(self._part([0, *words]), title=""))
+
+    def _width(self, numbers: Sequence[int], console: Console, options: ConsoleOptions) -> int:
+        """Of these columns, unfolded."""
+        return Measurement.get(console, options, _drawn(self._part(numbers))).maximum
+
+    def _part(self, numbers: Sequence[int]) -> Table:
+        """The same rows with these columns alone."""
+        return replace(
+            self.table,
+            headers=tuple(self.table.headers[number] for number in numbers),
+            left=tuple(place for place, number in enumerate(numbers) if number in self.table.left),
+            rows=tuple(tuple(row[number] for number in numbers) for row in self.table.rows),
+        )
+
+
 def _drawn(table: Table) -> RichTable:
     drawn = RichTable(
-        title=safe(table.title, "bold"), title_justify="left", box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False
+        title=safe(table.title, "bold") if table.title else None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        header_style="bold",
+        pad_edge=False,
     )
     for number, header in enumerate(table.headers):
         is_left = number in table.left
-        drawn.add_column(safe(header), justify="left" if is_left else "right", overflow="fold")
+        # The names in front are folded last: they are what a row is known by.
+        drawn.add_column(safe(header), justify="left" if is_left else "right", overflow="fold", no_wrap=number == 0)
     for row in table.rows:
         drawn.add_row(*map(_drawn_cell, row))
     return drawn

@@ -57,12 +57,39 @@ def test_csv_is_read_back_and_no_cell_is_a_formula():
     assert rows == [["name", "value"], ["'=1+1", "-0.5"], ['a,"b', ""], ["plain", "1.25"]]
 
 
+def drawn(width, *parts):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(terminal(*parts))
+    return console.export_text()
+
+
 def test_the_terminal_shows_names_to_the_letter():
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(terminal([TABLE], ["a note"], ["beware"]))
-    shown = console.export_text()
+    shown = drawn(100, [TABLE], ["a note"], ["beware"])
     assert "[b]{}" in shown
     assert "\x1b[31m" not in shown
     assert "12.5" in shown
     assert "+1.0" in shown
     assert "warning: beware" in shown
+
+
+VERDICTS = Table(
+    title="Which?",
+    headers=("arm", "difference", "p", "verdict"),
+    left=(0, 3),
+    rows=tuple(
+        (Cell(f"a-long-name-{number}"), Cell("+0.51", below="-0.51 to +1.76"), Cell("0.141"), Cell(verdict))
+        for number, verdict in enumerate(("equivalent within 1 point of mean recall", "not distinguishable yet"))
+    ),
+)
+
+
+@pytest.mark.parametrize(("width", "is_beside"), [(120, True), (90, True), (66, False), (44, False)])
+def test_words_are_whole_beside_the_figures_or_below_them(width, is_beside):
+    shown = drawn(width, [VERDICTS])
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= width
+    words = shown.split()
+    for cell in (cell for row in VERDICTS.rows for cell in row):
+        assert set(cell.line.replace("(", "").replace(")", "").split()) <= set(words)
+    assert any("+0.51" in line and "equivalent" in line for line in lines) is is_beside
+    assert sum("a-long-name-1" in line for line in lines) == (1 if is_beside else 2)

@@ -47,7 +47,7 @@ from alignvl_cli.extraction.texts import encode_texts, gather_captions
 from alignvl_cli.pairs.dataset import open_dataset
 from alignvl_cli.pairs.items import Dataset
 
-IMAGES, CAPTIONS = 192, 384
+IMAGES, CAPTIONS = 768, 384
 MEMORY_IMAGES, REALLY = 64, 50
 MEMORY = "--memory"
 CONFIG = ExtractConfig()

@@ -32,7 +32,7 @@ class Section:
 
 SECTIONS = (
     Section("Start-up", "startup.py", ("10",), ("3",)),
-    Section("Extraction, against the bare encoders and sentence-transformers", "extraction.py", ("3",), None),
+    Section("Extraction, against the bare encoders and sentence-transformers", "extraction.py", ("7",), None),
     Section("Training, against FuseMix's loop and the bare matrix products", "training.py", (), ("--quick",)),
     Section(
         "The loss, against plain torch",

@@ -2,8 +2,10 @@
 
 import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from alignvl_cli.config import Device, Precision
 from alignvl_cli.errors import UsageError
@@ -87,3 +89,16 @@ def computing_with(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def peak_resident_bytes() -> int | None:
+    """The most memory that this process has held; None where nobody counts."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: what getrusage says there begins at the peak of the process that started this one
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -16,7 +16,6 @@ import platform
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `alignvl` itself sets it
 
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,7 +30,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from alignvl_cli.config import DatasetOptions, Device, ExtractConfig, Precision
-from alignvl_cli.devices import choose_device, usable_cores
+from alignvl_cli.devices import choose_device, peak_resident_bytes, usable_cores
 from alignvl_cli.encoders.folders import Side, find_model
 from alignvl_cli.encoders.images import decode_image
 from alignvl_cli.encoders.names import DEFAULT_TEXT, DEFAULT_VISION
@@ -136,7 +135,7 @@ def extract_many(times: int) -> None:
         many = replace(demo, items=items)
         for _ in run_extraction(many, vision, SeldomText(text), Path(folder, "s.h5"), CONFIG, settings={}):
             pass
-    print(len(captions), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(len(captions), peak_resident_bytes())
 
 
 def memory_ratio() -> None:
@@ -146,7 +145,7 @@ def memory_ratio() -> None:
             [sys.executable, __file__, MEMORY, str(times)], capture_output=True, text=True, check=True
         )
         captions, peak = map(int, done.stdout.split())
-        peaks[captions] = peak if sys.platform == "darwin" else peak * 1024
+        peaks[captions] = peak
     (few, less), (many, more) = peaks.items()
     print(
         f"{'resident memory, 10 times the captions over once':<52} {more / less:.2f} "

@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from alignvl_cli.config import ExtractConfig
+from alignvl_cli.devices import peak_resident_bytes
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.batches import choose_batches
 from alignvl_cli.extraction.lanes import open_lanes
@@ -90,7 +90,7 @@ def estimate(
     rows = images * vision.width + len(captions) * text.width
     store = round(rows * np.dtype(plan.dtype).itemsize + words)
     shards = round((pictures * vision.width + len(distinct) * text.width) * LATENT_BYTES)
-    peak = _peak_bytes()
+    peak = peak_resident_bytes()
     return Estimate(
         images=len(dataset.items),
         captions=len(captions),
@@ -173,12 +173,3 @@ def _spread(rows: Sequence[Row], count: int) -> Sequence[Row]:
 def _existing(path: Path) -> Path:
     """The nearest folder above `path` that is there."""
     return next(folder for folder in path.absolute().parents if folder.exists())
-
-
-def _peak_bytes() -> int | None:
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

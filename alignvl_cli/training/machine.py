@@ -2,10 +2,11 @@
 
 import os
 import platform
-import sys
 
 import torch
 from torch import Tensor
+
+from alignvl_cli.devices import peak_resident_bytes
 
 ASSUMED_BYTES = 8 * 2**30
 WHOLE_SHARE = 1 / 16
@@ -25,12 +26,7 @@ def peak_memory_bytes(device: str) -> int | None:
     """The most memory in use so far: the device's when it has its own, else the process's; None if nobody counts."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_resident_bytes()
 
 
 def memory_bytes(device: str) -> int:

@@ -2,7 +2,8 @@
 
 Both compare every row of the batch with every other, and neither ever holds more of that than one tile: the forward
 pass sums over tiles (log-sum-exp online, both directions in the same sweep), the backward pass computes them again.
-A batch within one tile keeps it instead.
+A batch within one tile keeps it instead. Among several processes each takes the tiles of its own rows; what is summed
+over columns, and the gradient of the texts, is then summed over the processes too.
 
 Letters: N rows of the batch, E shared width, K keys a row; R and C rows and columns of a tile; D the two directions.
 """
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alignvl_cli.align.peers import ALONE, Peers
 from alignvl_cli.align.smoothing import HARD, Frozen, Smoothing
 from alignvl_cli.align.tiles import Comparison, SpreadSums, Target, Tile
 from alignvl_cli.config import Loss
@@ -43,6 +45,7 @@ def contrastive(
     keys_KN: Tensor | None = None,
     frozen: Frozen | None = None,
     tile: int | None = None,
+    peers: Peers = ALONE,
 ) -> LossParts:
     """The loss of N pairs, row i of one side belonging to row i of the other; embeddings need not have unit length.
 
@@ -54,11 +57,24 @@ def contrastive(
 
     With `keys_KN`, off-diagonal entries whose rows share a key leave the comparison and the target. `frozen` is what
     the `similarity` target looks at. `tile` is the side of the largest square held at once; None: all of it.
+
+    Each of several `peers` calls this with the whole batch, and has the whole loss; the gradients of `scale` and `bias`
+    are whole too, those of the embeddings are so for the rows that are its own, and no use for others.
     """
-    side = min(tile or len(img_NE), len(img_NE))
     with torch.autocast(img_NE.device.type, enabled=False):
         return LossParts(
-            *_Tiled.apply(_exact(img_NE), _exact(txt_NE), scale, bias, CRITERIA[loss], keys_KN, smoothing, frozen, side)
+            *_Tiled.apply(
+                _exact(img_NE),
+                _exact(txt_NE),
+                scale,
+                bias,
+                CRITERIA[loss],
+                keys_KN,
+                smoothing,
+                frozen,
+                tile or len(img_NE),
+                peers,
+            )
         )
 
 
@@ -74,6 +90,9 @@ class Criterion(Protocol):
 
     def add(self, tile: Tile) -> None:
         """Take a tile into the sums."""
+
+    def combine(self, peers: Peers) -> None:
+        """Take the other processes' tiles into the sums."""
 
     def cost(self) -> Tensor:
         """The part of the loss that no target touches, (D, N); the loss is the mean of `cost - expected logit`."""
@@ -96,6 +115,9 @@ class InfoNce:
             normaliser_N = self._normaliser_DN[direction, span]
             torch.logaddexp(normaliser_N, tile.logit_RC.logsumexp(dim=1 - direction), out=normaliser_N)
 
+    def combine(self, peers: Peers) -> None:
+        peers.add_exponentials(self._normaliser_DN)
+
     def cost(self) -> Tensor:
         return self._normaliser_DN
 
@@ -115,6 +137,9 @@ class Sigmoid:
 
     def add(self, tile: Tile) -> None:
         self._cost_N[tile.rows] -= F.logsigmoid(-tile.logit_RC).sum(dim=1)
+
+    def combine(self, peers: Peers) -> None:
+        peers.add(self._cost_N)
 
     def cost(self) -> Tensor:
         return self._cost_N.expand(2, -1)
@@ -144,25 +169,30 @@ class _Tiled(torch.autograd.Function):
         keys_KN: Tensor | None,
         smoothing: Smoothing,
         frozen: Frozen | None,
-        side: int,
+        tile: int,
+        peers: Peers,
     ) -> tuple[Tensor, Tensor]:
         ctx.lengths = [
             torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_(min=SHORTEST) for rows in (img_NE, txt_NE)
         ]
         img_NE, txt_NE = img_NE / ctx.lengths[0], txt_NE / ctx.lengths[1]
-        comparison = Comparison(img_NE, txt_NE, scale, bias, keys_KN, smoothing, frozen, side)
+        comparison = Comparison(img_NE, txt_NE, scale, bias, keys_KN, smoothing, frozen, tile, peers)
         criterion = criterion_of(img_NE)
         sums = SpreadSums(comparison) if smoothing.alpha else None
-        own_N = img_NE.new_empty(len(img_NE))
-        for tile in comparison.tiles():
-            criterion.add(tile)
-            if tile.on_diagonal:
-                own_N[tile.rows] = tile.logit_RC.diagonal()
+        own_N = img_NE.new_zeros(len(img_NE))
+        ctx.kept = list(comparison.tiles()) if tile >= len(img_NE) else None
+        for piece in ctx.kept or comparison.tiles():
+            criterion.add(piece)
+            if piece.on_diagonal:
+                own_N[piece.rows] = piece.logit_RC.diagonal()
             if sums:
-                sums.add(tile)
+                sums.add(piece)
+        peers.add(own_N)
+        criterion.combine(peers)
+        if sums:
+            sums.combine(peers)
         ctx.comparison, ctx.criterion = comparison, criterion
         ctx.target = Target.of(sums, smoothing, criterion.confidence(own_N)) if sums else None
-        ctx.only_tile = tile if side == len(img_NE) else None
         hard_loss = (criterion.cost() - own_N).mean()
         ctx.mark_non_differentiable(hard_loss)
         if sums is None:
@@ -175,7 +205,7 @@ class _Tiled(torch.autograd.Function):
         img_NE, txt_NE = comparison.img_NE, comparison.txt_NE
         grad_img_NE, grad_txt_NE = torch.zeros_like(img_NE), torch.zeros_like(txt_NE)
         total = torch.zeros_like(grad)
-        for tile in comparison.tiles() if ctx.only_tile is None else [ctx.only_tile]:
+        for tile in ctx.kept or comparison.tiles():
             gradient_RC = ctx.criterion.probabilities(tile)
             if ctx.target is not None:
                 ctx.target.subtract_from(tile, gradient_RC)
@@ -185,11 +215,12 @@ class _Tiled(torch.autograd.Function):
                 total += gradient_RC.sum()
             grad_img_NE[tile.rows].addmm_(gradient_RC, txt_NE[tile.columns])
             grad_txt_NE[tile.columns].addmm_(gradient_RC.T, img_NE[tile.rows])
+        along_img_N = torch.einsum("ne,ne->n", grad_img_NE, img_NE)
+        by_cosine = along_img_N.sum()  # over all entries, of gradient times cosine
+        comparison.peers.add(grad_txt_NE, by_cosine, total)
+        along_txt_N = torch.einsum("ne,ne->n", grad_txt_NE, txt_NE)
         per_entry = grad / (2 * len(img_NE))
-        along_img_N, along_txt_N = (
-            torch.einsum("ne,ne->n", *sides) for sides in ((grad_img_NE, img_NE), (grad_txt_NE, txt_NE))
-        )
-        grad_scale = along_img_N.sum() * per_entry  # the sum over all entries of gradient times cosine
+        grad_scale = by_cosine * per_entry
         grad_bias = None if comparison.bias is None else total * per_entry
         to_rows = per_entry * comparison.scale
         for rows_NE, unit_NE, along_N, length_N1 in zip(
@@ -197,4 +228,4 @@ class _Tiled(torch.autograd.Function):
         ):
             # Through the normalisation, in place: what points along the row does not change it.
             rows_NE.addcmul_(unit_NE, along_N[:, None], value=-1).mul_(to_rows / length_N1)
-        return grad_img_NE, grad_txt_NE, grad_scale, grad_bias, *[None] * 5
+        return grad_img_NE, grad_txt_NE, grad_scale, grad_bias, *[None] * 6

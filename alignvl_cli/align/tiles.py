@@ -6,11 +6,13 @@ image queries (along a row of the matrix) first.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from alignvl_cli.align.peers import Peers
 from alignvl_cli.align.smoothing import SPREAD, SPREADS_TO_OWN, Frozen, Smoothing, Weights, spread_alpha
 
 
@@ -49,14 +51,15 @@ class Comparison:
     frozen: Frozen | None
     tile: int
     """Rows and columns of a tile at most."""
+    peers: Peers
+    """Whose rows are compared where."""
 
     def tiles(self) -> Iterator[Tile]:
-        """All tiles, row after row."""
-        rows = len(self.img_NE)
-        spans = [slice(start, min(start + self.tile, rows)) for start in range(0, rows, self.tile)]
-        for row_span in spans:
+        """All tiles of this process's rows, row after row."""
+        by_rank = [self._spans(rank) for rank in range(self.peers.size)]
+        for row_span in by_rank[self.peers.rank]:
             scaled_RE = self.img_NE[row_span] * self.scale
-            for column_span in spans:
+            for column_span in chain(*by_rank):
                 logit_RC = scaled_RE @ self.txt_NE[column_span].T
                 if self.bias is not None:
                     logit_RC += self.bias
@@ -64,6 +67,10 @@ class Comparison:
                 if masked_RC is not None:
                     logit_RC.masked_fill_(masked_RC, -torch.inf)
                 yield Tile(row_span, column_span, logit_RC, masked_RC, self._weights(row_span, column_span))
+
+    def _spans(self, rank: int) -> list[slice]:
+        share = self.peers.share_of(len(self.img_NE), rank)
+        return [slice(start, min(start + self.tile, share.stop)) for start in share[:: self.tile]]
 
     def _masked(self, rows: slice, columns: slice) -> Tensor | None:
         if self.keys_KN is None:
@@ -103,6 +110,10 @@ class SpreadSums:
             kept_RC = weight_RC if tile.masked_RC is None else weight_RC.masked_fill(tile.masked_RC, 0.0)
             self.kept_DN[direction, span] += total if tile.masked_RC is None else kept_RC.sum(dim=along)
             self.logit_DN[direction, span] += (kept_RC * logit_RC).sum(dim=along)
+
+    def combine(self, peers: Peers) -> None:
+        """Take the other processes' tiles into the sums."""
+        peers.add(self.total_DN, self.kept_DN, self.logit_DN)
 
     def _add_ones(self, direction: int, span: slice, along: int, tile: Tile, logit_RC: Tensor) -> None:
         total, kept, logit = self.total_DN[direction, span], self.kept_DN[direction, span], logit_RC.sum(dim=along)

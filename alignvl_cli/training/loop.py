@@ -98,6 +98,7 @@ def batch_loss(plan: Plan, adapters: AdapterPair, slices: Slices, progress: floa
         keys_KN=batch.keys_KN,
         frozen=batch.frozen,
         tile=plan.loss_tile,
+        peers=plan.team,
     )
 
 

@@ -1,8 +1,8 @@
-"""Training in several processes at once, as `torchrun` starts them: each adapts its share of the rows of a batch, and
-all see the loss of the whole batch.
+"""Training in several processes at once, as `torchrun` starts them: each adapts its share of the rows of a batch and
+compares them with all others, and all see the loss of the whole batch.
 
 Every process draws for the whole batch and mixes and perturbs all of it, so that two processes of N / 2 rows train as
-one of N does; only the adapters' own work, which is nearly all of it, is shared out.
+one of N does; the adapters' work and the comparison, which are nearly all of it, are shared out.
 
 Letters: N rows of the batch, R rows of this process, E shared width.
 """
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from alignvl_cli.align.adapters import AdapterPair
 from alignvl_cli.align.dropout import StreamDropout
+from alignvl_cli.align.peers import Peers
 from alignvl_cli.errors import AlignvlError, UsageError
 
 PATIENCE = timedelta(minutes=5)
@@ -26,11 +27,8 @@ PATIENCE = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
-class Team:
+class Team(Peers):
     """This process's place among `size` processes; alone by default, and then nothing is exchanged."""
-
-    rank: int = 0
-    size: int = 1
 
     @property
     def leads(self) -> bool:
@@ -47,8 +45,8 @@ class Team:
 
     def share(self, whole_N: Tensor) -> Tensor:
         """This process's rows (R, ...) of a tensor (N, ...)."""
-        rows = len(whole_N) // self.size
-        return whole_N[self.rank * rows : (self.rank + 1) * rows]
+        own = self.share_of(len(whole_N), self.rank)
+        return whole_N[own.start : own.stop]
 
     def whole(self, share_RE: Tensor) -> Tensor:
         """The embeddings (N, E) of all processes; the gradient flows to this process's own rows."""
@@ -60,6 +58,23 @@ class Team:
         parts[self.rank] = share_RE
         return torch.cat(parts)
 
+    def add(self, *tensors: Tensor) -> None:
+        """Sum each over the processes, in place."""
+        if self.size == 1:
+            return
+        with _in_touch():
+            for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+                work.wait()
+
+    def add_exponentials(self, log: Tensor) -> None:
+        """The logarithm of the exponentials' sum over the processes, in place."""
+        if self.size == 1:
+            return
+        parts = [torch.empty_like(log) for _ in range(self.size)]
+        with _in_touch():
+            dist.all_gather(parts, log.contiguous())
+        torch.logsumexp(torch.stack(parts), dim=0, out=log)
+
     def place_dropout(self, adapters: AdapterPair) -> None:
         """Have every dropout draw its masks for the whole batch, and use this process's rows of them."""
         for module in adapters.modules():
@@ -68,13 +83,9 @@ class Team:
 
     def add_gradients(self, adapters: AdapterPair) -> None:
         """Sum the gradients over the processes, in place. That of the temperature is whole in each of them already."""
-        if self.size == 1:
-            return
         whole = {"tau", "log_t", "bias"}
         grads = [parameter.grad for name, parameter in adapters.named_parameters() if name not in whole]
-        with _in_touch():
-            for work in [dist.all_reduce(grad, async_op=True) for grad in grads if grad is not None]:
-                work.wait()
+        self.add(*(grad for grad in grads if grad is not None))
 
     def agree(self, value: float) -> float:
         """The leader's value, which decides for all: on unlike machines the others' may differ in the last bit."""

@@ -38,6 +38,7 @@ from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.batches import epoch_slices
 from alignvl_cli.training.loop import take_step
 from alignvl_cli.training.prepare import prepare
+from alignvl_cli.training.speed import matmul_peak, step_flops
 from alignvl_cli.training.state import Plan, TrainState
 
 PAPER = (1536, 1024, 512)
@@ -138,21 +139,6 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def matmul_peak(device: str, precision: Precision, size: int) -> float:
-    """FLOP/s of the best of five square products."""
-    dtype = torch.bfloat16 if precision is Precision.bf16 else torch.float32
-    one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    (one @ other).sum().item()
-    return 2 * size**3 / min(timed(lambda: (one @ other)[0, 0].item()) for _ in range(5))
-
-
-def step_flops(plan: Plan, state: TrainState) -> int:
-    """Of the matrix products: forward, and twice that backward; what a tiled loss computes again is not counted."""
-    rows = plan.config.batch_size
-    linear = sum(parameter.numel() for parameter in state.adapters.parameters() if parameter.ndim == 2)
-    return 6 * rows * linear + 6 * rows**2 * plan.config.embed_dim
-
-
 def ratio(folder: Path, rows: int, depth: int, steps: int, peak_size: int) -> None:
     pairs = -(-2 * rows * (steps + 1) // CAPTIONS) * CAPTIONS
     store = random_store(folder / "paper.h5", pairs, PAPER[:2])
@@ -169,7 +155,8 @@ def ratio(folder: Path, rows: int, depth: int, steps: int, peak_size: int) -> No
     times = [(timed(lambda: next(released)), timed(ours)) for _ in range(steps)]
     theirs_s, ours_s = (statistics.median(column) for column in zip(*times, strict=True))
     precision = choose_precision(Precision.auto, plan.gather.device)
-    peak, reached = matmul_peak(plan.gather.device, precision, peak_size), step_flops(plan, state) / ours_s
+    peak = matmul_peak(plan.gather.device, precision, peak_size)
+    reached = step_flops(state.adapters, rows) / ours_s
     print(
         f"{PAPER[0]}/{PAPER[1]} -> {PAPER[2]}, depth {depth}, {rows:,} rows, {steps} steps: as released "
         f"{rows / theirs_s:,.0f} pairs/s (fp32), ours {rows / ours_s:,.0f} ({precision.value}): "

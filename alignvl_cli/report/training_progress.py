@@ -78,6 +78,11 @@ class TrainingProgress(Display):
                 f"kept {what}: validation mean recall {self._best.metrics['mean_recall']:.2f}, "
                 f"RSUM {self._best.metrics['rsum']:.1f}"
             )
+        if (share := finished.result.get("share_of_peak")) is not None:
+            self._say(
+                f"{finished.result['pairs_per_s']:,.0f} pairs/s: {share:.0%} of what matrix products reach here "
+                f"({finished.result['precision']})"
+            )
 
     def _draw(self) -> None:
         if self._bar and self._start and self._step:

@@ -21,6 +21,7 @@ from alignvl_cli.training.positives import clean_and_corrupted
 from alignvl_cli.training.prepare import TRAIN, TRAIN_REMEDY, VAL, prepare
 from alignvl_cli.training.records import Finished, Record, Started, Step, log_line
 from alignvl_cli.training.snapshot import CHECKPOINT_SECONDS, Checkpoints
+from alignvl_cli.training.speed import peak_of, share_of_peak
 from alignvl_cli.training.state import Plan, TrainState
 from alignvl_cli.training.team import joined
 
@@ -104,7 +105,7 @@ def fill(
             writer.save_adapters(state.best.weights)
     if not rates and plan.config.method is Method.contrastive:
         raise diverged("no step had a finite loss", plan, state)
-    result = _result(state, started, rates, checkpoints.wall_s)
+    result = _result(plan, state, started, rates, checkpoints.wall_s)
     if plan.corrupted_P is not None and state.best is not None:
         state.adapters.load_state_dict(state.best.weights)
         result["positives"] = clean_and_corrupted(plan, plan.corrupted_P, state.adapters)
@@ -138,10 +139,15 @@ def _reference(store: Store) -> dict[str, str]:
     return {"path": str(store.path.resolve()), "content_hash": store.content_hash}
 
 
-def _result(state: TrainState, started: Started, rates: Sequence[float], wall_s: float) -> dict[str, Any]:
+def _result(plan: Plan, state: TrainState, started: Started, rates: Sequence[float], wall_s: float) -> dict[str, Any]:
     """What `result.json` holds. Times and memory are measured, everything else is the same in every repetition."""
     best = state.best
     assert best is not None  # the last epoch always validates
+    peak_memory = peak_memory_bytes(started.device)  # before the products that `peak_of` times
+    share = None
+    if rates:
+        peak = plan.team.size * peak_of(started.device, plan.precision, started.threads)
+        share = share_of_peak(state.adapters, started.batch_size, statistics.median(rates), peak)
     return {
         "best": {"step": best.step, "epoch": best.epoch, **best.metrics},
         "tau": temperature_of(best.weights),
@@ -152,8 +158,9 @@ def _result(state: TrainState, started: Started, rates: Sequence[float], wall_s:
         "pairs": started.pairs,
         "parameters": started.parameters,
         "pairs_per_s": statistics.median(rates) if rates else started.pairs / wall_s,
+        "share_of_peak": share,
         "wall_s": wall_s,
-        "peak_memory_bytes": peak_memory_bytes(started.device),
+        "peak_memory_bytes": peak_memory,
         "device": started.device,
         "precision": started.precision,
         "threads": started.threads,

@@ -33,7 +33,8 @@ def validated(number: int, recall: float, best: bool) -> records.Validated:
 
 TRAINING = [
     STARTED, step(5), step(10), validated(10, 40.0, True), step(20), validated(20, 45.5, True), step(40),
-    validated(40, 44.0, False), records.Finished(result={}),
+    validated(40, 44.0, False),
+    records.Finished(result={"pairs_per_s": 1300.0, "share_of_peak": 0.413, "precision": "fp32"}),
 ]  # fmt: skip
 
 
@@ -59,7 +60,8 @@ def test_plain_training_says_a_line_a_validation():
     )
     assert lines[5].endswith("validation mean recall 44.00 (best 45.50)")
     assert lines[6] == "kept epoch 2: validation mean recall 45.50, RSUM 273.0"
-    assert len(lines) == 7
+    assert lines[7] == "1,300 pairs/s: 41% of what matrix products reach here (fp32)"
+    assert len(lines) == 8
 
 
 def test_a_start_that_is_kept_is_called_so():
@@ -67,7 +69,7 @@ def test_a_start_that_is_kept_is_called_so():
     assert lines[3] == "the start: validation mean recall 50.00 (the best)"
     later = [replace(one, best=False) if isinstance(one, records.Validated) else one for one in TRAINING[1:]]
     lines = shown(TrainingProgress, [STARTED, validated(0, 50.0, True), *later]).splitlines()
-    assert lines[-1] == "kept the start: validation mean recall 50.00, RSUM 300.0"
+    assert lines[-2] == "kept the start: validation mean recall 50.00, RSUM 300.0"
     assert "the start" not in shown(TrainingProgress, [STARTED, validated(0, 50.0, True)], terminal=True)
 
 
@@ -77,7 +79,8 @@ def test_training_in_a_terminal_draws_a_bar_and_leaves_the_last_lines():
     assert "5/40" in text
     assert "left" in text
     assert "hard-target loss 1.250" in text
-    assert text.rstrip().endswith("RSUM 273.0")
+    assert "RSUM 273.0" in text
+    assert text.rstrip().endswith("reach here (fp32)")
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1, "the cursor must come back"
 
 

@@ -105,6 +105,7 @@ def test_the_folder_says_how_it_was_made_and_logs_what_passed(store, tmp_path):
     assert [line["step"] for line in lines] == [record.step for record in passed]
     assert run.result["pairs_per_s"] > 0
     assert run.result["peak_memory_bytes"] > 1 << 20
+    assert 0 < run.result["share_of_peak"] < 0.5  # of so small a step
 
 
 ARMS = {

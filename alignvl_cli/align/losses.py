@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignvl_cli.align.peers import ALONE, Peers
+from alignvl_cli.align.products import add_product, rounded, tensor_cores
 from alignvl_cli.align.smoothing import HARD, Frozen, Smoothing
 from alignvl_cli.align.tiles import Comparison, SpreadSums, Target, Tile
 from alignvl_cli.config import Loss
@@ -46,6 +47,7 @@ def contrastive(
     frozen: Frozen | None = None,
     tile: int | None = None,
     peers: Peers = ALONE,
+    rounds: bool = False,
 ) -> LossParts:
     """The loss of N pairs, row i of one side belonging to row i of the other; embeddings need not have unit length.
 
@@ -60,6 +62,9 @@ def contrastive(
 
     Each of several `peers` calls this with the whole batch, and has the whole loss; the gradients of `scale` and `bias`
     are whole too, those of the embeddings are so for the rows that are its own, and no use for others.
+
+    With `rounds` the gradient's products are of bfloat16 rows, and those of the logits TF32 on CUDA: for embeddings
+    that come from bfloat16 and whose gradients go back into it.
     """
     with torch.autocast(img_NE.device.type, enabled=False):
         return LossParts(
@@ -74,6 +79,7 @@ def contrastive(
                 frozen,
                 tile or len(img_NE),
                 peers,
+                rounds,
             )
         )
 
@@ -171,6 +177,7 @@ class _Tiled(torch.autograd.Function):
         frozen: Frozen | None,
         tile: int,
         peers: Peers,
+        rounds: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.lengths = [
             torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_(min=SHORTEST) for rows in (img_NE, txt_NE)
@@ -180,13 +187,15 @@ class _Tiled(torch.autograd.Function):
         criterion = criterion_of(img_NE)
         sums = SpreadSums(comparison) if smoothing.alpha else None
         own_N = img_NE.new_zeros(len(img_NE))
-        ctx.kept = list(comparison.tiles()) if tile >= len(img_NE) else None
-        for piece in ctx.kept or comparison.tiles():
-            criterion.add(piece)
-            if piece.on_diagonal:
-                own_N[piece.rows] = piece.logit_RC.diagonal()
-            if sums:
-                sums.add(piece)
+        ctx.rounds = rounds
+        with tensor_cores(rounds):
+            ctx.kept = list(comparison.tiles()) if tile >= len(img_NE) else None
+            for piece in ctx.kept or comparison.tiles():
+                criterion.add(piece)
+                if piece.on_diagonal:
+                    own_N[piece.rows] = piece.logit_RC.diagonal()
+                if sums:
+                    sums.add(piece)
         peers.add(own_N)
         criterion.combine(peers)
         if sums:
@@ -205,16 +214,18 @@ class _Tiled(torch.autograd.Function):
         img_NE, txt_NE = comparison.img_NE, comparison.txt_NE
         grad_img_NE, grad_txt_NE = torch.zeros_like(img_NE), torch.zeros_like(txt_NE)
         total = torch.zeros_like(grad)
-        for tile in ctx.kept or comparison.tiles():
-            gradient_RC = ctx.criterion.probabilities(tile)
-            if ctx.target is not None:
-                ctx.target.subtract_from(tile, gradient_RC)
-            elif tile.on_diagonal:
-                gradient_RC.diagonal().sub_(2.0)
-            if comparison.bias is not None:
-                total += gradient_RC.sum()
-            grad_img_NE[tile.rows].addmm_(gradient_RC, txt_NE[tile.columns])
-            grad_txt_NE[tile.columns].addmm_(gradient_RC.T, img_NE[tile.rows])
+        img_rows_NE, txt_rows_NE = rounded(img_NE, ctx.rounds), rounded(txt_NE, ctx.rounds)
+        with tensor_cores(ctx.rounds):
+            for tile in ctx.kept or comparison.tiles():
+                gradient_RC = ctx.criterion.probabilities(tile)
+                if ctx.target is not None:
+                    ctx.target.subtract_from(tile, gradient_RC)
+                elif tile.on_diagonal:
+                    gradient_RC.diagonal().sub_(2.0)
+                if comparison.bias is not None:
+                    total += gradient_RC.sum()
+                add_product(grad_img_NE[tile.rows], gradient_RC, txt_rows_NE[tile.columns])
+                add_product(grad_txt_NE[tile.columns], gradient_RC.T, img_rows_NE[tile.rows])
         along_img_N = torch.einsum("ne,ne->n", grad_img_NE, img_NE)
         by_cosine = along_img_N.sum()  # over all entries, of gradient times cosine
         comparison.peers.add(grad_txt_NE, by_cosine, total)
@@ -228,4 +239,4 @@ class _Tiled(torch.autograd.Function):
         ):
             # Through the normalisation, in place: what points along the row does not change it.
             rows_NE.addcmul_(unit_NE, along_N[:, None], value=-1).mul_(to_rows / length_N1)
-        return grad_img_NE, grad_txt_NE, grad_scale, grad_bias, *[None] * 6
+        return grad_img_NE, grad_txt_NE, grad_scale, grad_bias, *[None] * 7

@@ -74,6 +74,8 @@ class Plan:
     team: Team
     loss_tile: int
     """Side of the tiles that the loss is computed in."""
+    loss_rounds: bool = False
+    """Whether the loss takes its products in fewer digits, as the adapters do."""
     corrupted_P: Tensor | None = None
     """Which training pairs were corrupted; None without `--corrupt-captions`."""
 

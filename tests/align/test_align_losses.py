@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from alignvl_cli.align.losses import contrastive
+from alignvl_cli.align.products import tensor_cores
 from alignvl_cli.align.smoothing import Frozen, Smoothing, smoothing_at
 from alignvl_cli.config import EsSchedule, EsTarget, Loss
 
@@ -89,11 +90,10 @@ SMOOTHINGS = [Smoothing()] + [
 ]
 
 
-def ours(loss, leaves, frozen, smoothing, keys, tile):
+def ours(loss, leaves, frozen, smoothing, keys, tile, **more):
     img, txt, scale, bias = leaves
-    return contrastive(
-        loss, img, txt, scale, bias if loss is Loss.sigmoid else None, smoothing, keys_KN=keys, frozen=frozen, tile=tile
-    )
+    bias = bias if loss is Loss.sigmoid else None
+    return contrastive(loss, img, txt, scale, bias, smoothing, keys_KN=keys, frozen=frozen, tile=tile, **more)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -113,6 +113,31 @@ def test_value_and_gradients_equal_the_dense_rewrite(device, loss, smoothing, ke
     expected_gradients = torch.autograd.grad(expected, exact[wrt])
     for gradient, wanted in zip(gradients, expected_gradients, strict=True):
         assert torch.allclose(gradient.cpu().double(), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("loss", Loss)
+@pytest.mark.parametrize("tile", [None, 64])
+def test_rounded_products_keep_the_loss_and_point_the_gradient_the_same_way(device, loss, tile):
+    leaves, frozen = inputs(torch.float32, device, rows=200)
+    smoothing = Smoothing(0.1)
+    exact, rounds = (ours(loss, leaves, frozen, smoothing, None, tile, rounds=on) for on in (False, True))
+    assert rounds.loss.item() == pytest.approx(exact.loss.item(), abs=0.0 if device == "cpu" else 1e-3)
+    before = torch.backends.cuda.matmul.allow_tf32
+    wanted, found = (torch.autograd.grad(one.loss, leaves[:3]) for one in (exact, rounds))
+    assert not torch.equal(wanted[0], found[0])
+    for one, other in zip(wanted, found, strict=True):
+        assert other.dtype == torch.float32
+        assert (other - one).norm() < 0.01 * one.norm()
+    assert torch.backends.cuda.matmul.allow_tf32 is before
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_tensor_cores_are_allowed_within_and_as_before_afterwards(allowed):
+    before = torch.backends.cuda.matmul.allow_tf32
+    with tensor_cores(allowed):
+        assert torch.backends.cuda.matmul.allow_tf32 is (allowed or before)
+    assert torch.backends.cuda.matmul.allow_tf32 is before
 
 
 @pytest.mark.parametrize("loss", Loss)

@@ -14,7 +14,7 @@ from alignvl_cli.align.losses import LossParts, contrastive
 from alignvl_cli.align.smoothing import smoothing_at
 from alignvl_cli.align.streams import Stream
 from alignvl_cli.config import Init, Precision
-from alignvl_cli.errors import DataError
+from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.training.batches import Slices, epoch_slices
 from alignvl_cli.training.closed_form import fitted_tau
 from alignvl_cli.training.health import collapse_warnings
@@ -48,7 +48,7 @@ def _epochs(plan: Plan, state: TrainState) -> Iterator[Step | Validated | Warned
         state.epoch_began = state.streams[Stream.permutation].get_state()
         slices_of_epoch = epoch_slices(data.epoch_order(state.streams[Stream.permutation]), config.batch_size)
         for slices in islice(slices_of_epoch, state.step % plan.steps_per_epoch, None):
-            meter.add(*take_step(plan, state, slices))
+            meter.add(*_with_room(plan, state, slices))
             if state.step % plan.log_every == 0:
                 yield from meter.read(plan, state, epoch)
         if plan.validates_after(state.step):
@@ -56,6 +56,18 @@ def _epochs(plan: Plan, state: TrainState) -> Iterator[Step | Validated | Warned
                 yield from meter.read(plan, state, epoch)
             yield from _validated(plan, state, epoch)
             meter.restart_clock()
+
+
+def _with_room(plan: Plan, state: TrainState, slices: Slices) -> tuple[LossParts, Tensor]:
+    """A step; UsageError when the device's memory is too small for it."""
+    try:
+        return take_step(plan, state, slices)
+    except torch.OutOfMemoryError as problem:
+        told = str(problem).splitlines()[0]
+        raise UsageError(
+            f"--batch-size {plan.config.batch_size}, the loss in tiles of {plan.loss_tile}: more than the device's "
+            f"memory holds ({told}); try a smaller --loss-tile first, then a smaller batch"
+        ) from problem
 
 
 def take_step(plan: Plan, state: TrainState, slices: Slices) -> tuple[LossParts, Tensor]:
@@ -83,7 +95,9 @@ def batch_loss(plan: Plan, adapters: AdapterPair, slices: Slices, progress: floa
     with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=plan.precision is Precision.bf16):
         image, text = (plan.team.share(latents) for latents in (batch.image, batch.text))
         image, text = adapters.image.body(image), adapters.text.body(text)
-    batch = batch._replace(image=plan.team.whole(image), text=plan.team.whole(text))
+    # What follows is float32 whatever the adapters compute in: little noise on the output would be lost in rounding.
+    image, text = (plan.team.whole(embedded).float() for embedded in (image, text))
+    batch = batch._replace(image=image, text=text)
     for transform in plan.outputs:
         batch = transform(batch, slices)
     scale, bias = adapters.scale_and_bias()
@@ -99,6 +113,7 @@ def batch_loss(plan: Plan, adapters: AdapterPair, slices: Slices, progress: floa
         frozen=batch.frozen,
         tile=plan.loss_tile,
         peers=plan.team,
+        rounds=plan.loss_rounds,
     )
 
 

@@ -15,6 +15,7 @@ from alignvl_cli.settings import resolve_train
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training import loop
 from alignvl_cli.training.averaging import Average
+from alignvl_cli.training.batches import epoch_slices
 from alignvl_cli.training.health import (
     SKIPPED_IN_A_ROW,
     Skips,
@@ -55,6 +56,36 @@ def poison_steps(monkeypatch, is_poisoned):
         return LossParts(loss.loss * float("nan"), loss.hard_loss) if is_poisoned(len(calls)) else loss
 
     monkeypatch.setattr(loop, "batch_loss", batch_loss)
+
+
+def test_a_device_whose_memory_is_too_small_is_told_what_to_try(store, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("tried to allocate 9 GiB\nand more of this")
+
+    monkeypatch.setattr(loop, "batch_loss", full)
+    with pytest.raises(UsageError, match=r"--batch-size 24, .*tiles of 24.*9 GiB\).*--loss-tile"):
+        list(train_run([store], tmp_path / "run", settings()))
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "uniform", "laplace"])
+def test_noise_on_the_output_is_added_in_float32_whatever_the_adapters_compute_in(store, monkeypatch, kind):
+    asked = {"noise": kind, "noise_position": "output", "noise_std": 1e-3, "precision": "bf16"}
+    plan, state = prepared(store, **asked)
+    (perturb,) = plan.outputs
+    added = []
+
+    def watched(batch, slices):
+        noisy = perturb(batch, slices)
+        added.append(noisy.image - batch.image)
+        return noisy
+
+    plan = replace(plan, outputs=(watched,))
+    for slices in epoch_slices(plan.gather.data.epoch_order(torch.Generator().manual_seed(0)), 24):
+        loop.batch_loss(plan, state.adapters, slices, 0.0)
+    noise = torch.stack(added)
+    assert noise.dtype == torch.float32
+    assert (noise != 0).all()
+    assert noise.std().item() == pytest.approx(1e-3, rel=0.1)
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_count(store, monkeypatch):

@@ -24,7 +24,7 @@ def clean_and_corrupted(plan: Plan, corrupted_P: Tensor, adapters: AdapterPair) 
     The probability is what the loss sees of an unmixed, unperturbed batch of the run's size: the mean of both
     directions' softmax, or the sigmoid. The last batch is filled up with pairs of the one before.
     """
-    rows = plan.config.batch_size
+    rows = min(plan.config.batch_size, len(corrupted_P))
     generator = torch.Generator().manual_seed(stream_seed(plan.config.seed, "positives"))
     order_P = plan.gather.data.epoch_order(generator)
     similarity_P, probability_P = torch.zeros(len(order_P)), torch.zeros(len(order_P))

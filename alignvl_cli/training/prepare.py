@@ -26,6 +26,7 @@ from alignvl_cli.training.data import (
     is_within,
     load_split,
     prepared,
+    require_different,
     require_same_encoders,
     require_split,
     root_mean_square,
@@ -59,14 +60,17 @@ def prepare(
     `device` is one that is there. Raises as `train_run` does.
     """
     require_same_encoders([*stores, val_store])
+    require_different(stores)
     for store in stores:
         require_split(store, TRAIN, TRAIN_REMEDY)
     require_split(val_store, VAL, VAL_REMEDY)
     is_solved = config.method is not Method.contrastive
     precision = Precision.fp32 if is_solved else choose_precision(config.precision, device)
     pairs = _pairs(stores, config)
-    team.require_shares(config.batch_size)
-    epoch_steps = steps_per_epoch(pairs, config.batch_size)  # before reading gigabytes
+    epoch_steps = 0
+    if not is_solved:  # before reading gigabytes
+        team.require_shares(config.batch_size)
+        epoch_steps = steps_per_epoch(pairs, config.batch_size)
     streams = Streams(config.seed, device)
     chosen = choose_pairs(stores, TRAIN, config, streams)
     image, text = _training_rows(chosen, config.memory_budget)
@@ -102,6 +106,7 @@ def prepare(
         precision=precision,
         team=team,
         loss_tile=config.loss_tile or automatic_tile(config.batch_size, device),
+        loss_rounds=precision is Precision.bf16 and device == "cuda",
         corrupted_P=corrupted_P,
     )
     if config.init is Init.cca:

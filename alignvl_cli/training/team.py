@@ -40,7 +40,7 @@ class Team(Peers):
         if batch_size % self.size:
             raise UsageError(
                 f"--batch-size {batch_size}: {self.size} processes share the rows of a batch, so it must be a "
-                f"multiple of {self.size}"
+                f"multiple of {self.size}, as {batch_size - batch_size % self.size or self.size} is"
             )
 
     def share(self, whole_N: Tensor) -> Tensor:
@@ -112,13 +112,25 @@ def joined(device: str) -> Iterator[Team]:
         yield Team()
         return
     if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(own_gpu(torch.cuda.device_count()))
     with _in_touch():
         dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Team(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+def own_gpu(gpus: int) -> int:
+    """The GPU of this process among those of its machine; UsageError when the processes are more than those."""
+    local = os.environ.get("LOCAL_RANK")
+    if local is None:
+        raise UsageError(
+            "RANK is set but LOCAL_RANK is not, which says what GPU is whose: start with torchrun, or set it"
+        )
+    if int(local) >= gpus:
+        raise UsageError(f"process {local} of this machine has no GPU: it has {gpus}; start as many processes as GPUs")
+    return int(local)
 
 
 @contextmanager

@@ -55,6 +55,15 @@ def test_a_closed_form_is_an_ordinary_run(store, tmp_path, method, latent_norm):
     assert [line["ridge"] for line in lines] == [record.ridge for record in tried]
 
 
+def test_a_closed_form_has_no_batch_that_could_be_too_large(store, tmp_path):
+    config = resolve_train({"method": "cca", "size": "released", "device": "cpu"}, pairs=300)
+    started, *_ = train_run([store], tmp_path / "run", config)
+    assert config.batch_size > started.pairs
+    asked = {"method": "cca", "size": "released", "device": "cpu", "corrupt-captions": 0.2}
+    corrupted = resolve_train(asked, pairs=300)
+    assert list(train_run([store], tmp_path / "other", corrupted))[-1].result["positives"]["corrupted"]["pairs"] > 0
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_centring_is_in_the_bias_and_the_memory_budget_changes_nothing(tmp_path, method):
     latents = np.random.default_rng(0).standard_normal((1500, 12)).astype(np.float32)

@@ -34,7 +34,7 @@ RANGES: dict[str, tuple[str, Any]] = {
     "adapter-depth": ("at least 1", lambda value: value >= 1),
     "adapter-expansion": ("at least 1", lambda value: value >= 1),
     "embed-dim": ("at least 1", lambda value: value >= 1),
-    "dropout": ("at least 0 and below 1", lambda value: 0 <= value < 1),
+    "dropout": ("0, or from 0.002 to 0.996", lambda value: value == 0 or 0.002 <= value <= 0.996),  # 256 levels
     "epochs": ("at least 1", lambda value: value >= 1),
     "batch-size": ("at least 2", lambda value: value >= 2),
     "lr": ("above 0", lambda value: value > 0),

@@ -82,6 +82,8 @@ def test_the_stronger_layer_wins(lower, upper, expected):
         ({"smoothing": 0.0}, "--no-es"),
         ({"noise-std": 0.0}, "--no-rp"),
         ({"dropout": 1.0}, "--dropout"),
+        ({"dropout": 0.001}, "0, or from 0.002 to 0.996"),
+        ({"dropout": 0.999}, "0, or from 0.002 to 0.996"),
         ({"seed": -1}, "--seed"),
         ({"mix": "yes"}, "true or false"),
         ({"noise": "cauchy"}, "gaussian, uniform"),

@@ -42,7 +42,7 @@ def moments(blocks: Iterable[tuple[Tensor, Tensor]]) -> Moments:
     shift = total = outer = None
     pairs = 0
     for image_ND, text_NC in blocks:
-        both_NW = torch.cat([image_ND, text_NC], dim=1).double().cpu()
+        both_NW = torch.cat([image_ND, text_NC], dim=1).cpu().double()  # MPS has no float64
         if shift is None or total is None or outer is None:
             shift = both_NW.mean(dim=0)
             total, outer = torch.zeros_like(shift), torch.zeros(len(shift), len(shift), dtype=torch.float64)

@@ -95,7 +95,7 @@ def constant(alpha: float, progress: float) -> float:
 
 
 def linear(alpha: float, progress: float) -> float:
-    """From 0 at the first step to `alpha` at the last."""
+    """From 0 at the first step up to `alpha`, which the step after the last would have."""
     return alpha * progress
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from alignvl_cli.align.latent_norm import AsStored
-from alignvl_cli.errors import DataError, MismatchError
+from alignvl_cli.errors import DataError, MismatchError, UsageError
 from alignvl_cli.store.reader import Store
+from alignvl_cli.training.machine import sent
 
 FLOAT_BYTES = 4
 BLOCK_ROWS = 16_384
@@ -40,7 +41,7 @@ class SplitLatents:
 
     def epoch_order(self, generator: torch.Generator) -> Tensor:
         """One permutation of all pairs: drawn on the CPU, so that it is the same on every machine."""
-        return torch.randperm(self.pairs, generator=generator).to(self.text_TC.device)
+        return sent(torch.randperm(self.pairs, generator=generator), self.text_TC.device)
 
     def to(self, device: str) -> "SplitLatents":
         return replace(
@@ -58,6 +59,15 @@ def require_same_encoders(stores: Sequence[Store]) -> None:
         if store.encoder_hash != first.encoder_hash:
             names = [f"{store.path} holds latents of {_names(store)}" for store in (first, store)]
             raise MismatchError(f"{names[0]}, {names[1]}: adapters serve one pair of encoders; extract both alike")
+
+
+def require_different(stores: Sequence[Store]) -> None:
+    """UsageError when two of the stores hold the same: each pair would be its own negative, and count twice."""
+    seen: dict[str, Store] = {}
+    for store in stores:
+        other = seen.setdefault(store.content_hash, store)
+        if other is not store:
+            raise UsageError(f"{other.path} and {store.path} hold the same pairs: name one of them")
 
 
 def _names(store: Store) -> str:

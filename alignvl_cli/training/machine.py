@@ -9,7 +9,7 @@ from torch import Tensor
 from alignvl_cli.devices import peak_resident_bytes
 
 ASSUMED_BYTES = 8 * 2**30
-WHOLE_SHARE = 1 / 16
+WHOLE_SHARE, WHOLE_BYTES_CPU = 1 / 16, 512 * 2**20
 BYTES_AN_ENTRY = 20
 """The logits of a tile, its gradient, the target and what is made on the way, in float32."""
 CPU_TILE, ACCELERATOR_TILE = 1024, 8192
@@ -40,9 +40,11 @@ def memory_bytes(device: str) -> int:
 
 
 def automatic_tile(rows: int, device: str) -> int:
-    """Side of the loss's tiles for a batch of `rows`: all of it while that takes little of the device's memory (a tile
-    that is kept is not computed twice), else what keeps a processor busy."""
-    if rows**2 * BYTES_AN_ENTRY <= memory_bytes(device) * WHOLE_SHARE:
+    """Side of the loss's tiles for a batch of `rows`: all of it while that takes little memory (a tile that is kept is
+    not computed twice), else what keeps a processor busy. A CPU's memory is shared with other work, so that little is
+    little there however much the machine has."""
+    little = memory_bytes(device) * WHOLE_SHARE
+    if rows**2 * BYTES_AN_ENTRY <= (min(little, WHOLE_BYTES_CPU) if device == "cpu" else little):
         return rows
     return CPU_TILE if device == "cpu" else ACCELERATOR_TILE
 

@@ -46,8 +46,11 @@ def gradients(optimiser: torch.optim.AdamW) -> list[Tensor]:
 def step_unless(optimiser: torch.optim.AdamW, skipped: Tensor, rate: float) -> None:
     """One step at learning rate `rate`; with `skipped` 1.0 nothing changes, not even the count of steps.
 
-    `skipped` lies on the parameters' device, where the fused kernel reads it: the host does not wait for it.
+    `skipped` lies on the parameters' device, where the fused kernel reads it: the host does not wait for it, but for
+    MPS's.
     """
+    if skipped.device.type == "mps" and skipped.item():  # its fused kernel does not look at `found_inf`
+        return
     for group in optimiser.param_groups:
         group["lr"] = rate
     optimiser.found_inf = skipped  # type: ignore[attr-defined]  # as torch's GradScaler tells a fused optimiser

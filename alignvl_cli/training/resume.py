@@ -10,11 +10,12 @@ from pathlib import Path
 from alignvl_cli.config import Device
 from alignvl_cli.devices import choose_device, computing_with
 from alignvl_cli.errors import AlignvlError, DataError, MismatchError
-from alignvl_cli.provenance import library_versions
+from alignvl_cli.provenance import made_by
 from alignvl_cli.runs.checkpoint import read_checkpoint
 from alignvl_cli.runs.folder import ENVIRONMENT, METRICS, StoreReference, load_unfinished
 from alignvl_cli.runs.writer import RunWriter, held_run
 from alignvl_cli.store.reader import Store, open_store
+from alignvl_cli.training.machine import device_name
 from alignvl_cli.training.prepare import prepare
 from alignvl_cli.training.records import Record
 from alignvl_cli.training.run import fill, follow
@@ -56,7 +57,7 @@ def resume_run(
             lines = (json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines())
             rates = [line["pairs_per_s"] for line in lines if line["kind"] == "step"]
             checkpoints = Checkpoints(writer, checkpoint_s, wall_s=before_s + time.perf_counter() - began)
-            started = replace(started, first_step=state.step, notes=(*started.notes, *_other_versions(run)))
+            started = replace(started, first_step=state.step, notes=(*started.notes, *_what_differs(run, device)))
             yield from fill(writer, plan, state, started, checkpoints, rates)
 
 
@@ -104,16 +105,16 @@ def _open(reference: StoreReference, elsewhere: Sequence[Path], encoder_hash: st
     )
 
 
-def _other_versions(run: Path) -> Iterator[str]:
-    """A sentence, when the libraries are not those that the run was begun with."""
+def _what_differs(run: Path, device: str) -> Iterator[str]:
+    """A sentence, when machine or libraries are not those that the run was begun with."""
     try:
-        before = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))["libraries"]
+        before = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))
+        libraries = before["libraries"]
     except (OSError, ValueError, KeyError):
         return
-    changed = [
-        f"{name} {before.get(name, 'absent')} -> {now}"
-        for name, now in library_versions().items()
-        if now != before.get(name)
-    ]
+    now = made_by("train", {}, device=device_name(device))
+    pairs = [(name, before.get(name, "unknown"), now[name]) for name in ("device", "platform", "python")]
+    pairs += [(name, libraries.get(name, "absent"), version) for name, version in now["libraries"].items()]
+    changed = [f"{name} {was} -> {is_now}" for name, was, is_now in pairs if was != is_now]
     if changed:
-        yield f"the run was begun with other libraries ({', '.join(changed)}): its numbers may differ in the last bits"
+        yield f"the run was begun elsewhere ({', '.join(changed)}): its numbers may differ in the last bits"

@@ -38,8 +38,8 @@ class WindowedLatents:
         wanted = max(SMALLEST_BLOCK, -(-2 * batch_size // WINDOW_BLOCKS))
         if self._block < wanted:
             raise UsageError(
-                f"--memory-budget {budget / 1e6:,.1f}MB: --batch-size {batch_size} with latents of this width needs at "
-                f"least {held * wanted * pair_bytes / 1e6:,.1f}MB, two windows of twice the batch"
+                f"--memory-budget {_as_size(budget)}: --batch-size {batch_size} with latents of this width needs at "
+                f"least {_as_size(held * wanted * pair_bytes)}, two windows of twice the batch"
             )
         block_starts = range(0, self.pairs, self._block)
         most_images = max(len(np.unique(self._image_P[start : start + self._block])) for start in block_starts)
@@ -101,3 +101,8 @@ class WindowedLatents:
         self._image_row_SB[slot, : len(image_row)] = torch.from_numpy(image_row)
         self._slot_of_block[number] = slot
         self._loaded[number] = slot
+
+
+def _as_size(size: int) -> str:
+    """Bytes as `--memory-budget` takes them, rounded up."""
+    return f"{-(-size // 10**6)}MB" if size >= 10**7 else f"{-(-size // 1000)}kB"

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from alignvl_cli.align import dropout as dropout_module
 from alignvl_cli.align.dropout import StreamDropout
 from alignvl_cli.align.streams import Stream, Streams, stream_seed
 
@@ -33,6 +34,14 @@ def test_states_take_up_where_they_were_taken():
     assert torch.equal(torch.rand(5, generator=other[Stream.dropout_image]), ahead)
 
 
+@pytest.fixture(params=["as elsewhere", "as on MPS"])
+def words(request, monkeypatch):
+    """What a draw is: 64 bits, or the 32 that MPS has."""
+    if request.param == "as on MPS":
+        monkeypatch.setattr(dropout_module, "WORD", dropout_module.MPS_WORD)
+
+
+@pytest.mark.usefixtures("words")
 @pytest.mark.parametrize(("p", "share"), [(0.6, 154 / 256), (0.25, 0.25), (0.999, 255 / 256), (0.003, 1 / 256)])
 def test_dropout_has_the_stated_probability_mean_and_variance(p, share):
     dropout = StreamDropout(p)
@@ -48,6 +57,7 @@ def test_dropout_has_the_stated_probability_mean_and_variance(p, share):
     assert not torch.equal(dropout(torch.ones(1001, 403)), dropped.float())
 
 
+@pytest.mark.usefixtures("words")
 def test_dropout_of_neighbouring_entries_is_independent():
     dropout = StreamDropout(0.5)
     dropout.generator = torch.Generator().manual_seed(3)

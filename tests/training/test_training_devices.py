@@ -8,7 +8,7 @@ from killable_training import outcome
 from alignvl_cli.align.losses import LossParts
 from alignvl_cli.settings import resolve_train
 from alignvl_cli.store.reader import open_store
-from alignvl_cli.training import loop, prepare
+from alignvl_cli.training import ingredients, loop, prepare
 from alignvl_cli.training.batches import epoch_slices
 from alignvl_cli.training.resume import resume_run
 from alignvl_cli.training.run import train_run
@@ -61,12 +61,16 @@ def test_latents_that_do_not_fit_are_sent_batch_by_batch(store, device, monkeypa
     monkeypatch.setattr(prepare, "fits_on", lambda device, size: False)
     beside = prepared(store, device, **{"mask-duplicates": True})
     assert beside[0].gather.data.text_TC.device.type == "cpu"
+    sends = []
+    send = ingredients.sent
+    monkeypatch.setattr(ingredients, "sent", lambda tensor, to: (sends.append(str(to)), send(tensor, to))[1])
     for (plan, state), _ in ((on_device, 0), (beside, 1)):
         for one in slices_of(plan)[:3]:
             loop.take_step(plan, state, one)
     for one, other in zip(on_device[1].adapters.parameters(), beside[1].adapters.parameters(), strict=True):
         assert one.device.type == other.device.type == device
         assert torch.allclose(one, other, atol=1e-6)
+    assert sends.count(device) >= 2 * 3 * 3  # image, text and keys of anchors and partners, three steps
 
 
 def test_a_bad_step_changes_nothing(store, device, monkeypatch):
@@ -90,11 +94,12 @@ def test_no_step_waits_for_the_device(store, device, asked):
     if device != "cuda":
         pytest.skip("only CUDA can tell")
     plan, state = prepared(store, device, **asked)
-    slices = slices_of(plan)
-    loop.take_step(plan, state, slices[0])
+    generator = torch.Generator().manual_seed(0)
+    loop.take_step(plan, state, slices_of(plan)[0])
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for one in slices[1:]:
-            loop.take_step(plan, state, one)
+        for _ in range(2):  # from one epoch into the next
+            for one in epoch_slices(plan.gather.data.epoch_order(generator), 24):
+                loop.take_step(plan, state, one)
     finally:
         torch.cuda.set_sync_debug_mode("default")

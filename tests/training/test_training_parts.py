@@ -25,6 +25,7 @@ from alignvl_cli.training.data import (
     duplicate_keys,
     load_split,
     prepared,
+    require_different,
     require_same_encoders,
     root_mean_square,
     shared_images,
@@ -87,6 +88,13 @@ def test_stores_of_other_encoders_do_not_mix(tmp_path):
     stores = [open_store(make_store(tmp_path / f"{name}.h5", images=10, encoders=name)) for name in ("one", "two")]
     with pytest.raises(MismatchError, match=r"one\.h5 holds latents of one and one .*two\.h5 holds latents of two"):
         require_same_encoders(stores)
+
+
+def test_a_store_named_twice_is_refused_by_its_content(tmp_path):
+    one, other = (open_store(make_store(tmp_path / name, images=10)) for name in ("a.h5", "b.h5"))
+    with pytest.raises(UsageError, match=r"a\.h5 and .*b\.h5 hold the same pairs"):
+        require_different([one, other])
+    require_different([one, open_store(make_store(tmp_path / "c.h5", images=11))])
 
 
 def test_a_split_without_captions_is_no_training_data(tmp_path):

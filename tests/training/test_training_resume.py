@@ -14,10 +14,10 @@ from killable_training import begin, end, outcome, settings, small_store
 
 from alignvl_cli.config import TrainConfig
 from alignvl_cli.errors import DataError, MismatchError, UsageError
-from alignvl_cli.provenance import read_json
+from alignvl_cli.provenance import SEAL, read_json
 from alignvl_cli.runs import checkpoint
 from alignvl_cli.runs.checkpoint import FOLDER, STATE, read_checkpoint
-from alignvl_cli.runs.folder import ADAPTERS, CONFIG, METRICS, RESULT, load_run
+from alignvl_cli.runs.folder import ADAPTERS, CONFIG, ENVIRONMENT, METRICS, RESULT, load_run
 from alignvl_cli.runs.writer import held_run
 from alignvl_cli.settings import resolve_train
 from alignvl_cli.training import snapshot
@@ -179,6 +179,23 @@ def test_the_threads_of_the_run_are_set_again(store, tmp_path):
     assert next(records).threads == threads + 1
     records.close()
     assert torch.get_num_threads() == threads
+
+
+def test_what_differs_from_the_machine_of_the_run_is_said(store, tmp_path):
+    run = stopped(store, tmp_path / "run", 5)
+    resumed = resume_run(run)
+    assert not [note for note in next(resumed).notes if "begun elsewhere" in note]
+    resumed.close()
+    environment = json.loads((run / ENVIRONMENT).read_text())
+    environment |= {"device": "cpu (aarch64, SVE)", "libraries": environment["libraries"] | {"torch": "2.6.0"}}
+    environment.pop(SEAL)
+    (run / ENVIRONMENT).write_text(json.dumps(environment))
+    resumed = resume_run(run)
+    (note,) = (note for note in next(resumed).notes if "begun elsewhere" in note)
+    resumed.close()
+    assert "device cpu (aarch64, SVE) -> cpu (" in note
+    assert "torch 2.6.0 -> " in note
+    assert "platform" not in note
 
 
 def test_a_complete_run_is_not_resumed(undisturbed):

@@ -182,6 +182,8 @@ def test_the_automatic_tile_is_the_batch_while_that_takes_little_memory(monkeypa
     monkeypatch.setattr(machine, "memory_bytes", lambda device: 141 * 10**9)
     assert machine.automatic_tile(20_480, "cuda") == 20_480
     assert machine.automatic_tile(1_000_000, "cuda") == machine.ACCELERATOR_TILE
+    assert machine.automatic_tile(4096, "cpu") == 4096
+    assert machine.automatic_tile(20_480, "cpu") == machine.CPU_TILE  # however much a machine of many users has
 
 
 def test_this_machine_has_memory():

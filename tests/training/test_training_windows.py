@@ -76,9 +76,11 @@ def test_what_is_held_is_within_the_budget(stores):
 
 
 def test_a_budget_too_small_for_the_batch_says_what_it_takes(stores):
-    with pytest.raises(UsageError, match=r"--batch-size 500 .* needs at least 0\.2MB") as problem:
+    with pytest.raises(UsageError, match=r"--batch-size 500 .* needs at least 178kB") as problem:
         windowed(stores, budget=50_000, rows=500)
-    assert "--memory-budget 0.1MB" in str(problem.value)
+    assert "--memory-budget 50kB" in str(problem.value)
+    with pytest.raises(UsageError, match="needs at least 36MB"):
+        windowed(stores, budget=50_000, rows=100_000)
 
 
 def settings(**asked):

@@ -52,6 +52,7 @@ class ExtractSummary:
     """In the store: the rejected ones are not among them."""
     distinct_images: int
     """Picture files that differ in content, each encoded once."""
+    images_without_captions: int
     captions: int
     distinct_captions: int
     repeated_captions: int

@@ -98,6 +98,7 @@ def run_extraction(
             content_hash=written.content_hash,
             images=len(accepted),
             distinct_images=len(set(images.content[accepted].tolist())),
+            images_without_captions=len(accepted) - len(set(captions.image.tolist())),
             captions=len(captions.caption),
             distinct_captions=len(captions.distinct),
             repeated_captions=len(captions.caption) - len(captions.distinct),

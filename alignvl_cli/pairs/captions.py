@@ -1,8 +1,10 @@
-"""Captions as a store can hold them: what is replaced, what is dropped, and how often."""
+"""Captions as a store can hold them: what is replaced, what is dropped, and how often; and numbers as text."""
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 """NUL and lone surrogates: no UTF-8 text in a store can hold them."""
@@ -34,3 +36,13 @@ class CaptionCleaner:
 def storable(text: str) -> str:
     """`text` with NUL and lone surrogates replaced by U+FFFD."""
     return UNSTORABLE.sub(REPLACEMENT, text)
+
+
+def spelled(value: Any) -> Any:
+    """`value`, or the text of a number: whole ones alike as int and as float (`3.0` is `3`), which is what a column
+    of whole numbers becomes when one is missing; None for NaN."""
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        value = int(value) if value.is_integer() else str(value)
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value

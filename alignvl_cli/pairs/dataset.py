@@ -57,9 +57,11 @@ def open_dataset(spec: str, options: DatasetOptions) -> Dataset:
     """The dataset that `spec` names: `demo:emoji`, `hf:org/name`, or a path, whose format is told from what is there
     unless `options.format` says it.
 
-    UsageError for a demo or format that there is not, and for options that it has no use for; DataError
+    UsageError for an empty text, a demo or format that there is not, and for options that it has no use for; DataError
     for data that are missing, unreadable or invalid.
     """
+    if not spec:  # as a path it would be the current folder
+        raise UsageError("the dataset's name is empty (an unset variable?); give a path, hf:org/name or demo:emoji")
     dataset = _open_demo(spec, options) if spec.startswith(DEMO) else _open_path(spec, options)
     check_declared([item.split for item in dataset.items])
     return dataset

@@ -22,11 +22,12 @@ def detect(path: Path, image_column: str) -> DatasetFormat:
 
     UsageError when it cannot be told; DataError when there is nothing to read.
     """
-    first = next(iter(expanded(str(path).split(SEPARATOR)[0])))
-    if first != str(path):
-        if not first.lower().endswith(".tar"):
-            raise UsageError(f"{path}: a pattern names tars, like shard-{{0000..0009}}.tar")
-        return DatasetFormat.webdataset
+    if not os.path.exists(path):  # a name with braces in it that is there is no pattern
+        first = next(iter(expanded(str(path).split(SEPARATOR)[0])))
+        if first != str(path):
+            if not first.lower().endswith(".tar"):
+                raise UsageError(f"{path}: a pattern names tars, like shard-{{0000..0009}}.tar")
+            return DatasetFormat.webdataset
     try:
         mode = os.stat(path).st_mode
     except OSError as problem:

@@ -9,7 +9,7 @@ from alignvl_cli.errors import DataError
 from alignvl_cli.pairs.captions import storable
 from alignvl_cli.pairs.items import Dataset, ImageSource
 from alignvl_cli.pairs.listing import listing_sha256, make_dataset
-from alignvl_cli.pairs.sidecars import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, SidecarReader
+from alignvl_cli.pairs.sidecars import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, SidecarReader, pairing_name
 
 
 def open_folder(path: Path, options: DatasetOptions) -> Dataset:
@@ -63,7 +63,8 @@ def open_folder(path: Path, options: DatasetOptions) -> Dataset:
 
 
 def _files(root: str) -> Iterator[tuple[str, str, str]]:
-    """Path from `root` on, the same without its suffix, and the lower-case suffix, of each file below `root`."""
+    """Path from `root` on, the same without its suffix as it pairs, and the lower-case suffix, of each file below
+    `root`."""
 
     def fail(problem: OSError) -> None:
         raise problem
@@ -75,7 +76,7 @@ def _files(root: str) -> Iterator[tuple[str, str, str]]:
             name = file if inner == "." else f"{inner}/{file}"
             stem, dot, suffix = name.rpartition(".")
             if dot and not file.startswith("."):
-                yield name, stem, suffix.lower()
+                yield name, pairing_name(stem), suffix.lower()
 
 
 def _no_pair(pictures: dict[str, str], sidecars: dict[str, dict[str, tuple[str, ImageSource]]]) -> str:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 
 from alignvl_cli.config import DatasetOptions
 from alignvl_cli.errors import DataError
-from alignvl_cli.pairs.captions import UNSTORABLE, CaptionCleaner
+from alignvl_cli.pairs.captions import UNSTORABLE, CaptionCleaner, spelled
 from alignvl_cli.pairs.items import ImageSource, Item
 from alignvl_cli.pairs.splits import split_name
 from alignvl_cli.pairs.tables import Row
+
+LIST_OF_TEXTS = re.compile(r"""\s*\[\s*["'].*["']\s*\]\s*""", re.DOTALL)
+"""As Python prints it, or JSON with a slip in it; `[laughs] a man` is a caption."""
 
 
 @dataclass(slots=True)
@@ -48,8 +52,12 @@ class Grouping:
     @property
     def wanted(self) -> frozenset[str]:
         """Columns that may be read."""
-        named = (self.options.image_column, self.options.caption_column or "captions")
-        return frozenset({*named, "captions", "caption", "id", "split", "label"})
+        return frozenset({self.options.image_column, *self.caption_columns, "id", "split", "label"})
+
+    @property
+    def caption_columns(self) -> tuple[str, ...]:
+        """Where captions may stand: the first of them that is not empty counts."""
+        return (self.options.caption_column,) if self.options.caption_column else ("captions", "caption")
 
     def items(self, locate: Callable[[str], tuple[str, ImageSource]]) -> list[Item]:
         """The images in the order of their first rows; `locate` knows uri and source of each image as written."""
@@ -58,7 +66,7 @@ class Grouping:
                 f"{self.path}: this manifest is empty; it should have a row with an image and a caption at least"
             )
         if not any(draft.captions for draft in self.drafts.values()):
-            names = [self.options.caption_column] if self.options.caption_column else ["captions", "caption"]
+            names = self.caption_columns
             others = [column for column in self.columns if column not in names]
             raise DataError(
                 f"{self.path}: not one caption for {len(self.drafts)} images in column "
@@ -94,8 +102,8 @@ class Grouping:
         if known.image == more.image == identity and (known.whole or more.whole):
             raise self._error(
                 row,
-                f"image {identity!r} stands in {known.where} already, and one of the two has `captions`, a list: give "
-                "an image one row with all its captions and one split, or different ids",
+                f"image {identity!r} stands in {known.where} already, and one of the two has a list of captions: "
+                "give an image one row with all its captions and one split, or different ids",
             )
         if known.whole or more.whole or known.image != more.image:
             raise self._error(
@@ -125,11 +133,15 @@ class Grouping:
 
     def _captions(self, row: Row) -> tuple[list[str], bool]:
         """The row's captions, cleaned, without the blank ones; and whether they came as a list."""
-        several = row.values.get("captions") not in (None, "")
-        column = self.options.caption_column or ("captions" if several else "caption")
-        value = row.values.get(column)
-        if column == "captions" and isinstance(value, str) and value.startswith("["):
-            value = self._list_in_text(row, value)
+        values = {column: listed(row.values.get(column)) for column in self.caption_columns}
+        column = next((name for name in values if values[name] not in (None, "", [])), self.caption_columns[0])
+        value = values[column]
+        if isinstance(value, str) and LIST_OF_TEXTS.fullmatch(value):
+            raise self._error(
+                row,
+                f"column {column!r} holds a list that is not JSON: {_shown(value)}; write lists of captions as JSON, "
+                'like ["a red kite", "a kite"] (json.dumps in Python)',
+            )
         whole = isinstance(value, list)
         texts = value if isinstance(value, list) else [] if value is None else [value]
         for text in texts:
@@ -137,20 +149,11 @@ class Grouping:
                 raise self._error(row, f"a caption in column {column!r} is {_shown(text)}, not text")
         return self.cleaner.clean(texts), whole
 
-    def _list_in_text(self, row: Row, text: str) -> Any:
-        """`captions` of a format that has no lists, as a JSON list."""
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError) as problem:
-            raise self._error(row, f"`captions` begins like a list but is no JSON list: {_shown(text)}") from problem
-
     def _name(self, row: Row, column: str) -> str | None:
-        """Text of a column where nothing may be lost; whole numbers are spelled out; None for an empty cell."""
-        value = row.values.get(column)
+        """Text of a column where nothing may be lost; numbers are spelled out; None for an empty cell."""
+        value = spelled(row.values.get(column))
         if value is None or value == "":
             return None
-        if isinstance(value, int) and not isinstance(value, bool):
-            return str(value)
         if not isinstance(value, str):
             raise self._error(row, f"column {column!r} holds {_shown(value)}, which is not text")
         if UNSTORABLE.search(value):
@@ -161,6 +164,16 @@ class Grouping:
 
     def _error(self, row: Row, problem: str) -> DataError:
         return DataError(f"{self.path}, {row.where}: {problem}")
+
+
+def listed(value: Any) -> Any:
+    """`value`, or the list that it spells out in JSON, as tables do that have no lists."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def _shown(value: object) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.pairs.captions import storable
-from alignvl_cli.pairs.grouping import Grouping
+from alignvl_cli.pairs.grouping import Grouping, listed
 from alignvl_cli.pairs.items import Dataset, ImageSource
 from alignvl_cli.pairs.listing import image_folder, listing_sha256, make_dataset
 from alignvl_cli.pairs.splits import TRAIN
@@ -108,7 +108,7 @@ class _Reading:
         if picture.content is None:
             return None if not picture.path else self._elsewhere(picture.path)
         alike: list[tuple[str, Any, Any]] = []
-        if not any(isinstance(value, list) for value in values.values()):
+        if not any(isinstance(listed(value), list) for value in values.values()):
             alike = self.singles.setdefault((prefix, picture.path or "", picture.content.size), [])
             for name, content, identity in alike:
                 if content.equals(picture.content):
@@ -134,7 +134,7 @@ def _plain(values: dict[str, Any], features: Mapping[str, Any]) -> dict[str, Any
         value = values[key]
         if isinstance(value, int) and hasattr(features[key], "int2str"):
             values[key] = features[key].int2str(value) if value >= 0 else None
-        elif not isinstance(value, str | int):
+        elif not isinstance(value, str | int | float):
             values[key] = None
     return values
 

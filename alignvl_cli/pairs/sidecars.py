@@ -7,12 +7,14 @@ and the `.json` is not read, unless a column of captions was asked for.
 
 import io
 import json
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from alignvl_cli.config import DatasetOptions
-from alignvl_cli.pairs.captions import UNSTORABLE, CaptionCleaner
+from alignvl_cli.errors import DataError
+from alignvl_cli.pairs.captions import UNSTORABLE, CaptionCleaner, spelled
 from alignvl_cli.pairs.items import ImageSource, Item
 from alignvl_cli.pairs.splits import split_name
 
@@ -26,6 +28,7 @@ SIDECAR_SUFFIXES = frozenset({TEXT_SUFFIX, JSON_SUFFIX})
 MOST_BYTES = 16 << 20
 """Of a sidecar: more is none."""
 SHOWN = 3
+SHOWN_CHARACTERS = 60
 
 
 class UnreadableSidecar(Exception):
@@ -33,24 +36,41 @@ class UnreadableSidecar(Exception):
 
 
 @dataclass(slots=True)
+class _Odd:
+    """Sidecars that are not as they should be: how many, and the first few with the reason."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, name: str, reason: object) -> None:
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append(f"{name}: {reason}")
+
+    def __str__(self) -> str:
+        return "; ".join(self.first) + ("; ..." if self.count > len(self.first) else "")
+
+
+@dataclass(slots=True)
 class SidecarReader:
     """Makes items of pictures and what lies beside them, and counts what could not be used.
 
-    One damaged sidecar among a million does not end the reading: its picture has no captions then.
+    One damaged sidecar among a million does not end the reading: its picture has no captions then. Nor does an odd
+    label, which is dropped; an odd split does, since the picture would go where it was kept out of.
     """
 
     options: DatasetOptions
     cleaner: CaptionCleaner = field(default_factory=CaptionCleaner)
     bare: int = 0
     """Pictures with no sidecar."""
-    unreadable: list[str] = field(default_factory=list)
-    """The first few sidecars that could not be used, with the reason."""
-    unreadable_count: int = 0
+    unreadable: _Odd = field(default_factory=_Odd)
+    labels: _Odd = field(default_factory=_Odd)
+    """Labels that are not text."""
 
     def item(
         self, identity: str, uri: str, picture: ImageSource, sidecars: Mapping[str, tuple[str, ImageSource]]
     ) -> Item:
-        """`sidecars` has the name and place of each, by lower-case suffix."""
+        """`sidecars` has the name and place of each, by lower-case suffix. DataError for a split that is no text."""
         captions: list[str] = []
         split, label = None, ""
         suffix = self._speaking(sidecars)
@@ -59,22 +79,24 @@ class SidecarReader:
         else:
             name, source = sidecars[suffix]
             try:
-                captions, split, label = self._read(suffix, source)
+                captions, declared, labelled = self._read(suffix, source)
             except UnreadableSidecar as problem:
-                self.unreadable_count += 1
-                if len(self.unreadable) < SHOWN:
-                    self.unreadable.append(f"{name}: {problem}")
+                self.unreadable.add(name, problem)
+            else:
+                split, label = _split(uri, name, declared), self._label(name, labelled)
         return Item(identity, uri, tuple(self.cleaner.clean(captions)), split, label, picture)
 
     def notes(self) -> list[str]:
-        """What the user should know of pictures without captions."""
+        """What the user should know of pictures without captions or labels."""
         notes = []
         if self.bare:
             notes.append(f"{self.bare} images have no .txt or .json beside them: kept, without captions")
-        if self.unreadable_count:
-            which = "; ".join(self.unreadable)
-            more = "; ..." if self.unreadable_count > len(self.unreadable) else ""
-            notes.append(f"{self.unreadable_count} images have a sidecar that cannot be used ({which}{more})")
+        if self.unreadable.count:
+            notes.append(f"{self.unreadable.count} images have a sidecar that cannot be used ({self.unreadable})")
+        if self.labels.count:
+            notes.append(
+                f"{self.labels.count} images have a label that is not text, and are read without it ({self.labels})"
+            )
         return notes
 
     def _speaking(self, sidecars: Mapping[str, Any]) -> str | None:
@@ -82,7 +104,8 @@ class SidecarReader:
         order = (JSON_SUFFIX,) if self.options.caption_column else (TEXT_SUFFIX, JSON_SUFFIX)
         return next((suffix for suffix in order if suffix in sidecars), None)
 
-    def _read(self, suffix: str, source: ImageSource) -> tuple[list[str], str | None, str]:
+    def _read(self, suffix: str, source: ImageSource) -> tuple[list[str], Any, Any]:
+        """Captions, and split and label as they stand there."""
         try:
             text = source.read(at_most=MOST_BYTES).decode("utf-8-sig")
         except OSError as problem:
@@ -90,10 +113,10 @@ class SidecarReader:
         except UnicodeDecodeError as problem:
             raise UnreadableSidecar(f"not UTF-8 text at byte {problem.start}") from problem
         if suffix == TEXT_SUFFIX:
-            return [line.strip() for line in io.StringIO(text, newline=None)], None, ""
+            return [line.strip() for line in io.StringIO(text, newline=None)], None, None
         return self._of_json(text)
 
-    def _of_json(self, text: str) -> tuple[list[str], str | None, str]:
+    def _of_json(self, text: str) -> tuple[list[str], Any, Any]:
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as problem:
@@ -105,16 +128,32 @@ class SidecarReader:
         captions = [found] if isinstance(found, str) else [] if found is None else found
         if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
             raise UnreadableSidecar(f"{column!r} is neither text nor a list of texts")
-        split = _word(value, "split")
-        return captions, split_name(split) if split else None, _word(value, "label")
+        return captions, spelled(value.get("split")), spelled(value.get("label"))
 
-
-def _word(value: Mapping[str, Any], key: str) -> str:
-    word = value.get(key)
-    if word is None:
+    def _label(self, name: str, found: Any) -> str:
+        if found is None or _is_storable(found):
+            return found or ""
+        self.labels.add(name, _shown(found))
         return ""
-    if isinstance(word, int) and not isinstance(word, bool):
-        return str(word)
-    if not isinstance(word, str) or UNSTORABLE.search(word):
-        raise UnreadableSidecar(f"{key!r} is not text")
-    return word.strip() if key == "split" else word
+
+
+def _split(uri: str, name: str, found: Any) -> str | None:
+    if found is not None and not _is_storable(found):
+        raise DataError(
+            f"{uri}: {name} has {_shown(found)} under 'split', not the name of a split; write one like \"train\", or "
+            "leave the key out"
+        )
+    return split_name(found) if found and found.strip() else None
+
+
+def pairing_name(stem: str) -> str:
+    """`stem` as it is compared with others (NFC): macOS may write a letter and its accent as two characters."""
+    return unicodedata.normalize("NFC", stem)
+
+
+def _is_storable(value: object) -> bool:
+    return isinstance(value, str) and not UNSTORABLE.search(value)
+
+
+def _shown(value: object) -> str:
+    return ascii(value)[:SHOWN_CHARACTERS]

@@ -5,8 +5,10 @@ wrong with the file is a DataError that names it. Values are as the format has t
 in CSV, and lists and numbers too in JSONL and Parquet.
 """
 
+import codecs
 import csv
 import json
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +30,10 @@ class Row:
 
 
 SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
+LONGEST_FIELD = 16 << 20
+"""Characters of one field of CSV: more is a quote that is never closed."""
+QUOTED = re.compile(r'"(?:[^"]|"")*"')
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 RowReader = Callable[[Path, frozenset[str]], Iterator[Row]]
 
@@ -56,8 +62,15 @@ def csv_rows(path: Path, wanted: frozenset[str]) -> Iterator[Row]:
 
 
 def tsv_rows(path: Path, wanted: frozenset[str]) -> Iterator[Row]:
-    """Tab-separated values under a header line."""
-    return _separated(path, "TSV", "\t")
+    """Tab-separated values under a header line.
+
+    Most programs that write them quote nothing, so a quote is a quote as long as each line fits the header as it
+    stands, and only a field within quotes loses these. Where a line does not fit, all are read as quoted ones.
+    """
+    odd = _first_odd_line(path)
+    if odd is None:
+        return _separated(path, "TSV", "\t", is_quoted=False)
+    return _separated(path, "TSV", "\t", hint=f"; without quotes, line {odd} is the first that does not fit the header")
 
 
 def parquet_rows(path: Path, wanted: frozenset[str]) -> Iterator[Row]:
@@ -79,9 +92,13 @@ def parquet_rows(path: Path, wanted: frozenset[str]) -> Iterator[Row]:
         raise DataError(f"{path}: not a readable Parquet file ({problem})") from problem
 
 
-def _separated(path: Path, kind: str, delimiter: str) -> Iterator[Row]:
+def _separated(path: Path, kind: str, delimiter: str, *, is_quoted: bool = True, hint: str = "") -> Iterator[Row]:
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_FIELD))
     with _reading(path, kind), open(path, encoding="utf-8-sig", newline="") as stream:
-        lines = csv.reader(stream, delimiter=delimiter, strict=True)
+        table = csv.reader(
+            stream, delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
+        )
+        lines = table if is_quoted else ([_unquoted(cell) for cell in cells] for cells in table)
         try:
             columns = [name.strip() for name in next(lines, [])]
             _refuse_other_separator(path, delimiter, columns)
@@ -93,12 +110,24 @@ def _separated(path: Path, kind: str, delimiter: str) -> Iterator[Row]:
                     continue
                 if len(cells) != len(columns):
                     raise DataError(
-                        f"{path}, line {lines.line_num}: {len(cells)} fields under a header of {len(columns)}; "
+                        f"{path}, line {table.line_num}: {len(cells)} fields under a header of {len(columns)}; "
                         'a field that holds the separator needs quotes: "a dog, running"'
                     )
-                yield Row(f"line {lines.line_num}", dict(zip(columns, cells, strict=True)), columns)
+                yield Row(f"line {table.line_num}", dict(zip(columns, cells, strict=True)), columns)
         except csv.Error as problem:
-            raise DataError(f"{path}, line {lines.line_num}: not valid {kind} ({problem})") from problem
+            raise DataError(f"{path}, line {table.line_num}: not valid {kind} ({problem}){hint}") from problem
+
+
+def _first_odd_line(path: Path) -> int | None:
+    """Number of the first line of a TSV with more or fewer tabs than its header; None where all fit."""
+    with _reading(path, "TSV"), open(path, encoding="utf-8-sig", newline="") as stream:
+        tabs = next(stream, "").count("\t")
+        lines = enumerate(stream, start=2)
+        return next((number for number, line in lines if line.strip("\r\n") and line.count("\t") != tabs), None)
+
+
+def _unquoted(cell: str) -> str:
+    return cell[1:-1].replace('""', '"') if QUOTED.fullmatch(cell) else cell
 
 
 def _refuse_repeated(path: Path, columns: Sequence[str]) -> None:
@@ -130,9 +159,13 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as problem:
+        if problem.object.startswith(UTF16_MARKS):
+            remedy = "or as it is UTF-16: iconv -f UTF-16"
+        else:
+            remedy = "or if it is of an older Windows: iconv -f WINDOWS-1252"
         raise DataError(
             f"{path}: not UTF-8 text at byte {problem.start}, so no {kind} manifest in UTF-8; save it as "
-            f"UTF-8, or if it is of an older Windows: iconv -f WINDOWS-1252 -t UTF-8 {shlex.quote(str(path))} > NEW"
+            f"UTF-8, {remedy} -t UTF-8 {shlex.quote(str(path))} > NEW"
         ) from problem
     except OSError as problem:
         raise DataError(f"{path}: cannot read this manifest: {problem.strerror or problem}") from problem

@@ -6,7 +6,7 @@ Nothing is unpacked and no name in a tar is ever used as a path: a picture is a 
 import os
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from alignvl_cli.config import DatasetFormat, DatasetOptions
@@ -15,7 +15,7 @@ from alignvl_cli.pairs.braces import expanded
 from alignvl_cli.pairs.captions import storable
 from alignvl_cli.pairs.items import Dataset, ImageSource, Item
 from alignvl_cli.pairs.listing import listing_sha256, make_dataset
-from alignvl_cli.pairs.sidecars import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, SidecarReader
+from alignvl_cli.pairs.sidecars import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, SidecarReader, pairing_name
 
 SEPARATOR = "::"
 """Between patterns, as webdataset and open_clip have it."""
@@ -49,8 +49,9 @@ def open_tars(path: Path, options: DatasetOptions) -> Dataset:
     folder, in the order of the tars and then of the pictures in each.
 
     Members belong together when their names are equal up to the first dot of the last part, wherever in
-    the tar they stand. The id is the picture's name in the tar; if one name stands in several tars, all
-    ids begin with the name of their tar. DataError for a tar that is missing, compressed, damaged or
+    the tar they stand; hidden ones are passed over, as in a folder. The id is the picture's name in the tar; if one
+    name stands in several tars, all ids begin with the name of their tar, and where that is not enough with the
+    folders above it too. DataError for a tar that is missing, compressed, damaged or
     ambiguous, and when there is no pair at all.
     """
     paths = _paths(path)
@@ -59,8 +60,7 @@ def open_tars(path: Path, options: DatasetOptions) -> Dataset:
     items: list[Item] = []
     for tar in paths:
         items += _items(tar, reader, found)
-    if len({item.id for item in items}) < len(items):
-        items = [_with_tar(item) for item in items]
+    items = _told_apart(items)
     notes = reader.notes()
     if found.odd:
         notes.append(
@@ -83,13 +83,17 @@ def open_tars(path: Path, options: DatasetOptions) -> Dataset:
 
 
 def _paths(path: Path) -> list[Path]:
-    """The tars, each there and not compressed."""
-    if path.is_dir():
-        paths = sorted(entry for entry in path.iterdir() if entry.suffix.lower() == ".tar")
+    """The tars by absolute path, each there and not compressed."""
+    if os.path.isdir(path):
+        names = sorted(entry.name for entry in path.iterdir() if entry.suffix.lower() == ".tar")
+        paths = [path / name for name in names if not name.startswith(".")]
         if not paths:
             raise DataError(f"{path}: no .tar in this folder")
+    elif os.path.exists(path):
+        paths = [path]  # with a brace in its name or not
     else:
         paths = [Path(name) for pattern in str(path).split(SEPARATOR) for name in expanded(pattern)]
+    paths = [Path(os.path.abspath(tar)) for tar in paths]
     for tar in paths:
         try:
             head = ImageSource(tar, 0, min(8, os.stat(tar).st_size)).read()
@@ -108,13 +112,15 @@ def _items(tar: Path, reader: SidecarReader, found: _Findings) -> Iterator[Item]
     samples: dict[str, _Sample] = {}
     for member in _members(tar, found):
         name = _inner_name(member.name)
+        if name is not None and any(part.startswith(".") for part in name.split("/")):
+            continue
         if name is None or not member.isreg() or member.issparse():
             found.odd += not member.isdir()
             continue
         place = PurePosixPath(name)
         key, _, suffix = place.name.partition(".")
         suffix = suffix.lower()
-        sample = samples.setdefault(str(place.with_name(key)) if key else name, _Sample())
+        sample = samples.setdefault(pairing_name(str(place.with_name(key))), _Sample())
         last = suffix.rpartition(".")[2]
         if last not in IMAGE_SUFFIXES | SIDECAR_SUFFIXES:
             continue
@@ -175,7 +181,16 @@ def _inner_name(name: str) -> str | None:
     return None if name.startswith("/") or ".." in parts or not parts else "/".join(parts)
 
 
-def _with_tar(item: Item) -> Item:
-    return Item(
-        f"{storable(item.source.path.stem)}/{item.id}", item.uri, item.captions, item.split, item.label, item.source
-    )
+def _told_apart(items: list[Item]) -> list[Item]:
+    """The items, with the last parts of the path of its tar before each id, as few as make all ids different; as they
+    are where none do, because a tar stands there twice."""
+    for depth in range(max((len(item.source.path.parts) for item in items), default=0)):
+        named = [_with_tar(item, depth) for item in items] if depth else items
+        if len({item.id for item in named}) == len(items):
+            return named
+    return items
+
+
+def _with_tar(item: Item, depth: int) -> Item:
+    tar = "/".join(item.source.path.with_suffix("").parts[-depth:])
+    return replace(item, id=f"{storable(tar)}/{item.id}")

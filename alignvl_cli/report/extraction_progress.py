@@ -71,6 +71,7 @@ def extraction_summary(summary: events.ExtractSummary) -> list[str]:
     counts = {
         "images share the content of another": summary.images - summary.distinct_images,
         "images stand in more than one split": summary.leaks,
+        "images have no caption: they are in the gallery, and never a query": summary.images_without_captions,
         "captions repeat another and share its latent": summary.repeated_captions,
         "captions are longer than the text encoder reads: their ends are cut": summary.truncated_captions,
         "captions held NUL or broken characters, which were replaced": summary.cleaned_captions,

@@ -43,6 +43,12 @@ def test_a_missing_manifest(empty):
     assert "gone.jsonl" in empty.fails(3, "extract", "gone.jsonl")
 
 
+@pytest.mark.parametrize("command", [("extract",), ("data", "check")])
+def test_an_empty_text_is_no_dataset(empty, command):
+    """As `extract "$DATA"` gives with the variable unset: it read all that lies in the folder of the user."""
+    assert "is empty" in empty.fails(2, *command, "")
+
+
 def test_an_unknown_demo(empty):
     assert "demo:emoji" in empty.fails(2, "extract", "demo:emojis")
 

@@ -170,6 +170,14 @@ def test_progress_reaches_the_total_of_each_stage(tmp_path):
         assert steps[-1].rate > 0
 
 
+def test_images_without_captions_are_counted_unless_they_were_rejected(tmp_path):
+    dataset = make_dataset(tmp_path / "data", images=20)
+    bare = [replace(item, captions=()) if row < 4 else item for row, item in enumerate(dataset.items)]
+    bare[0].source.path.write_bytes(b"no picture")
+    _, summary = extract(replace(dataset, items=bare), tmp_path / "s.h5")
+    assert (summary.images, summary.rejected, summary.images_without_captions) == (19, 1, 3)
+
+
 def test_truncated_captions_are_counted_by_row(tmp_path):
     dataset = make_dataset(tmp_path / "data", images=30, captions_per_image=(2,), repeat_caption_every=5)
     _, summary = extract(dataset, tmp_path / "s.h5", text=FakeText(max_length=12))

@@ -90,16 +90,34 @@ def test_a_txt_holds_one_caption_a_line_and_a_json_may_say_split_and_label(tmp_p
 
 
 def test_pictures_without_a_sidecar_and_sidecars_that_cannot_be_read_are_kept_and_said(tmp_path):
-    bad = {"b.json": "{", "c.txt": b"\xff\xfe", "d.json": "[1]", "e.json": '{"caption": 3}', "f.json": '{"label": []}'}
-    files = {f"{name}.jpg": "" for name in "abcdefg"} | {"a.txt": "fine"} | bad
+    bad = {"b.json": "{", "c.txt": b"\xff\xfe", "d.json": "[1]", "e.json": '{"caption": 3}'}
+    files = {f"{name}.jpg": "" for name in "abcdef"} | {"a.txt": "fine"} | bad
     dataset = open_dataset(write(tmp_path / "d", files), DEFAULT)
-    assert [item.captions for item in dataset.items] == [("fine",), (), (), (), (), (), ()]
+    assert [item.captions for item in dataset.items] == [("fine",), (), (), (), (), ()]
     bare, broken = dataset.notes
     assert bare == "1 images have no .txt or .json beside them: kept, without captions"
     assert broken == (
-        "5 images have a sidecar that cannot be used "
+        "4 images have a sidecar that cannot be used "
         "(b.json: not valid JSON; c.txt: not UTF-8 text at byte 0; d.json: no JSON object; ...)"
     )
+
+
+def test_a_label_that_is_none_leaves_the_captions(tmp_path):
+    labels = {"a": "beach", "b": ["beach", "sea"], "c": 3.0, "d": float("nan"), "e": "\ud800"}
+    files = {f"{name}.jpg": "" for name in labels}
+    files |= {f"{name}.json": json.dumps({"caption": name, "label": label}) for name, label in labels.items()}
+    dataset = open_dataset(write(tmp_path / "d", files), DEFAULT)
+    assert [item.captions for item in dataset.items] == [("a",), ("b",), ("c",), ("d",), ("e",)]
+    assert [item.label for item in dataset.items] == ["beach", "", "3", "", ""]
+    assert dataset.notes == (
+        "2 images have a label that is not text, and are read without it (b.json: ['beach', 'sea']; e.json: '\\ud800')",
+    )
+
+
+def test_a_split_that_is_none_is_refused_since_another_would_be_drawn(tmp_path):
+    files = {"a.jpg": "", "a.json": '{"caption": "x", "split": ["train"]}', "b.jpg": "", "b.txt": "y"}
+    with pytest.raises(DataError, match=r"/d/a\.jpg: a\.json has \['train'\] under 'split', not the name of a split"):
+        open_dataset(write(tmp_path / "d", files), DEFAULT)
 
 
 def test_a_sidecar_that_is_a_pipe_or_huge_or_dangling_does_not_hang(tmp_path):
@@ -120,6 +138,13 @@ def test_links_to_folders_and_hidden_files_are_passed_over(tmp_path):
     spec = write(tmp_path / "d", {"a.jpg": "", "a.txt": "x", ".git/b.jpg": "", ".git/b.txt": "y", "._a.jpg": ""})
     os.symlink(tmp_path / "d", tmp_path / "d" / "again")
     assert found(spec) == {"a.jpg": ("x",)}
+
+
+def test_a_name_pairs_however_its_accents_are_encoded(tmp_path):
+    files = {"e\u0301.jpg": "", "\u00e9.txt": "x", "a\u0308/b.jpg": "", "\u00e4/b.json": '{"caption": "y"}'}
+    dataset = open_dataset(write(tmp_path / "d", files), DEFAULT)
+    assert {item.id: item.captions for item in dataset.items} == {"e\u0301.jpg": ("x",), "a\u0308/b.jpg": ("y",)}
+    assert dataset.notes == ()
 
 
 def test_a_name_that_is_not_utf8_is_storable(tmp_path):

@@ -123,13 +123,23 @@ def test_rows_with_lists_are_images_of_their_own(tmp_path):
     }
 
 
+def test_a_list_in_text_is_a_list_here_too(tmp_path):
+    rows = [{"image": picture(1, "same.png"), "caption": f'["c{n}", "again"]'} for n in range(2)]
+    assert found(saved(tmp_path / "d", make(rows))) == {
+        "same.png": (("c0", "again"), None, png(1)),
+        "same.png#2": (("c1", "again"), None, png(1)),
+    }
+
+
 def test_class_labels_become_their_names(tmp_path):
     names = datasets.ClassLabel(names=["cat", "dog"])
     rows = [{"image": picture(n), "caption": "x", "label": n} for n in range(2)]
     items = open_dataset(saved(tmp_path / "d", make(rows, label=names)), DEFAULT).items
     assert [item.label for item in items] == ["cat", "dog"]
-    plain = make([{"image": picture(1), "caption": "x", "label": 0.5}])
-    assert open_dataset(saved(tmp_path / "e", plain), DEFAULT).items[0].label == ""
+    plain = make([{"image": picture(n), "caption": "x", "label": label} for n, label in enumerate([7.0, None])])
+    assert [item.label for item in open_dataset(saved(tmp_path / "e", plain), DEFAULT).items] == ["7", ""]
+    vectors = make([{"image": picture(1), "caption": "x", "label": [0.5, 0.5]}])
+    assert open_dataset(saved(tmp_path / "f", vectors), DEFAULT).items[0].label == ""
 
 
 def test_paths_in_place_of_bytes_start_from_the_folder_or_the_image_root(tmp_path):

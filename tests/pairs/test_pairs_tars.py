@@ -12,6 +12,7 @@ from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.pairs.braces import expanded
 from alignvl_cli.pairs.dataset import open_dataset
 from alignvl_cli.pairs.demo import open_emoji
+from alignvl_cli.pairs.places import picture_bytes
 
 DEFAULT = DatasetOptions()
 
@@ -114,6 +115,44 @@ def test_a_name_in_several_tars_gives_ids_that_begin_with_the_tar(tmp_path):
         "s1/same.jpg",
         "s1/1.jpg",
     ]
+
+
+def test_tars_of_one_name_are_told_apart_by_as_much_of_their_paths_as_it_takes(tmp_path):
+    for folder in ("a/train", "a/val", "b/val"):
+        pack(tmp_path / folder / "0.tar", [("same.jpg", folder.encode()), ("same.txt", folder)])
+    spec = f"{tmp_path}/a/train/0.tar::{tmp_path}/a/val/0.tar"
+    assert found(spec) == {f"{name}/0/same.jpg": ((f"a/{name}",), f"a/{name}".encode()) for name in ("train", "val")}
+    assert list(found(f"{spec}::{tmp_path}/b/val/0.tar")) == [
+        "a/train/0/same.jpg",
+        "a/val/0/same.jpg",
+        "b/val/0/same.jpg",
+    ]
+    pack(tmp_path / "b" / "val" / "0.tar", [("other.jpg", b""), ("other.txt", "x")])
+    assert list(found(f"{tmp_path}/a/val/0.tar::{tmp_path}/b/val/0.tar")) == ["same.jpg", "other.jpg"]
+    with pytest.raises(DataError, match="duplicate id"):
+        found(f"{tmp_path}/a/val/0.tar::{tmp_path}/a/val/0.tar")
+
+
+def test_pictures_are_found_again_from_another_folder(tmp_path, monkeypatch):
+    pack(tmp_path / "d" / "t.tar", GOOD)
+    monkeypatch.chdir(tmp_path / "d")
+    uris = [open_dataset(spec, DEFAULT).items[0].uri for spec in ("t.tar", "../d/t.tar", ".")]
+    monkeypatch.chdir(tmp_path)
+    assert uris == [f"{tmp_path}/d/t.tar/a.jpg"] * 3
+    assert picture_bytes(uris[0]) == b"A" * 2000
+
+
+def test_hidden_members_are_passed_over_as_in_a_folder(tmp_path):
+    """The tar of macOS puts a file of attributes beside each file."""
+    extras = [("._a.jpg", b"\0\5\x16\7"), ("._a.txt", b"\0\5\x16\7"), ("__MACOSX/d/._b.jpg", b""), (".git/c.jpg", b"")]
+    spec = pack(tmp_path / "t.tar", [*extras, ("./a.jpg", b"A"), ("./a.txt", "x")])
+    assert found(spec) == {"a.jpg": (("x",), b"A")}
+    assert open_dataset(spec, DEFAULT).notes == ()
+
+
+def test_a_name_pairs_however_its_accents_are_encoded(tmp_path):
+    spec = pack(tmp_path / "t.tar", [("e\u0301.jpg", b"A"), ("\u00e9.txt", "x")])
+    assert found(spec) == {"e\u0301.jpg": (("x",), b"A")}
 
 
 def special(name, kind, target=""):
@@ -222,6 +261,13 @@ def test_json_gives_split_and_label(tmp_path):
     about = json.dumps({"captions": ["x", "\ud800"], "split": "restval", "label": "l"})
     (item,) = open_dataset(pack(tmp_path / "t.tar", [("a.jpg", b""), ("a.json", about)]), DEFAULT).items
     assert (item.captions, item.split, item.label) == (("x", "\ufffd"), "train", "l")
+
+
+def test_a_path_with_braces_that_is_there_is_no_pattern(tmp_path):
+    spec = pack(tmp_path / "{run1}" / "a::b.tar", GOOD)
+    assert list(found(spec)) == ["a.jpg", "b.jpg"]
+    (tmp_path / "{run1}" / "m.jsonl").write_text('{"image": "a.jpg", "caption": "x"}\n')
+    assert [item.id for item in open_dataset(str(tmp_path / "{run1}" / "m.jsonl"), DEFAULT).items] == ["a.jpg"]
 
 
 def test_patterns_expand_as_in_a_shell():

@@ -115,8 +115,9 @@ def test_the_cursor_comes_back_after_an_error():
 
 
 SUMMARY = events.ExtractSummary(
-    output=Path("s.h5"), content_hash="0", images=1900, distinct_images=1890, captions=5000, distinct_captions=4900,
-    repeated_captions=100, truncated_captions=0, cleaned_captions=0, blank_captions=0, rejected=3,
+    output=Path("s.h5"), content_hash="0", images=1900, distinct_images=1890, images_without_captions=7,
+    captions=5000, distinct_captions=4900, repeated_captions=100,
+    truncated_captions=0, cleaned_captions=0, blank_captions=0, rejected=3,
     too_many_rejected=False, leaks=2, split_sizes={"train": 1300, "val": 200, "test": 400}, rounding_error=1.2e-3,
     taken_up=0, workers=1,
     seconds=events.Seconds(decode=1.0, encode_images=20.0, encode_texts=5.0, write=0.5, total=27.0),
@@ -173,6 +174,7 @@ def test_the_summary_leaves_out_what_did_not_happen():
     text = "\n".join(lines)
     assert "10 images share the content" in text
     assert "2 images stand in more than one split" in text
+    assert "7 images have no caption" in text
     assert "3 images could not be read" in text
     assert "float16 moved a latent's entry by 0.0012 at most" in text
     assert "blank" not in text

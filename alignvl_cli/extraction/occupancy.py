@@ -10,6 +10,7 @@ from typing import Any
 
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.extraction.plan import Plan, shown_differences
+from alignvl_cli.extraction.survey import forget_readings
 from alignvl_cli.extraction.work_folder import LOCK, PLAN, POLL_SECONDS, WorkFolder, shared_lock
 from alignvl_cli.locks import Lock, held
 from alignvl_cli.provenance import read_json, write_json
@@ -31,9 +32,9 @@ def work_folder(output: Path, plan: Plan, *, restart: bool, is_shared: bool = Fa
         shared = WorkFolder(folder.path, is_shared=True)
         try:
             yield shared
+        finally:
             if shared.is_over and lock.take():  # the others have left
                 folder.discard()
-        finally:
             shared.release_all()
             lock.close()
         return
@@ -57,6 +58,7 @@ def _enter(folder: WorkFolder, output: Path, plan: Plan) -> Lock:
                 if lock.take() and lock.is_current:
                     _settle_plan(folder, output, plan)
                     _remove_scratch(folder, output)
+                    forget_readings(folder)
                 if lock.share() and lock.is_current and (folder.path / PLAN).exists():
                     _settle_plan(folder, output, plan)
                     return lock

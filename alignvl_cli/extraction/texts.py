@@ -71,6 +71,8 @@ def encode_texts(
                 continue
             if record is None and folder.is_shared:  # another process may have finished it a moment ago
                 record = folder.read_shard(Stage.texts, number, wanted)
+                if record is None:
+                    folder.forget_shard(Stage.texts, number)  # of other captions: nobody is to wait for it
             if record is None:
                 with watch.measure("encode_texts"):
                     tokens = np.asarray(text.lengths(texts))

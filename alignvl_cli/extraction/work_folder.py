@@ -57,22 +57,28 @@ class WorkFolder:
 
         `wanted` are entries that the record must hold: they name the rows that the shard is of.
         """
-        path = self._path(stage, number, "json")
-        if not path.exists():
+        record = self.read_record(stage, number)
+        if record is None or any(record.get(name) != value for name, value in wanted.items()):
             return None
         try:
-            record = read_json(path, "shard record")
             latents = self._latents(stage, number)
-        except (DataError, OSError, ValueError):  # damaged by the disk, not by a crash: made again
+        except (OSError, ValueError):  # damaged by the disk
             return None
-        same = all(record.get(name) == value for name, value in wanted.items())
-        return record if same and record.get("xxh3") == _digest(latents) else None
+        return record if record.get("xxh3") == _digest(latents) else None
 
     def write_shard(self, stage: Stage, number: int, latents: np.ndarray, record: dict[str, Any]) -> None:
         with committed(self._path(stage, number, "npy")) as scratch, open(scratch, "wb") as stream:
             np.save(stream, latents)
         write_json(self._path(stage, number, "json"), {**record, "xxh3": _digest(latents)})
         self.release(stage, number)
+
+    def forget_shard(self, stage: Stage, number: int) -> None:
+        """Remove the record of a shard, which is not finished then; so that nobody waits for it, or takes it up."""
+        self._path(stage, number, "json").unlink(missing_ok=True)
+
+    def numbers(self, stage: Stage) -> list[int]:
+        """Of the shards that have a record."""
+        return sorted(int(path.stem.rpartition("-")[2]) for path in self.path.glob(f"{stage.value}-*.json"))
 
     def claim(self, stage: Stage, number: int) -> bool:
         """Whether making this shard is up to this process; True until it is written or released."""
@@ -94,12 +100,12 @@ class WorkFolder:
                 return
             time.sleep(POLL_SECONDS)
 
-    def read_survey(self, number: int) -> dict[str, Any] | None:
-        """What `write_survey` wrote."""
-        path = self._path(Stage.surveys, number, "json")
+    def read_record(self, stage: Stage, number: int) -> dict[str, Any] | None:
+        """The record of a shard or survey alone; None when it is not there or damaged."""
+        path = self._path(stage, number, "json")
         try:
-            return read_json(path, "survey") if path.exists() else None
-        except DataError:  # damaged by the disk: made again
+            return read_json(path, "shard record") if path.exists() else None
+        except DataError:  # damaged by the disk, not by a crash: made again
             return None
 
     def write_survey(self, number: int, survey: dict[str, Any]) -> None:

@@ -10,10 +10,10 @@ by a lock of its own. A killed one's claims are free at once, so the others do i
 """
 
 import os
-import shutil
+import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +35,12 @@ ASSEMBLED = "store.h5"
 FINISHED = "finished.json"
 """The content hash of the store that the folder is about to become, and the rounding of its latents."""
 CLAIM = ".claim"
+SCRATCH = re.compile(r"\.(.+)\.\d+\.tmp")
+"""A file on its way to the name in the group (`provenance.committed`)."""
+OURS = re.compile(
+    "|".join(map(re.escape, (PLAN, LOCK, ASSEMBLED, ASSEMBLED + CLAIM, FINISHED)))
+    + rf"|({'|'.join(Stage)})-\d{{6,}}(\.json|\.npy|{re.escape(CLAIM)})"
+)
 POLL_SECONDS = 0.2
 OPEN_MAPS = 64
 
@@ -67,9 +73,15 @@ class WorkFolder:
         return record if record.get("xxh3") == _digest(latents) else None
 
     def write_shard(self, stage: Stage, number: int, latents: np.ndarray, record: dict[str, Any]) -> None:
-        with committed(self._path(stage, number, "npy")) as scratch, open(scratch, "wb") as stream:
-            np.save(stream, latents)
-        write_json(self._path(stage, number, "json"), {**record, "xxh3": _digest(latents)})
+        """Keep a finished shard. DataError when there is no room for it."""
+        path = self._path(stage, number, "npy")
+        latents = np.ascontiguousarray(latents)
+        with _kept(path):
+            with committed(path) as scratch, open(scratch, "wb") as stream:
+                # As np.save, whose short write does not say what the system said.
+                np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(latents))
+                stream.write(latents.reshape(-1).view(np.uint8).data)
+            write_json(self._path(stage, number, "json"), {**record, "xxh3": _digest(latents)})
         self.release(stage, number)
 
     def forget_shard(self, stage: Stage, number: int) -> None:
@@ -110,7 +122,9 @@ class WorkFolder:
 
     def write_survey(self, number: int, survey: dict[str, Any]) -> None:
         """Keep what stands in the files of an image shard, which every process needs to number contents."""
-        write_json(self._path(Stage.surveys, number, "json"), survey)
+        path = self._path(Stage.surveys, number, "json")
+        with _kept(path):
+            write_json(path, survey)
         self.release(Stage.surveys, number)
 
     @contextmanager
@@ -184,14 +198,15 @@ class WorkFolder:
             return
         (self.path / PLAN).unlink(missing_ok=True)  # first, so that half a folder is not taken up
         self.empty()
-        shutil.rmtree(self.path)
+        (self.path / LOCK).unlink(missing_ok=True)
+        if not any(self.path.iterdir()):  # of another process that has just come, or the user's
+            self.path.rmdir()
 
     def empty(self) -> None:
-        """Remove all but the lock, which is held."""
+        """Remove all files of ours but the lock, which is held."""
         for path in self.path.iterdir():
-            if path.name != LOCK:
-                with suppress(FileNotFoundError):
-                    path.unlink()
+            if path.name != LOCK and is_ours(path.name):
+                path.unlink(missing_ok=True)
 
     def _latents(self, stage: Stage, number: int) -> np.ndarray:
         path = self._path(stage, number, "npy")
@@ -203,6 +218,24 @@ class WorkFolder:
 
     def _path(self, stage: Stage, number: int, suffix: str) -> Path:
         return self.path / f"{stage.value}-{number:06d}.{suffix}"
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file of this name in the folder is one that an extraction makes."""
+    scratch = SCRATCH.fullmatch(name)
+    return bool(OURS.fullmatch(scratch[1] if scratch else name))
+
+
+@contextmanager
+def _kept(path: Path) -> Iterator[None]:
+    """DataError that says what to do when `path` cannot be written."""
+    try:
+        yield
+    except OSError as problem:
+        raise DataError(
+            f"{path}: cannot be written: {problem.strerror or problem}; what is finished is kept: make room, and run "
+            "the same command again"
+        ) from problem
 
 
 def shared_lock(path: Path) -> Lock:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignvl_cli.encoders.pixels import Preprocess
-from alignvl_cli.errors import DataError
+from alignvl_cli.extraction.encoding import require_storable, within_memory
 from alignvl_cli.extraction.events import Progress, Stage
 from alignvl_cli.extraction.lanes import Lanes, open_lanes
 from alignvl_cli.extraction.pictures import Vanished, prepare_sources
@@ -78,7 +78,8 @@ class _Chunk:
 def encode_images(
     items: Sequence[Item], vision: "VisionEncoder", plan: Plan, folder: WorkFolder, workers: Workers, watch: Stopwatch
 ) -> Generator[Progress, None, EncodedImages]:
-    """Finish all image shards. Raises DataError when the encoder returns a number that is not finite."""
+    """Finish all image shards. Raises DataError when the encoder returns a number that cannot be kept, or when a batch
+    does not fit in memory."""
     if folder.is_shared:
         with watch.measure("decode"):
             share_survey(items, plan, folder, workers)
@@ -88,7 +89,7 @@ def encode_images(
     while True:
         done = EncodedImages(np.zeros((len(items), 32), np.uint8), np.full(len(items), NO_CONTENT, np.int64))
         elsewhere: list[int] = []
-        with open_lanes(vision.encode, str(vision.about["device"])) as lanes:
+        with open_lanes(within_memory(vision.encode, "pictures"), str(vision.about["device"])) as lanes:
             tasks = _chunks(items, vision.preprocess, plan, folder, workers, done)
             pieces = workers.map(prepare_sources, tasks, ahead=2 * workers.count)
             batch = _Batch(items, vision.width, lanes, plan, watch)
@@ -194,6 +195,7 @@ class _Batch:
         self._width = width
         self._lanes = lanes
         self._size = plan.image_batch
+        self._dtype = plan.dtype
         self._watch = watch
         self.clear()
 
@@ -228,13 +230,8 @@ class _Batch:
         for positions, future in self._sent:
             with self._watch.measure("encode_images"):
                 part = future.result()
-            finite = np.isfinite(part).all(axis=1)
-            if not finite.all():
-                item = self._items[shard.new_rows[positions[int(np.flatnonzero(~finite)[0])]]]
-                raise DataError(
-                    f"the vision encoder returned a number that is not finite for image {item.id!r}; "
-                    "try --precision fp32, or take the picture out"
-                )
+            names = [self._items[shard.new_rows[position]].id for position in positions]
+            require_storable(part, self._dtype, "image", names)
             latent[positions] = part
         return latent
 

@@ -45,7 +45,7 @@ def work_folder(output: Path, plan: Plan, *, restart: bool, is_shared: bool = Fa
     with held(folder.path / LOCK, _occupied(output)):
         if restart:
             folder.empty()
-        _settle_plan(folder, output, plan)
+        _settle_plan(folder, output, plan, is_alone=True)
         _remove_scratch(folder, output)
         yield folder
 
@@ -59,11 +59,11 @@ def _enter(folder: WorkFolder, output: Path, plan: Plan) -> Lock:
             lock = shared_lock(folder.path / LOCK)
             try:
                 if lock.take() and lock.is_current:
-                    _settle_plan(folder, output, plan)
+                    _settle_plan(folder, output, plan, is_alone=True)
                     _remove_scratch(folder, output)
                     forget_readings(folder)
                 if lock.share() and lock.is_current and (folder.path / PLAN).exists():
-                    _settle_plan(folder, output, plan)
+                    _settle_plan(folder, output, plan, is_alone=False)
                     return lock
             except BaseException:
                 lock.close()
@@ -127,15 +127,20 @@ def _require_ours(folder: WorkFolder, output: Path) -> None:
         )
 
 
-def _settle_plan(folder: WorkFolder, output: Path, plan: Plan) -> None:
-    """Write the plan, or see that the one there is the same."""
+def _settle_plan(folder: WorkFolder, output: Path, plan: Plan, *, is_alone: bool) -> None:
+    """Write the plan, or see that the one there is the same; who `is_alone` with the folder may have another dtype
+    than before, for shards are float32 whatever the store will be."""
     path = folder.path / PLAN
     now = json.loads(json.dumps(plan.to_json()))
     if not path.exists():
         folder.empty()
         write_json(path, now)
         return
-    changed = shown_differences(read_json(path, "extraction plan"), now)
+    there = read_json(path, "extraction plan")
+    if is_alone and there != now and not shown_differences(there | {"dtype": now["dtype"]}, now):
+        write_json(path, now)
+        return
+    changed = shown_differences(there, now)
     if changed:
         raise MismatchError(
             f"{folder.path}: an extraction of {output.name} was begun with other settings ({changed}); "

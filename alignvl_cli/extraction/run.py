@@ -89,7 +89,7 @@ def run_extraction(
                 folder.discard()
             else:
                 made = made_by("extract", settings, counter=counter, plan=plan.to_json())
-                written = assemble(folder, dataset, vision, text, Encoded(images, captions, splits), plan, made)
+                written = assemble(folder, dataset, vision, text, Encoded(images, captions, splits), plan, made, output)
                 folder.finish(output, written)
     rejected = len(images.reasons)
     yield Finished(

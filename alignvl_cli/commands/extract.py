@@ -98,7 +98,8 @@ def extract(
 
     Each distinct image and caption goes through its frozen encoder once. Prints the store's path.
 
-    The same command again does nothing when the store is complete, and goes on where it stopped when it is not.
+    The same command again does nothing when the store is complete and of the pictures that are there, and goes on
+    where it stopped when it is not complete.
     """
     if as_json and not plan_only:
         raise UsageError("--json acts on --plan alone: without it the result is the store's path")

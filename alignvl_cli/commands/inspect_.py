@@ -109,7 +109,7 @@ def _judge(session: Session, path: Path, found: "Verification") -> None:
         sampled = len(found.gone) + len(found.changed) + len(found.unreadable)
         raise DataError(
             f"{path}: none of the {sampled} sampled images could be compared, so that nothing is verified but captions;"
-            " put the pictures back where they were (`alignvl inspect --json` has their ids)"
+            " put the pictures back where they were (--json has their ids)"
         )
 
 

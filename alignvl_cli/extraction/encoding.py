@@ -33,8 +33,8 @@ def within_memory(encode: Callable[[Batch], np.ndarray], what: str) -> Callable[
             if not is_out_of_memory(problem):
                 raise
             raise DataError(
-                f"{len(batch)} {what} at once do not fit in memory; give a smaller --batch-size, and --restart if work "
-                "was begun: another size begins again"
+                f"{len(batch)} {what} at once do not fit in memory; give a smaller --batch-size, with --restart: "
+                "another size begins again"
             ) from problem
 
     return encoded

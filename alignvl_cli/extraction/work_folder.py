@@ -1,7 +1,7 @@
 """`STORE.partial/`: the plan, a lock, and finished shards, from which the same command goes on.
 
 A shard is two files, `images-000004.npy` (latents, float32) and then `images-000004.json`, which
-completes it: what was found in its rows and the digest of the latents. Each is whole or absent, so
+completes it: which files and rows it is of, and the digest of the latents. Each is whole or absent, so
 a process may be killed at any moment: `finished.json` tells a folder whose store is in place already
 from one of work to go on with, and a folder without a plan holds nothing.
 
@@ -90,7 +90,8 @@ class WorkFolder:
 
     def numbers(self, stage: Stage) -> list[int]:
         """Of the shards that have a record."""
-        return sorted(int(path.stem.rpartition("-")[2]) for path in self.path.glob(f"{stage.value}-*.json"))
+        found = [path for path in self.path.glob(f"{stage.value}-*.json") if is_ours(path.name)]
+        return sorted(int(path.stem.rpartition("-")[2]) for path in found)
 
     def claim(self, stage: Stage, number: int) -> bool:
         """Whether making this shard is up to this process; True until it is written or released."""

@@ -103,10 +103,10 @@ def test_a_file_put_into_the_work_folder_outlives_the_work(tmp_path, ranks):
     while next(running).done <= 32:
         pass
     running.close()
-    (tmp_path / "s.h5.partial" / "notes.txt").write_text("mine")
+    (tmp_path / "s.h5.partial" / "images-notes.json").write_text("mine")
     (tmp_path / ".s.h5.notes.tmp").write_text("mine")
     assert extract(dataset, output, ranks=ranks).taken_up == 32
-    assert [path.name for path in (tmp_path / "s.h5.partial").iterdir()] == ["notes.txt"]
+    assert [path.name for path in (tmp_path / "s.h5.partial").iterdir()] == ["images-notes.json"]
     assert (tmp_path / ".s.h5.notes.tmp").exists()
     shutil.rmtree(tmp_path / "s.h5.partial")
 

@@ -37,7 +37,7 @@ from alignvl_cli.commands import (
 )
 from alignvl_cli.commands.session import Session
 from alignvl_cli.commands.workspace import Workspace
-from alignvl_cli.errors import AlignvlError, DataError
+from alignvl_cli.errors import AlignvlError, DataError, UsageError
 
 _LOOK: dict[str, Any] = {
     "no_args_is_help": True,
@@ -116,7 +116,12 @@ def register(function: Callable[..., None], name: str, group: typer.Typer = app)
     def command(*, workspace: Path, quiet: bool, verbose: bool, **arguments: Any) -> None:
         with _sigterm_unwinds():
             session = Session(Workspace(workspace), quiet)
-            code = leave_with(lambda: function(session, **arguments), verbose, AFTER_INTERRUPTION.get(name, AGAIN))
+
+            def work() -> None:
+                _require_name(arguments.get("output"))
+                function(session, **arguments)
+
+            code = leave_with(work, verbose, AFTER_INTERRUPTION.get(name, AGAIN))
         raise typer.Exit(code)
 
     own = list(inspect.signature(function).parameters.values())[1:]
@@ -129,6 +134,12 @@ def register(function: Callable[..., None], name: str, group: typer.Typer = app)
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del command.__wrapped__
     group.command(name, cls=SectionedHelp)(command)
+
+
+def _require_name(output: Path | None) -> None:
+    """UsageError for an --output that names nothing to make; an empty one, of a variable that is not set, is `.`."""
+    if output is not None and not output.name:
+        raise UsageError(f"--output: wanted the name of what is to be made, got '{output}'; is a variable in it empty?")
 
 
 def leave_with(work: Callable[[], None], verbose: bool, next_step: str = AGAIN) -> int:

@@ -19,6 +19,11 @@ ALWAYS_FORGIVEN = 10
 """Images that may be unreadable however small the dataset is."""
 
 
+def too_many_rejected(rejected: int, images: int, share: float) -> bool:
+    """Whether more of `images` were rejected than `share` of them and the ten that always may be."""
+    return rejected > max(ALWAYS_FORGIVEN, share * images)
+
+
 class Device(StrEnum):
     auto = "auto"
     cuda = "cuda"

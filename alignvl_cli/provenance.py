@@ -124,6 +124,10 @@ def committed(path: Path) -> Iterator[Path]:
         _sync(scratch)
         scratch.replace(path)
         _sync(path.parent)
+    except OSError as problem:
+        if problem.filename is None:  # of a write, which knows a number and no name
+            problem.filename = str(path)
+        raise
     finally:
         scratch.unlink(missing_ok=True)
 

@@ -1,5 +1,6 @@
 """Hashes that tell records apart, and files that are whole or absent."""
 
+import errno
 import hashlib
 
 import pytest
@@ -58,3 +59,11 @@ def test_made_by_tells_versions_and_settings():
     assert record["settings"] == {"seed": 3}
     assert record["counter"] == 7
     assert record["libraries"]["torch"]
+
+
+def test_a_write_that_fails_names_the_file_that_was_to_be(tmp_path):
+    path = tmp_path / "made.json"
+    with pytest.raises(OSError, match="No space left") as refused, committed(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert refused.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []

@@ -21,9 +21,19 @@ from alignvl_cli.commands.options import (
     TrustOption,
 )
 from alignvl_cli.commands.session import Session
-from alignvl_cli.config import MAX_PIXELS, DatasetOptions, Device, ExtractConfig, Pooling, Precision, StoreDtype, Trust
+from alignvl_cli.config import (
+    MAX_PIXELS,
+    DatasetOptions,
+    Device,
+    ExtractConfig,
+    Pooling,
+    Precision,
+    StoreDtype,
+    Trust,
+    too_many_rejected,
+)
 from alignvl_cli.encoders.names import DEFAULT_TEXT, DEFAULT_VISION
-from alignvl_cli.errors import RejectedError, UsageError
+from alignvl_cli.errors import MismatchError, RejectedError, UsageError
 
 if TYPE_CHECKING:
     from alignvl_cli.encoders.text import TextEncoder
@@ -31,6 +41,8 @@ if TYPE_CHECKING:
     from alignvl_cli.pairs.items import Dataset
 
 ENCODERS, WORK = "Encoders", "Work"
+NAMED = 3
+"""Ids that a message names."""
 
 
 def extract(
@@ -86,7 +98,8 @@ def extract(
 
     Each distinct image and caption goes through its frozen encoder once. Prints the store's path.
 
-    The same command again does nothing when the store is complete, and goes on where it stopped when it is not.
+    The same command again does nothing when the store is complete and of the pictures that are there, and goes on
+    where it stopped when it is not complete.
     """
     if as_json and not plan_only:
         raise UsageError("--json acts on --plan alone: without it the result is the store's path")
@@ -134,9 +147,8 @@ def extract(
         return
     if not (overwrite or restart) and existing_store_matches(store, plan):
         remove_leftover(store)
-        session.note(f"{store} is complete and made of the same data by the same encoders: nothing to do")
         if ranks.is_first:
-            session.result(store)
+            _meet_again(session, store, pairs, images, config)
         return
     work = run_extraction(
         pairs,
@@ -157,11 +169,55 @@ def extract(
             progress.show(event)
     if ranks.is_first:
         session.result(store)
-    if isinstance(event, Finished) and event.summary.too_many_rejected:
-        raise RejectedError(
-            f"{event.summary.rejected} of {len(pairs.items)} images were rejected, more than --max-rejected"
-            f" {max_rejected:g} allows; the store is complete without them, and its /rejected says why each was"
+    if isinstance(event, Finished):
+        _require_few_rejected(event.summary.rejected, pairs, config)
+
+
+def _meet_again(
+    session: Session, store: Path, pairs: "Dataset", images: "VisionEncoder", config: ExtractConfig
+) -> None:
+    """There is nothing to do for a complete store if the pictures are those that it was made of; else MismatchError."""
+    from alignvl_cli.extraction.again import Comparison, compare_pictures
+    from alignvl_cli.report.extraction_progress import ExtractionProgress
+
+    with ExtractionProgress(session.err, quiet=session.quiet) as progress:
+        for found in compare_pictures(store, pairs, images.preprocess, config):
+            if not isinstance(found, Comparison):
+                progress.show(found)
+    assert isinstance(found, Comparison)
+    if not found.is_same:
+        differences = [
+            f"{len(ids)} of {len(pairs.items)} {what} ({_named(ids)})"
+            for ids, what in (
+                (found.changed, "pictures have changed since"),
+                (found.readable, "pictures could not be read then and can be now"),
+            )
+            if ids
+        ]
+        raise MismatchError(
+            f"{store} is complete, and made of other pictures: {'; '.join(differences)}; give --overwrite to replace "
+            "it, or choose another --output"
         )
+    if found.gone:
+        session.warn(
+            f"{len(found.gone)} of {len(pairs.items)} pictures cannot be read any more, and were not compared"
+            f" ({_named(found.gone)}); {store} has them as they were"
+        )
+    session.note(f"{store} is complete and made of the same data by the same encoders: nothing to do")
+    session.result(store)
+    _require_few_rejected(found.rejected, pairs, config)
+
+
+def _require_few_rejected(rejected: int, pairs: "Dataset", config: ExtractConfig) -> None:
+    if too_many_rejected(rejected, len(pairs.items), config.max_rejected):
+        raise RejectedError(
+            f"{rejected} of {len(pairs.items)} images were rejected, more than --max-rejected"
+            f" {config.max_rejected:g} allows; the store is complete without them, and its /rejected says why each was"
+        )
+
+
+def _named(ids: list[str]) -> str:
+    return ", ".join(ids[:NAMED]) + (", ..." if len(ids) > NAMED else "")
 
 
 def _show_estimate(

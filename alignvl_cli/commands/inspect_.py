@@ -39,7 +39,8 @@ def inspect_(
     Without a path, list the workspace.
 
     With --verify the largest gap (1 - cosine) between stored and fresh latents is reported; leaves with 3 when
-    it is more than rounding explains, and with 4 when the encoders are no longer those of the store.
+    it is more than rounding explains or no image can be compared, and with 4 when the encoders are no longer
+    those of the store.
     """
     from alignvl_cli.report.artefacts import facts_table, workspace_table
 
@@ -88,7 +89,8 @@ def _precision(side: dict[str, Any]) -> Precision:
 
 
 def _judge(session: Session, path: Path, found: "Verification") -> None:
-    """Warn of what could not be compared; DataError for latents that are not what their encoders give."""
+    """Warn of what could not be compared; DataError for latents that are not what their encoders give, and when not one
+    image could be compared."""
     for ids, what in (
         (found.gone, "cannot be found by their uri (moved, or inside an Arrow file)"),
         (found.changed, "have other bytes than those that were extracted"),
@@ -103,6 +105,12 @@ def _judge(session: Session, path: Path, found: "Verification") -> None:
                 f"{path}: the {kind} latent of {gap.worst!r} is not what its encoder gives: 1 - cosine is"
                 f" {gap.largest:.2g}, and rounding explains {gap.tolerance:.2g}; extract again with --overwrite"
             )
+    if not found.images.compared:
+        sampled = len(found.gone) + len(found.changed) + len(found.unreadable)
+        raise DataError(
+            f"{path}: none of the {sampled} sampled images could be compared, so that nothing is verified but captions;"
+            " put the pictures back where they were (--json has their ids)"
+        )
 
 
 def _workspace(session: Session) -> dict[str, list[Path]]:

@@ -1,6 +1,7 @@
 """The last stage: finished shards, streamed into one store."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,8 +39,9 @@ def assemble(
     encoded: Encoded,
     plan: Plan,
     made_by: dict[str, Any],
+    output: Path,
 ) -> Written:
-    """Write the store into the work folder; memory holds a block of latents at a time."""
+    """Write the store that will be `output` into the work folder; memory holds a block of latents at a time."""
     images, captions = encoded.images, encoded.captions
     accepted = images.accepted
     items = [dataset.items[row] for row in accepted.tolist()]
@@ -72,4 +74,5 @@ def assemble(
         folder.gather(Stage.images, images.starts, images.content[accepted]),
         folder.gather(Stage.texts, text_starts, captions.number),
         dtype=StoreDtype(plan.dtype),
+        named=output,
     )

@@ -12,6 +12,7 @@ from PIL import Image
 
 from alignvl_cli.config import ExtractConfig
 from alignvl_cli.errors import DataError
+from alignvl_cli.extraction.encoding import is_out_of_memory
 from alignvl_cli.extraction.occupancy import recorded_plan
 from alignvl_cli.extraction.plan import Batches, existing_store_matches, make_plan
 from alignvl_cli.extraction.ranks import ALONE, Ranks
@@ -79,8 +80,8 @@ def measured_size(encode: Callable[[int], object], clock: Callable[[], float] = 
         try:
             encode(size)  # kernels are chosen, memory is taken
             rate = size / min(_seconds(encode, size, clock) for _ in range(TIMED))
-        except (torch.OutOfMemoryError, RuntimeError) as problem:
-            if not isinstance(problem, torch.OutOfMemoryError) and "out of memory" not in str(problem):
+        except (RuntimeError, MemoryError) as problem:
+            if not is_out_of_memory(problem):
                 raise
             _give_back()
             break

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Protocol
 
-from alignvl_cli.config import ALWAYS_FORGIVEN
+from alignvl_cli.config import too_many_rejected
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.events import Progress, Stage
 from alignvl_cli.extraction.looks import Look, Unseen, look_at
@@ -171,7 +171,7 @@ def _report(dataset: Dataset, looks: Sequence[Look | Unseen], max_rejected: floa
         images=len(dataset.items),
         missing=[Bad(item.id, item.uri, unseen.reason) for item, unseen in bad if unseen.is_missing],
         unreadable=[Bad(item.id, item.uri, unseen.reason) for item, unseen in bad if not unseen.is_missing],
-        too_many_rejected=len(bad) > max(ALWAYS_FORGIVEN, max_rejected * len(dataset.items)),
+        too_many_rejected=too_many_rejected(len(bad), len(dataset.items), max_rejected),
         splits={name: sizes[name] for name in plan.names if name in sizes},
         exact=Duplicates([[members[row] for row in rows] for rows in by_content.values() if len(rows) > 1]),
         near=Duplicates([[members[signed[number][0]] for number in group] for group in near]),

@@ -15,6 +15,7 @@ from alignvl_cli.config import ExtractConfig
 from alignvl_cli.devices import peak_resident_bytes
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.batches import choose_batches
+from alignvl_cli.extraction.encoding import within_memory
 from alignvl_cli.extraction.lanes import open_lanes
 from alignvl_cli.extraction.pictures import MOST_BYTES, hash_sources, prepare_sources
 from alignvl_cli.extraction.plan import make_plan
@@ -130,7 +131,7 @@ def _time_images(
         )
     groups = [pixels[first : first + batch] for first in range(0, len(pixels), batch)]
     timed = groups[1:] or groups
-    with open_lanes(vision.encode, str(vision.about["device"])) as lanes:
+    with open_lanes(within_memory(vision.encode, "pictures"), str(vision.about["device"])) as lanes:
         lanes.submit(np.stack(groups[0])).result()
         began = time.perf_counter()
         for future in [lanes.submit(np.stack(group)) for group in timed]:
@@ -140,12 +141,13 @@ def _time_images(
 
 def _time_texts(captions: Sequence[str], text: "TextEncoder", batch: int) -> float:
     """Seconds a caption, in batches of like length as in a shard."""
-    text.encode(captions[:batch])
+    encode = within_memory(text.encode, "captions")
+    encode(captions[:batch])
     began = time.perf_counter()
     tokens = text.lengths(captions)
     order = sorted(range(len(captions)), key=lambda position: -tokens[position])
     for first in range(0, len(order), batch):
-        text.encode([captions[position] for position in order[first : first + batch]])
+        encode([captions[position] for position in order[first : first + batch]])
     return (time.perf_counter() - began) / len(captions)
 
 

@@ -10,6 +10,8 @@ class Stage(StrEnum):
     """The hashes of the picture files, which processes that share an extraction tell each other."""
     images = "images"
     texts = "texts"
+    pictures = "pictures"
+    """The files of a store that is complete, read again to see that it is still of them."""
 
 
 @dataclass(frozen=True, slots=True)

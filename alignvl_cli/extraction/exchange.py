@@ -31,6 +31,7 @@ BLOCK = 65_536
 IMAGE, TEXT = "img_emb", "text_emb"
 SAFETENSORS = "latents.safetensors"
 PART = re.compile(rf"{IMAGE}_(\d+)\.npy")
+"""clip-retrieval writes the number with as many zeros before it as the largest one has digits."""
 Part = tuple[np.ndarray, np.ndarray, pa.Table]
 """Image latents (P, D), text latents (P, C) and the metadata of P pairs."""
 
@@ -79,8 +80,9 @@ def _metadata(store: Store) -> pa.Table:
 def import_store(folder: Path, output: Path, *, vision: str, text: str, counter: int = 0) -> list[str]:
     """Make a store of the pairs in `folder`, whose latents came from the encoders named; returns notes for the user.
 
-    Rows with one `image_id` (else `image_path`) are one image. Without `sha256` images with equal latents count as
-    equal. UsageError when `output` is there already; DataError for files that are missing, damaged or do not fit.
+    Rows with one `image_id` (else `image_path`) are one image; those without a caption leave it without one. Without
+    `sha256` images with equal latents count as equal. UsageError when `output` is there already; DataError for files
+    that are missing, damaged or do not fit.
     """
     if output.exists():
         raise UsageError(f"{output} is there already; choose another --output")
@@ -96,6 +98,11 @@ def import_store(folder: Path, output: Path, *, vision: str, text: str, counter:
     image_ID = image_PD[first]
     _require_one_latent(folder, image_PD, image_ID, text_image, ids)
     sha256 = _sha256(folder, image_ID, first, column.get("sha256"))
+    captioned = [row for row, caption in enumerate(column.get("caption", ids)) if not _is_blank(caption)]
+    blank = len(ids) - len(captioned)
+    if blank:
+        text_PC, text_image = text_PC[captioned], text_image[captioned]
+        column["caption"] = [column["caption"][row] for row in captioned]
     declared = column.get("split", [None] * len(ids))
     splits = [split_name(str(declared[row])) if declared[row] else None for row in first]
     plan = split_rows(splits, [digest.tobytes() for digest in sha256])
@@ -129,7 +136,8 @@ def import_store(folder: Path, output: Path, *, vision: str, text: str, counter:
         [text_PC],
         dtype=StoreDtype.float16 if is_half else StoreDtype.float32,
     )
-    return list(plan.notes)
+    notes = [f"{blank} rows have no caption; their images are in the gallery, and no query"] if blank else []
+    return [*plan.notes, *notes]
 
 
 def _encoder(model_id: str, latent: np.ndarray) -> dict[str, Any]:
@@ -146,7 +154,8 @@ def _parts(folder: Path) -> Iterator[Part]:
             tensors = load_file(folder / SAFETENSORS)
             yield _checked(folder, tensors[IMAGE], tensors[TEXT], pq.read_table(folder / "metadata.parquet"))
             return
-        numbers = sorted(int(found[1]) for path in folder.glob(f"{IMAGE}/*") if (found := PART.fullmatch(path.name)))
+        found = [match[1] for path in folder.glob(f"{IMAGE}/*") if (match := PART.fullmatch(path.name))]
+        numbers = sorted(found, key=lambda digits: (int(digits), digits))
         if not numbers:
             raise DataError(f"{folder}: neither {SAFETENSORS} nor {IMAGE}/{IMAGE}_0.npy in this folder")
         for number in numbers:
@@ -181,6 +190,11 @@ def _joined(folder: Path, arrays: Sequence[np.ndarray]) -> np.ndarray:
     if len(widths) > 1:
         raise DataError(f"{folder}: parts of different widths: {sorted(widths)}")
     return np.concatenate(arrays)
+
+
+def _is_blank(caption: Any) -> bool:
+    """Whether a cell holds no caption: nothing, white space, or pandas' mark for nothing."""
+    return caption is None or caption != caption or (isinstance(caption, str) and not caption.strip())
 
 
 def _texts(folder: Path, name: str, column: dict[str, list[Any]]) -> list[str]:

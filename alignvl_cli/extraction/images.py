@@ -6,9 +6,10 @@ the whole dataset in order of first appearance, and every content has a row in i
 one that turns out not to be a picture too (zeros, never used): so numbers follow from hashes alone,
 before anything is decoded, and do not depend on who does the work or when. Several processes may therefore share the
 shards: each walks over all of them, encodes those that it can claim, and comes back for what the others leave undone.
+A finished shard is taken up if the hashes are still those it was made of, and made anew if not.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignvl_cli.encoders.pixels import Preprocess
-from alignvl_cli.errors import DataError, MismatchError
+from alignvl_cli.extraction.encoding import require_storable, within_memory
 from alignvl_cli.extraction.events import Progress, Stage
 from alignvl_cli.extraction.lanes import Lanes, open_lanes
-from alignvl_cli.extraction.pictures import prepare_sources
+from alignvl_cli.extraction.pictures import Vanished, prepare_sources
 from alignvl_cli.extraction.plan import Plan
 from alignvl_cli.extraction.stopwatch import Stopwatch
-from alignvl_cli.extraction.survey import Shard, settle_who, share_survey, survey_entries, surveyed
+from alignvl_cli.extraction.survey import VANISHED, Shard, share_survey, surveyed, take_up
 from alignvl_cli.extraction.work_folder import WorkFolder
 from alignvl_cli.extraction.workers import Workers
 from alignvl_cli.pairs.items import Item
@@ -52,6 +53,9 @@ class EncodedImages:
     """Row -> why it is rejected."""
     taken_up: int = 0
     """Rows of shards that were finished before."""
+    left_untried: bool = False
+    """Whether a file vanished between hashing and decoding, of which an equal one was found too late to take its
+    place."""
 
     @property
     def accepted(self) -> np.ndarray:
@@ -74,34 +78,41 @@ class _Chunk:
 def encode_images(
     items: Sequence[Item], vision: "VisionEncoder", plan: Plan, folder: WorkFolder, workers: Workers, watch: Stopwatch
 ) -> Generator[Progress, None, EncodedImages]:
-    """Finish all image shards. Raises DataError when the encoder returns a number that is not finite."""
+    """Finish all image shards. Raises DataError when the encoder returns a number that cannot be kept, or when a batch
+    does not fit in memory."""
     if folder.is_shared:
         with watch.measure("decode"):
             share_survey(items, plan, folder, workers)
     taken_up = None
     furthest = 0
+    is_second_reading = False
     while True:
         done = EncodedImages(np.zeros((len(items), 32), np.uint8), np.full(len(items), NO_CONTENT, np.int64))
         elsewhere: list[int] = []
-        with open_lanes(vision.encode, str(vision.about["device"])) as lanes:
+        with open_lanes(within_memory(vision.encode, "pictures"), str(vision.about["device"])) as lanes:
             tasks = _chunks(items, vision.preprocess, plan, folder, workers, done)
             pieces = workers.map(prepare_sources, tasks, ahead=2 * workers.count)
             batch = _Batch(items, vision.width, lanes, plan, watch)
-            for progress in _encode_pass(items, pieces, batch, folder, watch, done, elsewhere):
+            again = _again(items, vision.preprocess, plan, done)
+            for progress in _encode_pass(items, pieces, batch, again, folder, watch, done, elsewhere):
                 if progress.done >= furthest:  # a later pass begins at the first row again
                     furthest = progress.done
                     yield progress
         taken_up = done.taken_up if taken_up is None else taken_up
-        if not elsewhere:
+        if elsewhere:
+            folder.wait(Stage.images, elsewhere)
+        elif done.left_untried and not folder.is_shared and not is_second_reading:
+            is_second_reading = True  # once: a file that changes for ever would have it go on for ever
+        else:
             done.taken_up = taken_up
             return done
-        folder.wait(Stage.images, elsewhere)
 
 
 def _encode_pass(
     items: Sequence[Item],
     pieces: Iterator[tuple[_Chunk, Sequence[np.ndarray | str]]],
     batch: "_Batch",
+    again: "_Again",
     folder: WorkFolder,
     watch: Stopwatch,
     done: EncodedImages,
@@ -109,6 +120,8 @@ def _encode_pass(
 ) -> Iterator[Progress]:
     """Walk over all shards and finish those that nobody else is at; the others' numbers go to `elsewhere`."""
     rejected_contents: dict[int, str] = {}
+    tried: dict[int, int] = {}
+    """Content that vanished -> files that were tried."""
     session_rows = 0
     while True:
         with watch.measure("decode"):
@@ -117,6 +130,8 @@ def _encode_pass(
             break
         shard = chunk.shard
         for position, picture in zip(chunk.positions, pictures, strict=True):
+            if isinstance(picture, Vanished):
+                picture, tried[done.starts[shard.number] + position] = again(shard.new_rows[position], picture)
             if isinstance(picture, str):
                 batch.reject(position, picture)
                 continue
@@ -142,10 +157,34 @@ def _encode_pass(
             done.taken_up += len(shard.rows)
         batch.clear()
         start = done.starts[shard.number]
-        rejected_contents |= {start + int(position): why for position, why in shard.record["rejected"].items()}
+        for entry in ("rejected", VANISHED):
+            rejected_contents |= {start + int(position): why for position, why in shard.record[entry].items()}
         yield _progress(shard.rows.stop, len(items), session_rows, watch)
     for row in np.flatnonzero(np.isin(done.content, list(rejected_contents))).tolist():
         done.reasons[row] = rejected_contents[int(done.content[row])]
+    done.left_untried = any(
+        content in rejected_contents and np.count_nonzero(done.content == content) > count
+        for content, count in tried.items()
+    )
+
+
+_Again = Callable[[int, Vanished], tuple[np.ndarray | str, int]]
+
+
+def _again(items: Sequence[Item], preprocess: Preprocess, plan: Plan, done: EncodedImages) -> _Again:
+    """A function that finds pixels for a row whose file vanished in the other rows of its content that are known so
+    far; returns them, or the last reason against, and how many rows there are."""
+
+    def again(row: int, why: Vanished) -> tuple[np.ndarray | str, int]:
+        rows = np.flatnonzero(done.content == done.content[row]).tolist()
+        found: np.ndarray | str = why
+        for twin in rows:
+            if twin != row and isinstance(found, Vanished):
+                sha256 = done.sha256[twin].tobytes()
+                (found,) = prepare_sources(preprocess, plan.max_pixels, [items[twin].source], [sha256])
+        return found, len(rows)
+
+    return again
 
 
 class _Batch:
@@ -156,6 +195,7 @@ class _Batch:
         self._width = width
         self._lanes = lanes
         self._size = plan.image_batch
+        self._dtype = plan.dtype
         self._watch = watch
         self.clear()
 
@@ -190,13 +230,8 @@ class _Batch:
         for positions, future in self._sent:
             with self._watch.measure("encode_images"):
                 part = future.result()
-            finite = np.isfinite(part).all(axis=1)
-            if not finite.all():
-                item = self._items[shard.new_rows[positions[int(np.flatnonzero(~finite)[0])]]]
-                raise DataError(
-                    f"the vision encoder returned a number that is not finite for image {item.id!r}; "
-                    "try --precision fp32, or take the picture out"
-                )
+            names = [self._items[shard.new_rows[position]].id for position in positions]
+            require_storable(part, self._dtype, "image", names)
             latent[positions] = part
         return latent
 
@@ -213,7 +248,7 @@ def _chunks(
     known: dict[bytes, int] = {}
     for shard in surveyed(items, plan, folder, workers):
         _number_contents(shard, known, done)
-        settle_who(shard, folder)
+        take_up(shard, folder)
         positions = range(0) if shard.record or shard.is_elsewhere else range(len(shard.new_rows))
         for first in range(0, max(1, len(positions)), DECODE_CHUNK):
             here = positions[first : first + DECODE_CHUNK]
@@ -239,17 +274,12 @@ def _number_contents(shard: Shard, known: dict[bytes, int], done: EncodedImages)
         if number == done.contents:
             done.contents += 1
             shard.new_rows.append(row)
-    if shard.record is not None and shard.record["contents"] != len(shard.new_rows):
-        raise MismatchError("image files changed since the extraction was begun; begin again with --restart")
 
 
 def _record(shard: Shard, rejected: dict[int, str]) -> dict[str, Any]:
-    return {
-        "rows": [shard.rows.start, shard.rows.stop],
-        "contents": len(shard.new_rows),
-        **survey_entries(shard.found),
-        "rejected": {str(position): reason for position, reason in rejected.items()},
-    }
+    vanished = {str(position): reason for position, reason in rejected.items() if isinstance(reason, Vanished)}
+    damaged = {str(position): reason for position, reason in rejected.items() if not isinstance(reason, Vanished)}
+    return {**shard.identity, "rejected": damaged, VANISHED: vanished}
 
 
 def _progress(done: int, total: int, in_session: int, watch: Stopwatch) -> Progress:

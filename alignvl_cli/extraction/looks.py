@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from alignvl_cli.encoders.images import UnreadableImage, decode_image
+from alignvl_cli.extraction.pictures import MOST_BYTES
 from alignvl_cli.pairs.items import ImageSource
 
 GREY_SIDE, FREQUENCIES, GRID = 32, 8, 4
@@ -56,7 +57,7 @@ def signature_of(image: Image.Image) -> bytes | None:
 
 def _look(source: ImageSource, max_pixels: int) -> Look | Unseen:
     try:
-        data = source.read()
+        data = source.read(MOST_BYTES)
         return Look(hashlib.sha256(data).digest(), signature_of(decode_image(data, max_pixels)))
     except FileNotFoundError as problem:
         return Unseen(problem.strerror or str(problem), is_missing=True)

@@ -17,6 +17,10 @@ MOST_BYTES = 1 << 30
 CHANGED = "the file changed while it was being read"
 
 
+class Vanished(str):
+    """Why a file that was there when it was hashed cannot be had any more; nothing is said of the picture."""
+
+
 def hash_sources(sources: Sequence[ImageSource]) -> list[bytes | str]:
     """SHA-256 of each file's bytes, or the reason why they cannot be read."""
     return [_hash(source) for source in sources]
@@ -25,7 +29,8 @@ def hash_sources(sources: Sequence[ImageSource]) -> list[bytes | str]:
 def prepare_sources(
     preprocess: Preprocess, max_pixels: int, sources: Sequence[ImageSource], sha256: Sequence[bytes]
 ) -> list[np.ndarray | str]:
-    """Pixels (3, H, W) of each picture, or the reason why there are none."""
+    """Pixels of each picture as `preprocess` gives them, or the reason why there are none: `Vanished` where another
+    file of the same content may do."""
     return [
         _prepare(preprocess, max_pixels, source, expected) for source, expected in zip(sources, sha256, strict=True)
     ]
@@ -42,10 +47,10 @@ def _prepare(preprocess: Preprocess, max_pixels: int, source: ImageSource, sha25
     try:
         data = source.read(MOST_BYTES)
         if hashlib.sha256(data).digest() != sha256:
-            return CHANGED
+            return Vanished(CHANGED)
         return preprocess(decode_image(data, max_pixels))
     except OSError as problem:
-        return _reason(problem)
+        return Vanished(_reason(problem))
     except UnreadableImage as problem:
         return str(problem)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 
-from alignvl_cli.config import ALWAYS_FORGIVEN, ExtractConfig
+from alignvl_cli.config import ExtractConfig, too_many_rejected
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.extraction.assembly import Encoded, assemble
 from alignvl_cli.extraction.events import Event, ExtractSummary, Finished, Note, Seconds
@@ -89,7 +89,7 @@ def run_extraction(
                 folder.discard()
             else:
                 made = made_by("extract", settings, counter=counter, plan=plan.to_json())
-                written = assemble(folder, dataset, vision, text, Encoded(images, captions, splits), plan, made)
+                written = assemble(folder, dataset, vision, text, Encoded(images, captions, splits), plan, made, output)
                 folder.finish(output, written)
     rejected = len(images.reasons)
     yield Finished(
@@ -106,7 +106,7 @@ def run_extraction(
             cleaned_captions=dataset.cleaned_captions,
             blank_captions=dataset.blank_captions,
             rejected=rejected,
-            too_many_rejected=rejected > max(ALWAYS_FORGIVEN, config.max_rejected * len(dataset.items)),
+            too_many_rejected=too_many_rejected(rejected, len(dataset.items), config.max_rejected),
             leaks=splits.leaks,
             split_sizes={
                 name: splits.codes.count(code) for code, name in enumerate(splits.names) if code in splits.codes

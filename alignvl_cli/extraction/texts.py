@@ -1,7 +1,7 @@
 """The text stage: each distinct caption encoded once, into shards, sorted by length inside each."""
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ import numpy as np
 import xxhash
 
 from alignvl_cli.errors import DataError
+from alignvl_cli.extraction.encoding import require_storable, within_memory
 from alignvl_cli.extraction.events import Progress, Stage
 from alignvl_cli.extraction.plan import Plan
 from alignvl_cli.extraction.stopwatch import Stopwatch
@@ -50,8 +51,10 @@ def encode_texts(
 ) -> Generator[Progress, None, np.ndarray]:
     """Finish all text shards; returns which captions are truncated, (distinct,) bool.
 
-    Raises DataError when the encoder returns a number that is not finite.
+    Raises DataError when the encoder returns a number that cannot be kept, when a batch does not fit in memory, or when
+    the tokenizer is of another model.
     """
+    encode = _encoder(text)
     is_truncated = np.zeros(len(distinct), dtype=bool)
     started = time.perf_counter()
     encoded = finished = 0
@@ -71,6 +74,8 @@ def encode_texts(
                 continue
             if record is None and folder.is_shared:  # another process may have finished it a moment ago
                 record = folder.read_shard(Stage.texts, number, wanted)
+                if record is None:
+                    folder.forget_shard(Stage.texts, number)  # of other captions: nobody is to wait for it
             if record is None:
                 with watch.measure("encode_texts"):
                     tokens = np.asarray(text.lengths(texts))
@@ -79,9 +84,10 @@ def encode_texts(
                 order = np.argsort(-tokens, kind="stable")
                 for first in range(0, len(order), plan.text_batch):
                     chosen = order[first : first + plan.text_batch]
+                    some = [texts[position] for position in chosen]
                     with watch.measure("encode_texts"):
-                        latents[chosen] = text.encode([texts[position] for position in chosen])
-                    _check_finite(latents[chosen], [texts[position] for position in chosen])
+                        latents[chosen] = encode(some)
+                    require_storable(latents[chosen], plan.dtype, "caption", [one[:SHOWN_CHARACTERS] for one in some])
                     encoded += len(chosen)
                     rate = encoded / (time.perf_counter() - started)
                     yield Progress(Stage.texts, finished + first + len(chosen), len(distinct), rate)
@@ -98,10 +104,16 @@ def encode_texts(
     return is_truncated
 
 
-def _check_finite(latents: np.ndarray, texts: Sequence[str]) -> None:
-    finite = np.isfinite(latents).all(axis=1)
-    if not finite.all():
-        caption = texts[int(np.flatnonzero(~finite)[0])][:SHOWN_CHARACTERS]
-        raise DataError(
-            f"the text encoder returned a number that is not finite for the caption {caption!r}; try --precision fp32"
-        )
+def _encoder(text: "TextEncoder") -> Callable[[Sequence[str]], np.ndarray]:
+    encode = within_memory(text.encode, "captions")
+
+    def encoded(texts: Sequence[str]) -> np.ndarray:
+        try:
+            return encode(texts)
+        except IndexError as problem:  # torch's embedding, on a CPU
+            raise DataError(
+                f"{text.about['id']}: the tokenizer has words that the text model has no embedding of ({problem}): "
+                "they do not belong together; give --text a model with its own tokenizer"
+            ) from problem
+
+    return encoded

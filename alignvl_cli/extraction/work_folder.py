@@ -1,7 +1,7 @@
 """`STORE.partial/`: the plan, a lock, and finished shards, from which the same command goes on.
 
 A shard is two files, `images-000004.npy` (latents, float32) and then `images-000004.json`, which
-completes it: what was found in its rows and the digest of the latents. Each is whole or absent, so
+completes it: which files and rows it is of, and the digest of the latents. Each is whole or absent, so
 a process may be killed at any moment: `finished.json` tells a folder whose store is in place already
 from one of work to go on with, and a folder without a plan holds nothing.
 
@@ -10,10 +10,10 @@ by a lock of its own. A killed one's claims are free at once, so the others do i
 """
 
 import os
-import shutil
+import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +35,12 @@ ASSEMBLED = "store.h5"
 FINISHED = "finished.json"
 """The content hash of the store that the folder is about to become, and the rounding of its latents."""
 CLAIM = ".claim"
+SCRATCH = re.compile(r"\.(.+)\.\d+\.tmp")
+"""A file on its way to the name in the group (`provenance.committed`)."""
+OURS = re.compile(
+    "|".join(map(re.escape, (PLAN, LOCK, ASSEMBLED, ASSEMBLED + CLAIM, FINISHED)))
+    + rf"|({'|'.join(Stage)})-\d{{6,}}(\.json|\.npy|{re.escape(CLAIM)})"
+)
 POLL_SECONDS = 0.2
 OPEN_MAPS = 64
 
@@ -57,22 +63,35 @@ class WorkFolder:
 
         `wanted` are entries that the record must hold: they name the rows that the shard is of.
         """
-        path = self._path(stage, number, "json")
-        if not path.exists():
+        record = self.read_record(stage, number)
+        if record is None or any(record.get(name) != value for name, value in wanted.items()):
             return None
         try:
-            record = read_json(path, "shard record")
             latents = self._latents(stage, number)
-        except (DataError, OSError, ValueError):  # damaged by the disk, not by a crash: made again
+        except (OSError, ValueError):  # damaged by the disk
             return None
-        same = all(record.get(name) == value for name, value in wanted.items())
-        return record if same and record.get("xxh3") == _digest(latents) else None
+        return record if record.get("xxh3") == _digest(latents) else None
 
     def write_shard(self, stage: Stage, number: int, latents: np.ndarray, record: dict[str, Any]) -> None:
-        with committed(self._path(stage, number, "npy")) as scratch, open(scratch, "wb") as stream:
-            np.save(stream, latents)
-        write_json(self._path(stage, number, "json"), {**record, "xxh3": _digest(latents)})
+        """Keep a finished shard. DataError when there is no room for it."""
+        path = self._path(stage, number, "npy")
+        latents = np.ascontiguousarray(latents)
+        with _kept(path):
+            with committed(path) as scratch, open(scratch, "wb") as stream:
+                # As np.save, whose short write does not say what the system said.
+                np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(latents))
+                stream.write(latents.reshape(-1).view(np.uint8).data)
+            write_json(self._path(stage, number, "json"), {**record, "xxh3": _digest(latents)})
         self.release(stage, number)
+
+    def forget_shard(self, stage: Stage, number: int) -> None:
+        """Remove the record of a shard, which is not finished then; so that nobody waits for it, or takes it up."""
+        self._path(stage, number, "json").unlink(missing_ok=True)
+
+    def numbers(self, stage: Stage) -> list[int]:
+        """Of the shards that have a record."""
+        found = [path for path in self.path.glob(f"{stage.value}-*.json") if is_ours(path.name)]
+        return sorted(int(path.stem.rpartition("-")[2]) for path in found)
 
     def claim(self, stage: Stage, number: int) -> bool:
         """Whether making this shard is up to this process; True until it is written or released."""
@@ -94,17 +113,19 @@ class WorkFolder:
                 return
             time.sleep(POLL_SECONDS)
 
-    def read_survey(self, number: int) -> dict[str, Any] | None:
-        """What `write_survey` wrote."""
-        path = self._path(Stage.surveys, number, "json")
+    def read_record(self, stage: Stage, number: int) -> dict[str, Any] | None:
+        """The record of a shard or survey alone; None when it is not there or damaged."""
+        path = self._path(stage, number, "json")
         try:
-            return read_json(path, "survey") if path.exists() else None
-        except DataError:  # damaged by the disk: made again
+            return read_json(path, "shard record") if path.exists() else None
+        except DataError:  # damaged by the disk, not by a crash: made again
             return None
 
     def write_survey(self, number: int, survey: dict[str, Any]) -> None:
         """Keep what stands in the files of an image shard, which every process needs to number contents."""
-        write_json(self._path(Stage.surveys, number, "json"), survey)
+        path = self._path(Stage.surveys, number, "json")
+        with _kept(path):
+            write_json(path, survey)
         self.release(Stage.surveys, number)
 
     @contextmanager
@@ -178,14 +199,15 @@ class WorkFolder:
             return
         (self.path / PLAN).unlink(missing_ok=True)  # first, so that half a folder is not taken up
         self.empty()
-        shutil.rmtree(self.path)
+        (self.path / LOCK).unlink(missing_ok=True)
+        if not any(self.path.iterdir()):  # of another process that has just come, or the user's
+            self.path.rmdir()
 
     def empty(self) -> None:
-        """Remove all but the lock, which is held."""
+        """Remove all files of ours but the lock, which is held."""
         for path in self.path.iterdir():
-            if path.name != LOCK:
-                with suppress(FileNotFoundError):
-                    path.unlink()
+            if path.name != LOCK and is_ours(path.name):
+                path.unlink(missing_ok=True)
 
     def _latents(self, stage: Stage, number: int) -> np.ndarray:
         path = self._path(stage, number, "npy")
@@ -197,6 +219,24 @@ class WorkFolder:
 
     def _path(self, stage: Stage, number: int, suffix: str) -> Path:
         return self.path / f"{stage.value}-{number:06d}.{suffix}"
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file of this name in the folder is one that an extraction makes."""
+    scratch = SCRATCH.fullmatch(name)
+    return bool(OURS.fullmatch(scratch[1] if scratch else name))
+
+
+@contextmanager
+def _kept(path: Path) -> Iterator[None]:
+    """DataError that says what to do when `path` cannot be written."""
+    try:
+        yield
+    except OSError as problem:
+        raise DataError(
+            f"{path}: cannot be written: {problem.strerror or problem}; what is finished is kept: make room, and run "
+            "the same command again"
+        ) from problem
 
 
 def shared_lock(path: Path) -> Lock:

@@ -76,19 +76,22 @@ def write_store(
     text_blocks: Iterable[np.ndarray],
     *,
     dtype: StoreDtype = StoreDtype.float32,
+    named: Path | None = None,
 ) -> Written:
-    """Write the store at `path`; the latents come as float blocks (n, width), in the order of the rows.
+    """Write the store at `path`; the latents come as float blocks (n, width), in the order of the rows. In messages it
+    is called `named`, the name that it is to have in the end.
 
     Raises DataError for no image, no caption, repeated ids, text that is not UTF-8 or holds NUL,
     a latent that is not finite or, for float16, out of range; ValueError when rows and blocks disagree.
     """
     _check_rows(rows)
-    _require_room(path, _column_bytes(rows))
+    named = named or path
+    _require_room(named, _column_bytes(rows))
     with committed(path) as scratch:
         with h5py.File(
             scratch, "w", alignment_threshold=schema.PAGE_BYTES // 2, alignment_interval=schema.PAGE_BYTES
         ) as file:
-            writer = _Writer(path, file, STORED[dtype], _column_bytes(rows))
+            writer = _Writer(named, file, STORED[dtype], _column_bytes(rows))
             writer.latents("image/latent", image_blocks, rows.image_id)
             writer.latents("text/latent", text_blocks, rows.text_caption)
             writer.numbers("image/sha256", np.asarray(rows.image_sha256, dtype=np.uint8))

@@ -32,6 +32,22 @@ def edit(path, change):
     np.save(path, change(array))
 
 
+def write_clip_retrieval(folder, parts, captions=str):
+    """Its folder: {number as it stands in the names: rows}; returns the latents of images and of texts."""
+    rng = np.random.default_rng(0)
+    count = max(rows.stop for rows in parts.values())
+    image, text = rng.standard_normal((count, 6)).astype("f4"), rng.standard_normal((count, 5)).astype("f4")
+    for name in ("img_emb", "text_emb", "metadata"):
+        (folder / name).mkdir(parents=True)
+    for number, rows in parts.items():
+        np.save(folder / "img_emb" / f"img_emb_{number}.npy", image[rows])
+        np.save(folder / "text_emb" / f"text_emb_{number}.npy", text[rows])
+        here = range(rows.start, rows.stop)
+        table = pa.table({"image_path": [f"{row}.jpg" for row in here], "caption": [captions(row) for row in here]})
+        pq.write_table(table, folder / "metadata" / f"metadata_{number}.parquet")
+    return image, text
+
+
 @pytest.mark.parametrize("dtype", list(StoreDtype))
 @pytest.mark.parametrize("layout", ["npy", "safetensors"])
 def test_a_store_comes_back_as_it_was(empty, tmp_path, layout, dtype):
@@ -76,16 +92,7 @@ def test_a_column_is_gone_through_once_however_many_images_there_are(empty, expo
 
 
 def test_parts_of_a_foreign_folder_are_joined(empty, tmp_path):
-    rng = np.random.default_rng(0)
-    image, text = rng.standard_normal((30, 6)).astype("f4"), rng.standard_normal((30, 5)).astype("f4")
-    for name in ("img_emb", "text_emb", "metadata"):
-        (tmp_path / "clip" / name).mkdir(parents=True)
-    for number, rows in ((2, slice(0, 12)), (10, slice(12, 30))):
-        np.save(tmp_path / "clip" / "img_emb" / f"img_emb_{number}.npy", image[rows])
-        np.save(tmp_path / "clip" / "text_emb" / f"text_emb_{number}.npy", text[rows])
-        names = [f"{row}.jpg" for row in range(30)][rows]
-        table = pa.table({"image_path": names, "caption": [f"about {name}" for name in names]})
-        pq.write_table(table, tmp_path / "clip" / "metadata" / f"metadata_{number}.parquet")
+    image, text = write_clip_retrieval(tmp_path / "clip", {"2": slice(0, 12), "10": slice(12, 30)})
     empty.succeeds("store", "import", tmp_path / "clip", "-o", tmp_path / "s.h5", *ENCODERS)
     store = open_store(tmp_path / "s.h5")
     assert store.image_id == store.image_uri == [f"{row}.jpg" for row in range(30)]
@@ -93,6 +100,34 @@ def test_parts_of_a_foreign_folder_are_joined(empty, tmp_path):
     assert np.array_equal(store.text_block(slice(None)), text)
     assert sum(store.split_sizes().values()) == 30
     assert store.dataset["sha256_of"] == "latent"
+
+
+def test_numbers_of_parts_may_begin_with_zeros_as_clip_retrieval_writes_them(empty, tmp_path):
+    image, text = write_clip_retrieval(tmp_path / "clip", {f"{n:02d}": slice(3 * n, 3 * n + 3) for n in range(12)})
+    empty.succeeds("store", "import", tmp_path / "clip", "-o", tmp_path / "s.h5", *ENCODERS)
+    store = open_store(tmp_path / "s.h5")
+    assert store.image_id == [f"{row}.jpg" for row in range(36)]
+    assert np.array_equal(store.image_block(slice(None)), image)
+    assert np.array_equal(store.text_block(slice(None)), text)
+
+
+@pytest.mark.parametrize("blank", ["", " ", None])
+def test_rows_without_a_caption_are_images_of_the_gallery(empty, tmp_path, blank):
+    parts = {"0": slice(0, 12), "1": slice(12, 20)}
+    image, text = write_clip_retrieval(tmp_path / "clip", parts, lambda row: blank if row in (4, 15) else f"text {row}")
+    result = empty("store", "import", tmp_path / "clip", "-o", tmp_path / "s.h5", *ENCODERS)
+    assert result.exit_code == 0, result.output
+    assert "2 rows have no caption" in " ".join(result.stderr.split())
+    store, with_text = open_store(tmp_path / "s.h5"), [row for row in range(20) if row not in (4, 15)]
+    assert np.array_equal(store.image_block(slice(None)), image)
+    assert np.array_equal(store.text_block(slice(None)), text[with_text])
+    assert store.text_image.tolist() == with_text
+    assert store.text_caption == [f"text {row}" for row in with_text]
+
+
+def test_an_import_without_any_caption_is_refused(empty, tmp_path):
+    write_clip_retrieval(tmp_path / "clip", {"0": slice(0, 4)}, lambda row: "")
+    assert "no caption" in empty.fails(3, "store", "import", tmp_path / "clip", "-o", tmp_path / "s.h5", *ENCODERS)
 
 
 def test_imported_latents_train_but_nothing_new_is_encoded_to_fit_them(empty, exported, tmp_path):

@@ -243,3 +243,21 @@ def test_verbose_adds_the_traceback(capsys):
 def test_every_command_is_behind_the_boundary():
     names = {command.name for command in application.app.registered_commands}
     assert {"extract", "train", "eval", "index", "search", "inspect", "doctor"} <= names
+
+
+@pytest.mark.parametrize("output", ["", "/", "."])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["extract"],
+        ["train"],
+        ["index"],
+        ["export", "run", "--to", "safetensors"],
+        ["report"],
+        ["ablate", "study.toml"],
+        ["store", "import", "pairs", "--vision", "v", "--text", "t"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_an_output_without_a_name(empty, words, output):
+    assert "--output: wanted the name of" in empty.fails(2, *words, "-o", output)

@@ -71,6 +71,13 @@ def verified(command_line, store, sample=64):
     return json.loads(result.stdout)["verify"], " ".join(result.stderr.split())
 
 
+def unverified(command_line, store, sample=64):
+    """As `verified`, where not one image could be compared."""
+    result = command_line("inspect", store, "--verify", sample, "--json")
+    assert result.exit_code == 3, result.output
+    return json.loads(result.stdout)["verify"], " ".join(result.stderr.split())
+
+
 def test_a_store_equals_what_its_encoders_give(empty, store):
     found, said = verified(empty, store)
     assert (found["images"]["compared"], found["captions"]["compared"]) == (IMAGES, 2 * IMAGES)
@@ -101,14 +108,15 @@ def test_pictures_that_are_gone_or_changed_are_named(empty, pictures, store):
 
 def test_pictures_that_cannot_be_decoded_are_named(empty, store):
     rewrite(store, settings={"max_pixels": 100})
-    found, said = verified(empty, store, sample=2)
+    found, said = unverified(empty, store, sample=2)
     assert (found["images"]["compared"], len(found["unreadable"])) == (0, 2)
     assert "cannot be decoded" in said
 
 
-def test_with_no_picture_left_captions_are_verified_alone(empty, pictures, store):
+def test_with_no_picture_left_captions_alone_are_no_success(empty, pictures, store):
     shutil.rmtree(pictures.parent)
-    found, said = verified(empty, store)
+    found, said = unverified(empty, store)
+    assert f"none of the {IMAGES} sampled images could be compared" in said
     assert found["images"] == {"compared": 0, "largest": None, "worst": None, "tolerance": TOLERANCE[Precision.fp32]}
     assert found["captions"]["compared"] == 2 * IMAGES
     assert f"{IMAGES} of the sampled images" in said

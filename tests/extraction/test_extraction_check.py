@@ -11,6 +11,7 @@ from alignvl_cli.extraction.check import DataReport, check_dataset
 from alignvl_cli.extraction.events import Progress
 from alignvl_cli.extraction.looks import look_at, signature_of
 from alignvl_cli.extraction.near_duplicates import HASH_BYTES, MOST_BITS, MOST_COLOUR, near_groups
+from alignvl_cli.extraction.pictures import MOST_BYTES
 from alignvl_cli.pairs.items import Dataset, ImageSource, Item
 
 
@@ -118,6 +119,15 @@ def test_undeclared_splits_are_those_of_an_extraction_and_said(tmp_path):
     assert sum(report.splits.values()) == 40
     assert report.notes[0] == "hm"
     assert "80/10/10" in report.notes[1]
+
+
+def test_a_file_longer_than_any_picture_is_not_read(tmp_path):
+    dataset = dataset_of(tmp_path, [("good", encoded(scene(1)), ["a"], None), ("long", b"", ["b"], None)])
+    with open(tmp_path / "long", "wb") as stream:
+        stream.truncate(MOST_BYTES + 1)
+    (bad,) = check(dataset).unreadable
+    assert bad.id == "long"
+    assert "bytes long, more than" in bad.reason
 
 
 def test_worker_processes_find_the_same(tmp_path):

@@ -1,7 +1,7 @@
 """A process killed between naming the store and removing the work folder: the next run, of any plan, clears it away."""
 
-import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from fakes import FakeText, FakeVision, make_dataset
@@ -40,7 +40,7 @@ def leftover(request, tmp_path, monkeypatch):
         if request.param == "before any removal":
             patched.setattr(WorkFolder, "discard", killed)
         else:
-            patched.setattr(shutil, "rmtree", killed)
+            patched.setattr(Path, "rmdir", killed)
         with pytest.raises(Killed):
             extract(dataset, output)
     assert (tmp_path / "s.h5.partial").is_dir()

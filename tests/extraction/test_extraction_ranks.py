@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from alignvl_cli.app import app
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.extraction.events import Finished
+from alignvl_cli.extraction.events import Finished, Progress, Stage
 from alignvl_cli.extraction.ranks import ALONE, Ranks, ranks_here
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.locks import Lock
@@ -105,6 +105,27 @@ def test_what_one_rank_left_is_taken_up_by_any_number(tmp_path, alone):
     _, encoders = together(dataset, tmp_path / "s.h5", 2)
     assert 0 < sum(sum(vision.batches) for vision, _ in encoders) < 150
     assert differing(stored_datasets(tmp_path / "s.h5"), expected) == []
+
+
+def test_ranks_that_take_up_work_on_pictures_that_have_changed_agree(tmp_path):
+    """A content moves to an earlier shard, others change, go and come back: what a shard holds moves in later ones."""
+    dataset, data = make_dataset(tmp_path / "data", images=200), tmp_path / "data"
+    (data / "00010.png").rename(data / "00010.away")
+    (data / "00150.png").write_bytes((data / "00020.png").read_bytes())
+    running = run_extraction(dataset, FakeVision(), FakeText(), tmp_path / "s.h5", CONFIG, settings={}, ranks=of(2)[0])
+    for event in running:
+        if isinstance(event, Progress) and event.stage is Stage.texts and event.done > 200:
+            break
+    running.close()
+    (data / "00010.away").rename(data / "00010.png")
+    (data / "00005.png").write_bytes((data / "00190.png").read_bytes())
+    (data / "00020.png").write_bytes(b"no picture")
+    (data / "00100.png").unlink()
+    events, encoders = together(dataset, tmp_path / "s.h5", 3)
+    assert 0 < sum(sum(vision.batches) for vision, _ in encoders) < 200
+    assert {rank[-1].summary.rejected for rank in events if isinstance(rank[-1], Finished)} == {2}
+    extract(dataset, tmp_path / "whole.h5")
+    assert differing(stored_datasets(tmp_path / "s.h5"), stored_datasets(tmp_path / "whole.h5")) == []
 
 
 def test_an_error_in_one_rank_stops_no_other(tmp_path, alone):

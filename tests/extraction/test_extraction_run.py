@@ -285,15 +285,6 @@ def test_a_damaged_shard_is_made_again(tmp_path, damage):
     assert again.content_hash == undisturbed.content_hash
 
 
-def test_files_that_changed_under_an_unfinished_extraction_are_noticed(tmp_path):
-    dataset, output = make_dataset(tmp_path / "data", images=70), tmp_path / "s.h5"
-    unfinished(dataset, output, done=64)
-    (tmp_path / "data" / "00000.png").write_bytes((tmp_path / "data" / "00040.png").read_bytes())
-    (tmp_path / "s.h5.partial" / "images-000000.json").unlink()
-    with pytest.raises(MismatchError, match=r"changed.*--restart"):
-        extract(dataset, output)
-
-
 def test_two_extractions_of_one_store_do_not_meet(tmp_path):
     dataset, output = make_dataset(tmp_path / "data", images=70), tmp_path / "s.h5"
     first = run_extraction(dataset, FakeVision(), FakeText(), output, SMALL, settings={})

@@ -1,0 +1,110 @@
+"""`alignvl extract` given again: nothing to do for a store of the same pictures, and never for one of others."""
+
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from alignvl_cli.store.reader import open_store
+
+
+def write_picture(path: Path, number: int) -> None:
+    Image.new("RGB", (20, 20), (number, 255 - number, 77)).save(path)
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """Forty pictures of one colour each, in a folder beside the manifest."""
+    (tmp_path / "photos").mkdir()
+    for number in range(40):
+        write_picture(tmp_path / "photos" / f"{number:02d}.png", number)
+    path = tmp_path / "own.jsonl"
+    rows = [{"image": f"photos/{number:02d}.png", "captions": [f"picture {number}"]} for number in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def extract(empty, tmp_path, tiny_encoders):
+    """Words of the command that extracts a dataset into `s.h5`."""
+    return lambda dataset: ["extract", dataset, "-o", tmp_path / "s.h5", "--workers", 0, *tiny_encoders]
+
+
+def test_the_same_pictures_leave_nothing_to_do(empty, tmp_path, manifest, extract):
+    empty.succeeds(*extract(manifest))
+    before = (tmp_path / "s.h5").read_bytes()
+    again = empty(*extract(manifest))
+    assert (again.exit_code, again.stdout) == (0, f"{tmp_path / 's.h5'}\n")
+    assert "nothing to do" in again.stderr
+    assert "pictures 40/40" in again.stderr
+    assert (tmp_path / "s.h5").read_bytes() == before
+
+
+def test_a_replaced_picture_is_named_and_overwrite_takes_it_in(empty, tmp_path, manifest, extract):
+    empty.succeeds(*extract(manifest))
+    write_picture(tmp_path / "photos" / "07.png", 200)
+    said = empty.fails(4, *extract(manifest))
+    assert "1 of 40 pictures have changed since (photos/07.png)" in said
+    assert "--overwrite" in said
+    empty.succeeds(*extract(manifest), "--overwrite")
+    assert "nothing to do" in empty(*extract(manifest)).stderr
+
+
+def test_a_folder_mounted_later_is_never_passed_over(empty, tmp_path, manifest, extract):
+    away = [tmp_path / "photos" / f"{number:02d}.png" for number in range(20)]
+    for path in away:
+        path.rename(path.with_suffix(".away"))
+    first = empty(*extract(manifest))
+    again = empty(*extract(manifest))
+    assert (first.exit_code, again.exit_code) == (6, 6), "the store has as many rejected images as before"
+    assert first.stdout == again.stdout == f"{tmp_path / 's.h5'}\n"
+    assert "20 of 40 images were rejected" in " ".join(again.stderr.split())
+    for path in away:
+        path.with_suffix(".away").rename(path)
+    said = empty.fails(4, *extract(manifest))
+    assert "20 of 40 pictures could not be read then and can be now (photos/00.png, photos/01.png, " in said
+    empty.succeeds(*extract(manifest), "--overwrite")
+    assert len(open_store(tmp_path / "s.h5").image_id) == 40
+
+
+def test_damaged_pictures_stay_damaged_until_they_are_repaired(empty, tmp_path, manifest, extract):
+    sound = (tmp_path / "photos" / "03.png").read_bytes()
+    (tmp_path / "photos" / "03.png").write_bytes(sound[:60])
+    empty.succeeds(*extract(manifest))
+    assert "nothing to do" in empty(*extract(manifest)).stderr
+    (tmp_path / "photos" / "03.png").write_bytes(sound)
+    assert "can be now (photos/03.png)" in empty.fails(4, *extract(manifest))
+
+
+def test_pictures_that_are_gone_are_said_and_the_store_keeps_them(empty, tmp_path, manifest, extract):
+    empty.succeeds(*extract(manifest))
+    (tmp_path / "photos" / "05.png").unlink()
+    again = empty(*extract(manifest))
+    assert (again.exit_code, again.stdout) == (0, f"{tmp_path / 's.h5'}\n")
+    assert "1 of 40 pictures cannot be read any more" in " ".join(again.stderr.split())
+    shutil.rmtree(tmp_path / "photos")
+    said = empty.fails(3, *extract(manifest))
+    assert "none of the 40 pictures" in said
+    assert "--image-root" in said
+
+
+def test_a_tar_packed_anew_or_another_one_is_not_the_store_of_the_first(empty, tmp_path, extract):
+    def pack(path, first):
+        with tarfile.open(path, "w") as archive:
+            for number in range(6):
+                picture = io.BytesIO()
+                Image.new("RGB", (20, 20), (first + number, 9, 9)).save(picture, "BMP")  # all of one size
+                for name, data in ((f"{number}.bmp", picture.getvalue()), (f"{number}.txt", b"a picture")):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+        return path
+
+    empty.succeeds(*extract(pack(tmp_path / "one.tar", 0)))
+    pack(tmp_path / "one.tar", 100)
+    assert "6 of 6 pictures have changed" in empty.fails(4, *extract(tmp_path / "one.tar"))
+    assert "6 of 6 pictures have changed" in empty.fails(4, *extract(pack(tmp_path / "two.tar", 50)))

@@ -64,7 +64,12 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
     if width * height > max_pixels:
         raise UnreadableImage(f"{width} x {height} pixels, above --max-pixels {max_pixels}")
     image.load()
-    ImageOps.exif_transpose(image, in_place=True)
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except BROKEN_FILE:  # EXIF that cannot be read says nothing against the picture, which is kept as it is
+        pass
     return as_rgb(image)
 
 

@@ -114,6 +114,23 @@ def test_exif_orientation_is_applied(orientation):
     assert np.array_equal(decoded(stored, "PNG", exif=exif), np.asarray(upright))
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0garbage garbage",
+        b"Exif\0\0",
+        b"Exif\0\0MM\0*",
+        b"Exif\0\0II*\0\xff\xff\xff\x7f",
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0",
+        b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\xff" * 30,
+    ],
+    ids=["garbage", "empty", "short", "pointer beyond the end", "cut in an entry", "entries of nonsense"],
+)
+def test_a_picture_with_broken_exif_is_read_as_it_stands(kind, exif):
+    assert np.array_equal(decoded(noise(), kind, exif=exif), decoded(noise(), kind))
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_of_an_animation_the_first_frame_is_read(kind):
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING
 
 from alignvl_cli.config import Pooling, Precision, Trust
+from alignvl_cli.encoders.computation import computation_record
 from alignvl_cli.encoders.folders import NO_TRUST, ModelFolder, Side
 from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.encoders.records import weights_sha256
@@ -74,7 +75,11 @@ class Tower:
 
     @property
     def record(self) -> dict[str, Any]:
-        return {"class": type(self.model).__name__, "weights": self.weights}
+        return {
+            "class": type(self.model).__name__,
+            "weights": self.weights,
+            "config": computation_record(self.config),
+        }
 
 
 def load_tower(found: ModelFolder, side: Side, asked: Pooling | None, trust: Trust = NO_TRUST) -> Tower:

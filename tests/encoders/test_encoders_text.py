@@ -204,7 +204,7 @@ def test_reload_takes_the_recorded_pooling_and_refuses_another_tokenizer(tmp_pat
     encoder = load(folder, Pooling.last)
     assert reload_text(encoder.record, encoder.about, "cpu", Precision.fp32).record == encoder.record
     tiny_models.save_tokenizer(folder, lowercase=False)
-    with pytest.raises(MismatchError, match=r"tokenizer: stored .*, loaded "):
+    with pytest.raises(MismatchError, match=r"tokenizer.behaviour: stored .*, loaded "):
         reload_text(encoder.record, encoder.about, "cpu", Precision.fp32)
 
 

@@ -82,9 +82,9 @@ class CaptionReader:
 
 
 def load_reader(
-    found: ModelFolder, modules: SentenceModules | None, config: Any, trust: Trust = NO_TRUST
+    found: ModelFolder, modules: SentenceModules | None, prefix: str, config: Any, trust: Trust = NO_TRUST
 ) -> CaptionReader:
-    """The folder's tokenizer, with the settings of its module files. DataError when it cannot be loaded."""
+    """The folder's tokenizer, with `prefix` and what its module files say. DataError when it cannot be loaded."""
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(
@@ -98,7 +98,7 @@ def load_reader(
     return CaptionReader(
         tokenizer,
         max_length=_max_length(modules, tokenizer, config),
-        prefix=modules.prefix if modules else "",
+        prefix=prefix,
         lowercase=modules.lowercase if modules else False,
         full_length=config.model_type in UNMASKED,
     )

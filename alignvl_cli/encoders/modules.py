@@ -40,6 +40,9 @@ class SentenceModules:
     problem: str
     """Why the vector that the files describe cannot be made; empty where it can, or where they describe none."""
     prefix: str
+    """The one asked for, else the prompt for what is searched; empty where none is stated."""
+    states_prompts: bool
+    """Whether any prompt is stated, be it for questions alone. Newer files list empty ones for every model."""
     max_length: int | None
     lowercase: bool
 
@@ -50,15 +53,20 @@ def transformer_folder(root: Path) -> Path:
     return root / modules[0].get("path", "") if modules else root
 
 
-def read_modules(root: Path) -> SentenceModules | None:
-    """What the module files say, or None for a model without any. DataError for files that are broken."""
+def read_modules(root: Path, asked_prefix: str | None = None) -> SentenceModules | None:
+    """What the module files say, or None for a model without any. DataError for files that are broken.
+
+    A prefix that is asked for stands in for the stated prompt.
+    """
     modules = _modules(root)
     if not modules:
         return None
     kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
     encoder = _settings(transformer_folder(root), "sentence_*_config.json")
     modes, whole_caption = _pooling_modes(root, modules, kinds)
-    prefix = _caption_prompt(root)
+    prompts, default = _prompts(root)
+    stated = next((prompts[name] for name in (*CAPTION_PROMPTS, default) if name in prompts), "")
+    prefix = stated if asked_prefix is None else asked_prefix
     extra = [kind for kind in kinds[1:] if kind not in ("Pooling", "Normalize", "Dropout")]
     problem = ""
     if extra:
@@ -71,6 +79,7 @@ def read_modules(root: Path) -> SentenceModules | None:
         pooling=POOLINGS[modes] if modes and not problem else None,
         problem=problem,
         prefix=prefix,
+        states_prompts=any(prompts.values()),
         max_length=encoder.get("max_seq_length"),
         lowercase=bool(encoder.get("do_lower_case", False)),
     )
@@ -98,16 +107,16 @@ def _pooling_modes(root: Path, modules: list[dict[str, Any]], kinds: list[str]) 
     return (modes,) if isinstance(modes, str) else tuple(modes), bool(settings.get("include_prompt", True))
 
 
-def _caption_prompt(root: Path) -> str:
+def _prompts(root: Path) -> tuple[dict[str, str], str | None]:
+    """The prompts that are stated, by name, and the name of the default one."""
     path = root / "config_sentence_transformers.json"
     if not path.is_file():
-        return ""
+        return {}, None
     settings = read_json(path, "sentence-transformers configuration")
     prompts = settings.get("prompts") or {}
-    for name in (*CAPTION_PROMPTS, settings.get("default_prompt_name")):
-        if name in prompts:
-            return str(prompts[name] or "")
-    return ""
+    if not isinstance(prompts, dict):
+        raise DataError(f"{path}: its prompts should be a JSON object, not a {type(prompts).__name__}")
+    return {name: str(prompt or "") for name, prompt in prompts.items()}, settings.get("default_prompt_name")
 
 
 def _settings(folder: Path, pattern: str) -> dict[str, Any]:

@@ -88,11 +88,9 @@ def load_tower(found: ModelFolder, side: Side, asked: Pooling | None, trust: Tru
     Unless trusted, weights are read from safetensors alone and no code of the model's own is run. DataError when they
     cannot be loaded or tensors are missing; UsageError when this is a model of the other side.
     """
-    if trust.remote_code:
-        require_code_here(found)
+    config = tower_config(found, side, trust)
     try:
         with quiet(), torch.random.fork_rng(devices=[]):  # transformers draws numbers for heads it does not find
-            config = _tower_config(found, side, trust)
             model, info = _model_class(found, config, side, asked).from_pretrained(
                 found.path,
                 config=config,
@@ -137,8 +135,15 @@ def require_steady(found: ModelFolder, tower: Tower, hidden: Tensor) -> None:
         raise UsageError(f"{found.spec}: {type(tower.model).__name__} draws random numbers; choose another model")
 
 
-def _tower_config(found: ModelFolder, side: Side, trust: Trust) -> Any:
-    config = AutoConfig.from_pretrained(found.path, trust_remote_code=trust.remote_code, local_files_only=True)
+def tower_config(found: ModelFolder, side: Side, trust: Trust = NO_TRUST) -> Any:
+    """The resolved configuration of the tower for `side`. DataError when there is none that can be read."""
+    if trust.remote_code:
+        require_code_here(found)
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(found.path, trust_remote_code=trust.remote_code, local_files_only=True)
+    except LOADING as problem:
+        raise DataError(f"{found.spec}: transformers cannot load it: {reason_of(problem)}") from problem
     tower = getattr(config, SUB_CONFIG[side], None)
     if tower is None:
         return config

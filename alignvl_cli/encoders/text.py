@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from alignvl_cli.config import Pooling, Precision, Trust
 from alignvl_cli.devices import choose_precision
 from alignvl_cli.encoders.captions import CaptionReader, load_reader
-from alignvl_cli.encoders.folders import NO_TRUST, Side, find_model, spec_of
+from alignvl_cli.encoders.folders import NO_TRUST, ModelFolder, Side, find_model, spec_of
 from alignvl_cli.encoders.modules import read_modules
 from alignvl_cli.encoders.pooling import TEXT_VECTORS, choose_pooling
 from alignvl_cli.encoders.prefixes import choose_prefix
 from alignvl_cli.encoders.records import about, require_known, require_same
 from alignvl_cli.encoders.towers import DTYPES, PROJECTED, Tower, load_tower, probed, require_steady, tower_config
 from alignvl_cli.encoders.trust import code_record
+from alignvl_cli.errors import DataError
 
 PROBE_TEXTS = ["a", "a"]
 
@@ -87,6 +88,8 @@ def load_text(
         model_type=tower.model_type,
         able=_able(output, tower, reader),
     )
+    if tower.model_type in PROJECTED and chosen in (Pooling.pooler, Pooling.projection):
+        _require_end(found, tower, reader)
     precision = choose_precision(precision, device)
     return TextEncoder(
         # A Normalize module is never applied: see `SentenceModules`.
@@ -139,6 +142,16 @@ def _forward(model: nn.Module, reader: CaptionReader, texts: Sequence[str], devi
     if reader.full_length:
         batch = {"input_ids": batch["input_ids"]}
     return model(**batch), mask_BL
+
+
+def _require_end(found: ModelFolder, tower: Tower, reader: CaptionReader) -> None:
+    if not reader.ends_where_pooled(tower.config):
+        end = reader.tokenizer("a")["input_ids"][-1]
+        raise DataError(
+            f"{found.spec}: its configuration says that captions end with token {tower.config.eos_token_id}, and its "
+            f"tokenizer ends them with {end}: another token than the last would stand for a caption; put eos_token_id "
+            "in its config.json right, or choose --text-pooling last"
+        )
 
 
 def _able(output: Any, tower: Tower, reader: CaptionReader) -> set[Pooling]:

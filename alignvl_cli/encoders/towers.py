@@ -130,7 +130,13 @@ def probed(found: ModelFolder, tower: Tower) -> Iterator[None]:
 
 
 def require_steady(found: ModelFolder, tower: Tower, hidden: Tensor) -> None:
-    """Refuse a model that gives equal inputs (the first two rows of `hidden`) different vectors, as ViT-MAE does."""
+    """Refuse a model that gives equal inputs (the first two rows of `hidden`) different vectors, as ViT-MAE does, or
+    vectors of numbers that are none."""
+    if not torch.isfinite(hidden).all():
+        raise DataError(
+            f"{found.spec}: {type(tower.model).__name__} gives NaN or infinity: its weights or the settings of its "
+            "folder are damaged; fetch the model again"
+        )
     if not torch.allclose(hidden[0], hidden[1], rtol=1e-3, atol=1e-3):
         raise UsageError(f"{found.spec}: {type(tower.model).__name__} draws random numbers; choose another model")
 

@@ -80,7 +80,7 @@ def read_modules(root: Path, asked_prefix: str | None = None) -> SentenceModules
         problem=problem,
         prefix=prefix,
         states_prompts=any(prompts.values()),
-        max_length=encoder.get("max_seq_length"),
+        max_length=_length(root, encoder.get("max_seq_length")),
         lowercase=bool(encoder.get("do_lower_case", False)),
     )
 
@@ -95,6 +95,8 @@ def _modules(root: Path) -> list[dict[str, Any]]:
         raise DataError(f"{path}: this list of modules is not valid JSON ({problem})") from problem
     if not isinstance(modules, list) or not modules or not all(isinstance(module, dict) for module in modules):
         raise DataError(f"{path}: this list of modules should hold at least one JSON object")
+    if not all(isinstance(module.get("path", ""), str) for module in modules):
+        raise DataError(f"{path}: the path of each module should be text")
     return modules
 
 
@@ -102,9 +104,20 @@ def _pooling_modes(root: Path, modules: list[dict[str, Any]], kinds: list[str]) 
     """The modes that are concatenated, and whether the prompt's tokens count."""
     if "Pooling" not in kinds:
         return (), True
-    settings = read_json(root / modules[kinds.index("Pooling")].get("path", "") / "config.json", "pooling module")
+    path = root / modules[kinds.index("Pooling")].get("path", "") / "config.json"
+    settings = read_json(path, "pooling module")
     modes = settings.get("pooling_mode", [mode for flag, mode in LEGACY_MODES.items() if settings.get(flag)])
+    if not isinstance(modes, str) and not (isinstance(modes, list) and all(isinstance(mode, str) for mode in modes)):
+        raise DataError(f"{path}: its pooling_mode should be a name or a list of names, not {modes!r}")
     return (modes,) if isinstance(modes, str) else tuple(modes), bool(settings.get("include_prompt", True))
+
+
+def _length(root: Path, stated: Any) -> int | None:
+    if stated is not None and (not isinstance(stated, int) or stated < 0):
+        raise DataError(
+            f"{root}: its sentence-transformers files give {stated!r} as max_seq_length, not a whole number"
+        )
+    return stated
 
 
 def _prompts(root: Path) -> tuple[dict[str, str], str | None]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
@@ -52,6 +53,7 @@ LOADING = (
     AttributeError,
     EOFError,
     SafetensorError,
+    StrictDataclassError,
     UnpicklingError,
 )
 """What transformers raises on files that do not fit together."""

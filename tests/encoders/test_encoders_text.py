@@ -377,3 +377,22 @@ def test_a_tokenizer_that_lacks_its_library_says_which(tmp_path):
     tiny_models.write_json(folder / "tokenizer_config.json", settings | {"tokenizer_class": "SiglipTokenizer"})
     with pytest.raises(DataError, match="pip install sentencepiece"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "settings"),
+    [
+        ("sentence_bert_config.json", {"max_seq_length": -1}),
+        ("sentence_bert_config.json", {"max_seq_length": "20"}),
+        ("1_Pooling/config.json", {"pooling_mode": None}),
+        ("1_Pooling/config.json", {"pooling_mode": [1]}),
+        ("modules.json", [{"path": 3, "type": "Transformer"}]),
+        ("config.json", {"model_type": "bert", "hidden_size": "wide"}),
+    ],
+    ids=str,
+)
+def test_settings_of_another_type_are_data_errors(tmp_path, file, settings):
+    folder = tiny_models.save_sentence_transformer(tmp_path / "m")
+    tiny_models.write_json(folder / file, settings)
+    with pytest.raises(DataError, match=str(folder)):
+        load(folder)

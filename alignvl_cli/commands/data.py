@@ -17,8 +17,8 @@ from alignvl_cli.commands.options import (
     TrustOption,
 )
 from alignvl_cli.commands.session import Session
-from alignvl_cli.config import MAX_PIXELS, DatasetOptions, Device, Precision, Trust
-from alignvl_cli.errors import RejectedError
+from alignvl_cli.config import MAX_PIXELS, DatasetOptions, Trust
+from alignvl_cli.errors import RejectedError, UsageError
 
 
 def check(
@@ -27,6 +27,9 @@ def check(
     text: Annotated[
         str | None,
         typer.Option(help="Text encoder (Hub id or folder) whose longest input is held against the captions."),
+    ] = None,
+    text_prefix: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="As for extract: what --text puts before every caption.")
     ] = None,
     data_format: FormatOption = None,
     image_root: ImageRootOption = None,
@@ -45,6 +48,8 @@ def check(
     overlong captions, images without captions. Leaves with 6 when more images are unreadable than --max-rejected
     allows.
     """
+    if text_prefix is not None and text is None:
+        raise UsageError("--text-prefix is what an encoder puts before captions; name the encoder with --text")
     options = DatasetOptions(
         image_root=image_root, image_column=image_column, caption_column=caption_column, format=data_format
     )
@@ -56,20 +61,15 @@ def check(
     from alignvl_cli.report.extraction_progress import ExtractionProgress
 
     pairs = open_dataset(dataset, options)
-    encoder = None
+    captions = None
     if text is not None:
-        from alignvl_cli.encoders.text import load_text
+        from alignvl_cli.encoders.text import load_caption_reader
 
-        encoder = load_text(
-            text,
-            pooling=None,
-            device=Device.cpu.value,
-            precision=Precision.fp32,
-            trust=Trust(remote_code=trust_remote_code, pickle=allow_pickle),
-        )
+        trust = Trust(remote_code=trust_remote_code, pickle=allow_pickle)
+        captions = load_caption_reader(text, prefix=text_prefix, trust=trust)
     with ExtractionProgress(session.err, quiet=session.quiet) as progress:
         for event in check_dataset(
-            pairs, max_pixels=max_pixels, max_rejected=max_rejected, workers=workers, text=encoder
+            pairs, max_pixels=max_pixels, max_rejected=max_rejected, workers=workers, text=captions
         ):
             if isinstance(event, Progress):
                 progress.show(event)

@@ -63,6 +63,14 @@ def extract(
     text_pooling: Annotated[
         Pooling | None, typer.Option(help="Which vector is the latent. Default: the model's.", rich_help_panel=ENCODERS)
     ] = None,
+    text_prefix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Put before every caption and query, as in 'query: '. Default: what the model's files state.",
+            rich_help_panel=ENCODERS,
+        ),
+    ] = None,
     trust_remote_code: TrustOption = False,
     allow_pickle: PickleOption = False,
     data_format: FormatOption = None,
@@ -139,7 +147,7 @@ def extract(
 
     trust = Trust(remote_code=trust_remote_code, pickle=allow_pickle)
     images = load_vision(vision, pooling=image_pooling, device=place, precision=precision, trust=trust)
-    captions = load_text(text, pooling=text_pooling, device=place, precision=precision, trust=trust)
+    captions = load_text(text, pooling=text_pooling, prefix=text_prefix, device=place, precision=precision, trust=trust)
     plan = make_plan(pairs, images, captions, config)
     store = output or session.workspace.store_path(pairs.name, plan.encoder_hash)
     if plan_only:

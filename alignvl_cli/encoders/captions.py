@@ -18,11 +18,21 @@ from alignvl_cli.errors import DataError
 UNMASKED = {"siglip_text_model", "siglip2_text_model"}
 """Trained on captions padded to full length and without a mask: their vector is read at the last place."""
 
+CASE_KEPT = ("Gemma",)
+"""Tokenizers, by the start of their class, that keep the case of a text. Folders of SigLIP 2, which was trained on
+captions in lower case, name Gemma's; SigLIP's own lower-cases."""
+
 ENDLESS = 1_000_000
 """Tokenizers that state no length give a huge number."""
 
-COUNT_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text", "longformer"}
+COUNT_AFTER_PADDING = {
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"),
+    *("data2vec-text", "longformer", "ibert"),
+}
 """Model types whose positions start after the padding id."""
+
+LEGACY_END = 2
+"""What configurations of CLIP called the end of a caption before transformers read it."""
 
 DEFAULT_LENGTH = 512
 """Where neither module files, tokenizer nor model state one; captions are far shorter."""
@@ -71,6 +81,17 @@ class CaptionReader:
         batch["attention_mask"][:, 0] = 1  # a text without any token, in models that add none: its padding is read
         return {name: tensor.to(device) for name, tensor in batch.items()}
 
+    def ends_where_pooled(self, config: Any) -> bool:
+        """Whether the pooling of CLIP and its like finds the last token of a caption.
+
+        It looks for the id of a caption's end or, where old files of CLIP say 2, for the highest id; where there is
+        none, the first token stands for every caption.
+        """
+        ids = self.tokenizer("a")["input_ids"]
+        is_legacy = config.model_type == "clip_text_model" and config.eos_token_id == LEGACY_END
+        end = max(ids) if is_legacy else config.eos_token_id
+        return end in ids and ids.index(end) == len(ids) - 1
+
     def starts_with_class_token(self) -> bool:
         """Whether the first token of every caption is one that was trained to stand for it."""
         first = self.tokenizer("a")["input_ids"][:1]
@@ -82,30 +103,39 @@ class CaptionReader:
 
 
 def load_reader(
-    found: ModelFolder, modules: SentenceModules | None, config: Any, trust: Trust = NO_TRUST
+    found: ModelFolder, modules: SentenceModules | None, prefix: str, config: Any, trust: Trust = NO_TRUST
 ) -> CaptionReader:
-    """The folder's tokenizer, with the settings of its module files. DataError when it cannot be loaded."""
+    """The folder's tokenizer, with `prefix` and what its module files say. DataError when it cannot be loaded."""
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(
                 found.path, trust_remote_code=trust.remote_code, local_files_only=True
             )
-    except (OSError, ValueError, TypeError, ImportError, LookupError, AttributeError, RuntimeError) as problem:
+    except ImportError as problem:
+        raise DataError(
+            f"{found.spec}: its tokenizer needs a library that is not here ({reason_of(problem).partition('. ')[0]}); "
+            "run: pip install sentencepiece protobuf"
+        ) from problem
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as problem:
         raise DataError(f"{found.spec}: its tokenizer cannot be loaded: {reason_of(problem)}") from problem
     tokenizer.padding_side = tokenizer.truncation_side = "right"  # padding then touches no real token of any model
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)  # masked: any token does
+    is_unmasked = config.model_type in UNMASKED
+    is_case_kept = type(tokenizer).__name__.startswith(CASE_KEPT)
     return CaptionReader(
         tokenizer,
         max_length=_max_length(modules, tokenizer, config),
-        prefix=modules.prefix if modules else "",
-        lowercase=modules.lowercase if modules else False,
-        full_length=config.model_type in UNMASKED,
+        prefix=prefix,
+        lowercase=bool(modules and modules.lowercase) or (is_unmasked and is_case_kept),
+        full_length=is_unmasked,
     )
 
 
 def _max_length(modules: SentenceModules | None, tokenizer: Any, config: Any) -> int:
-    """The smallest length that anything states."""
+    """The smallest length that anything states; of a model that is read at its last place, all its places."""
+    if config.model_type in UNMASKED:
+        return config.max_position_embeddings
     stated = [modules.max_length if modules else None, tokenizer.model_max_length, _positions(config)]
     return min((length for length in stated if length and length < ENDLESS), default=DEFAULT_LENGTH)
 

@@ -105,9 +105,9 @@ def _find(spec: str, trust: Trust) -> ModelFolder:
         return ModelFolder(str(path.resolve()), None, path.resolve())
     if path.exists():
         raise DataError(f"{spec} is a file; give the folder of a model, or its Hub id")
-    if spec.startswith((".", "~", os.sep)) or spec.count("/") > 1:
+    repo, at, revision = spec.partition("@")  # the slashes of a revision, as in refs/pr/1, are its own
+    if spec.startswith((".", "~", os.sep)) or repo.count("/") > 1:
         raise DataError(f"{spec}: there is no such folder; give the folder of a model, or a Hub id like owner/name")
-    repo, at, revision = spec.partition("@")
     if at and Path(repo).expanduser().is_dir():
         raise UsageError(f"{spec}: {repo} is a local folder, and those have no revisions; leave out @{revision}")
     if at and not revision:
@@ -123,14 +123,15 @@ def _fetch(repo: str, revision: str | None, spec: str, trust: Trust) -> ModelFol
     """A Hub model in the Hub's cache: brought up to date when the Hub answers, taken as it is when it does not."""
     try:
         with quiet(bars=sys.stderr.isatty()):
-            commit = _hub_commit(repo, revision)
+            is_reached = _hub_answers(repo, revision)
             small = [*SMALL_FILES, CODE] if trust.remote_code else SMALL_FILES
-            root = Path(_snapshot(repo, commit or revision, small, cached=commit is None))
+            # By name and not by commit: the cache then notes which commit the name stands for, and finds it offline.
+            root = Path(_snapshot(repo, revision, small, cached=not is_reached))
             inside = transformer_folder(root).relative_to(root).as_posix()
-            if commit is not None:
-                _fetch_weights(repo, commit, root, inside, _weight_files(root / inside))
+            if is_reached:
+                _fetch_weights(repo, root, inside, _weight_files(root / inside))
                 if trust.pickle and not _are_there(root / inside, _weight_files(root / inside)):
-                    _fetch_weights(repo, commit, root, inside, _weight_files(root / inside, pickled=True))
+                    _fetch_weights(repo, root, inside, _weight_files(root / inside, pickled=True))
     except GatedRepoError as problem:
         raise DataError(f"{spec}: access to this model must be granted on its page; then set HF_TOKEN") from problem
     except RevisionNotFoundError as problem:
@@ -144,23 +145,25 @@ def _fetch(repo: str, revision: str | None, spec: str, trust: Trust) -> ModelFol
     return ModelFolder(repo, root.name if COMMIT.fullmatch(root.name) else None, root)
 
 
-def _fetch_weights(repo: str, commit: str, root: Path, inside: str, names: list[str]) -> None:
-    _snapshot(repo, commit, [f"{inside}/{name}".removeprefix("./") for name in names], cached=False)
+def _fetch_weights(repo: str, root: Path, inside: str, names: list[str]) -> None:
+    """Into the snapshot `root`, whose name is its commit."""
+    _snapshot(repo, root.name, [f"{inside}/{name}".removeprefix("./") for name in names], cached=False)
 
 
-def _hub_commit(repo: str, revision: str | None) -> str | None:
-    """The full commit that `revision` stands for, or None when the Hub cannot be asked.
+def _hub_answers(repo: str, revision: str | None) -> bool:
+    """Whether the Hub can be asked; raises when it answers that there is no such model or revision.
 
     One request: a download tries for half a minute before it sees that there is no network.
     """
     if constants.is_offline_mode():
-        return None
+        return False
     try:
-        return HfApi().model_info(repo, revision=revision, timeout=ANSWER_SECONDS).sha
+        HfApi().model_info(repo, revision=revision, timeout=ANSWER_SECONDS)
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise
     except (ConnectionError, HTTPError):
-        return None
+        return False
+    return True
 
 
 def _snapshot(repo: str, revision: str | None, patterns: list[str], *, cached: bool) -> str:

@@ -40,6 +40,9 @@ class SentenceModules:
     problem: str
     """Why the vector that the files describe cannot be made; empty where it can, or where they describe none."""
     prefix: str
+    """The one asked for, else the prompt for what is searched; empty where none is stated."""
+    states_prompts: bool
+    """Whether any prompt is stated, be it for questions alone. Newer files list empty ones for every model."""
     max_length: int | None
     lowercase: bool
 
@@ -50,15 +53,20 @@ def transformer_folder(root: Path) -> Path:
     return root / modules[0].get("path", "") if modules else root
 
 
-def read_modules(root: Path) -> SentenceModules | None:
-    """What the module files say, or None for a model without any. DataError for files that are broken."""
+def read_modules(root: Path, asked_prefix: str | None = None) -> SentenceModules | None:
+    """What the module files say, or None for a model without any. DataError for files that are broken.
+
+    A prefix that is asked for stands in for the stated prompt.
+    """
     modules = _modules(root)
     if not modules:
         return None
     kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
     encoder = _settings(transformer_folder(root), "sentence_*_config.json")
     modes, whole_caption = _pooling_modes(root, modules, kinds)
-    prefix = _caption_prompt(root)
+    prompts, default = _prompts(root)
+    stated = next((prompts[name] for name in (*CAPTION_PROMPTS, default) if name in prompts), "")
+    prefix = stated if asked_prefix is None else asked_prefix
     extra = [kind for kind in kinds[1:] if kind not in ("Pooling", "Normalize", "Dropout")]
     problem = ""
     if extra:
@@ -71,7 +79,8 @@ def read_modules(root: Path) -> SentenceModules | None:
         pooling=POOLINGS[modes] if modes and not problem else None,
         problem=problem,
         prefix=prefix,
-        max_length=encoder.get("max_seq_length"),
+        states_prompts=any(prompts.values()),
+        max_length=_length(root, encoder.get("max_seq_length")),
         lowercase=bool(encoder.get("do_lower_case", False)),
     )
 
@@ -86,6 +95,8 @@ def _modules(root: Path) -> list[dict[str, Any]]:
         raise DataError(f"{path}: this list of modules is not valid JSON ({problem})") from problem
     if not isinstance(modules, list) or not modules or not all(isinstance(module, dict) for module in modules):
         raise DataError(f"{path}: this list of modules should hold at least one JSON object")
+    if not all(isinstance(module.get("path", ""), str) for module in modules):
+        raise DataError(f"{path}: the path of each module should be text")
     return modules
 
 
@@ -93,21 +104,32 @@ def _pooling_modes(root: Path, modules: list[dict[str, Any]], kinds: list[str]) 
     """The modes that are concatenated, and whether the prompt's tokens count."""
     if "Pooling" not in kinds:
         return (), True
-    settings = read_json(root / modules[kinds.index("Pooling")].get("path", "") / "config.json", "pooling module")
+    path = root / modules[kinds.index("Pooling")].get("path", "") / "config.json"
+    settings = read_json(path, "pooling module")
     modes = settings.get("pooling_mode", [mode for flag, mode in LEGACY_MODES.items() if settings.get(flag)])
+    if not isinstance(modes, str) and not (isinstance(modes, list) and all(isinstance(mode, str) for mode in modes)):
+        raise DataError(f"{path}: its pooling_mode should be a name or a list of names, not {modes!r}")
     return (modes,) if isinstance(modes, str) else tuple(modes), bool(settings.get("include_prompt", True))
 
 
-def _caption_prompt(root: Path) -> str:
+def _length(root: Path, stated: Any) -> int | None:
+    if stated is not None and (not isinstance(stated, int) or stated < 0):
+        raise DataError(
+            f"{root}: its sentence-transformers files give {stated!r} as max_seq_length, not a whole number"
+        )
+    return stated
+
+
+def _prompts(root: Path) -> tuple[dict[str, str], str | None]:
+    """The prompts that are stated, by name, and the name of the default one."""
     path = root / "config_sentence_transformers.json"
     if not path.is_file():
-        return ""
+        return {}, None
     settings = read_json(path, "sentence-transformers configuration")
     prompts = settings.get("prompts") or {}
-    for name in (*CAPTION_PROMPTS, settings.get("default_prompt_name")):
-        if name in prompts:
-            return str(prompts[name] or "")
-    return ""
+    if not isinstance(prompts, dict):
+        raise DataError(f"{path}: its prompts should be a JSON object, not a {type(prompts).__name__}")
+    return {name: str(prompt or "") for name, prompt in prompts.items()}, settings.get("default_prompt_name")
 
 
 def _settings(folder: Path, pattern: str) -> dict[str, Any]:

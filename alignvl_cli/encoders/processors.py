@@ -73,11 +73,18 @@ def processor_record(processor: Any) -> dict[str, Any]:
 def preprocess_of(processor: Any, spec: str) -> Preprocess:
     """What worker processes run on each picture: plain Pillow and a table where that is exactly the same.
 
-    UsageError when the model takes something else than one (3, H, W) array of a fixed size.
+    UsageError when the model takes something else than one (3, H, W) array of a fixed size, DataError when the
+    settings of its folder cannot be carried out.
     """
-    preprocess = _resize_crop(processor) or ProcessorCall(processor)
-    with quiet():
-        shapes = {preprocess(probe).shape for probe in PROBES}
+    try:
+        with quiet():
+            preprocess = _resize_crop(processor) or ProcessorCall(processor)
+            shapes = {preprocess(probe).shape for probe in PROBES}
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError) as problem:
+        raise DataError(
+            f"{spec}: its image processor ({type(processor).__name__}) cannot prepare a picture: {reason_of(problem)}; "
+            "put its preprocessor_config.json right, or fetch the model again"
+        ) from problem
     colours = 0 if preprocess.value_C256 is None else -1
     if len(shapes) > 1 or len(shape := shapes.pop()) != 3 or shape[colours] != 3:
         raise UsageError(

@@ -1,7 +1,7 @@
 """What decides a latent, as hashes and settings that are the same on every machine."""
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -82,13 +82,32 @@ def require_known(record: Mapping[str, Any], about: Mapping[str, Any]) -> None:
 
 def require_same(spec: str, stored: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
     """MismatchError that names each setting in which a reloaded encoder differs from its stored record."""
-    keys = [key for key in sorted({*stored, *fresh}) if stored.get(key) != fresh.get(key)]
+    before, now = dict(_flat(stored)), dict(_flat(fresh))
+    keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    if "config" not in stored:  # recorded by an earlier version
+        others = [key for key in keys if not key.startswith("config.")]
+        if keys and not others:
+            raise MismatchError(
+                f"{spec}: the same weights, but nothing tells whether they are run as for these latents: an earlier "
+                "alignvl recorded nothing of the model's configuration (activation function, heads, norms); run "
+                "`alignvl extract` and `alignvl train` again"
+            )
+        keys = others
     if keys:
-        sides = "; ".join(f"{key}: stored {_short(stored.get(key))}, loaded {_short(fresh.get(key))}" for key in keys)
+        sides = "; ".join(f"{key}: stored {_short(before.get(key))}, loaded {_short(now.get(key))}" for key in keys)
         raise MismatchError(
             f"{spec} is no longer the encoder that these latents came from ({sides}); "
             "bring that model back, or run `alignvl extract` again"
         )
+
+
+def _flat(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Each setting of a record; those of a configuration, an image processor or a tokenizer by dotted name."""
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+        else:
+            yield key, value
 
 
 def _short(value: Any) -> str:

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from alignvl_cli.config import Pooling, Precision, Trust
 from alignvl_cli.devices import choose_precision
 from alignvl_cli.encoders.captions import CaptionReader, load_reader
-from alignvl_cli.encoders.folders import NO_TRUST, Side, find_model, spec_of
+from alignvl_cli.encoders.folders import NO_TRUST, ModelFolder, Side, find_model, spec_of
 from alignvl_cli.encoders.modules import read_modules
 from alignvl_cli.encoders.pooling import TEXT_VECTORS, choose_pooling
+from alignvl_cli.encoders.prefixes import choose_prefix
 from alignvl_cli.encoders.records import about, require_known, require_same
-from alignvl_cli.encoders.towers import DTYPES, PROJECTED, Tower, load_tower, probed, require_steady
+from alignvl_cli.encoders.towers import DTYPES, PROJECTED, Tower, load_tower, probed, require_steady, tower_config
 from alignvl_cli.encoders.trust import code_record
+from alignvl_cli.errors import DataError
 
 PROBE_TEXTS = ["a", "a"]
 
@@ -54,17 +56,25 @@ class TextEncoder:
 
 
 def load_text(
-    model_id: str, *, pooling: Pooling | None, device: str, precision: Precision, trust: Trust = NO_TRUST
+    model_id: str,
+    *,
+    pooling: Pooling | None,
+    prefix: str | None = None,
+    device: str,
+    precision: Precision,
+    trust: Trust = NO_TRUST,
 ) -> TextEncoder:
     """The text tower of a Hub id, `id@revision`, local folder or bundled name, on a torch device.
 
-    Without `pooling` the model's sentence-transformers files decide, then the table by model type. UsageError,
-    DataError: see `find_model`, `load_tower` and `choose_pooling`.
+    Without `pooling` or `prefix` (put before every text) the model's sentence-transformers files decide; then, for
+    pooling, the table by model type. UsageError, DataError: see `find_model`, `choose_prefix`, `load_tower` and
+    `choose_pooling`.
     """
     found = find_model(model_id, Side.text, trust)
-    modules = read_modules(found.root)
+    modules = read_modules(found.root, prefix)
+    prefix = choose_prefix(found, prefix, modules)
     tower = load_tower(found, Side.text, pooling, trust)
-    reader = load_reader(found, modules, tower.config, trust)
+    reader = load_reader(found, modules, prefix, tower.config, trust)
     with probed(found, tower):
         output, mask_BL = _forward(tower.model, reader, PROBE_TEXTS, "cpu")
         hidden = output.last_hidden_state
@@ -78,6 +88,8 @@ def load_text(
         model_type=tower.model_type,
         able=_able(output, tower, reader),
     )
+    if tower.model_type in PROJECTED and chosen in (Pooling.pooler, Pooling.projection):
+        _require_end(found, tower, reader)
     precision = choose_precision(precision, device)
     return TextEncoder(
         # A Normalize module is never applied: see `SentenceModules`.
@@ -95,6 +107,15 @@ def load_text(
     )
 
 
+def load_caption_reader(model_id: str, *, prefix: str | None, trust: Trust = NO_TRUST) -> CaptionReader:
+    """How `load_text` would read captions, without the model's weights and whatever its pooling."""
+    found = find_model(model_id, Side.text, trust)
+    modules = read_modules(found.root, prefix)
+    return load_reader(
+        found, modules, choose_prefix(found, prefix, modules), tower_config(found, Side.text, trust), trust
+    )
+
+
 def reload_text(
     record: Mapping[str, Any], about: Mapping[str, Any], device: str, precision: Precision, trust: Trust = NO_TRUST
 ) -> TextEncoder:
@@ -102,7 +123,14 @@ def reload_text(
     the latents were imported. What the record trusts is not trusted again: `trust` is asked anew."""
     require_known(record, about)
     spec = spec_of(about["id"], about["commit"])
-    encoder = load_text(spec, pooling=Pooling(record["pooling"]), device=device, precision=precision, trust=trust)
+    encoder = load_text(
+        spec,
+        pooling=Pooling(record["pooling"]),
+        prefix=record["prefix"],
+        device=device,
+        precision=precision,
+        trust=trust,
+    )
     require_same(spec, record, encoder.record)
     return encoder
 
@@ -114,6 +142,16 @@ def _forward(model: nn.Module, reader: CaptionReader, texts: Sequence[str], devi
     if reader.full_length:
         batch = {"input_ids": batch["input_ids"]}
     return model(**batch), mask_BL
+
+
+def _require_end(found: ModelFolder, tower: Tower, reader: CaptionReader) -> None:
+    if not reader.ends_where_pooled(tower.config):
+        end = reader.tokenizer("a")["input_ids"][-1]
+        raise DataError(
+            f"{found.spec}: its configuration says that captions end with token {tower.config.eos_token_id}, and its "
+            f"tokenizer ends them with {end}: another token than the last would stand for a caption; put eos_token_id "
+            "in its config.json right, or choose --text-pooling last"
+        )
 
 
 def _able(output: Any, tower: Tower, reader: CaptionReader) -> set[Pooling]:

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING
 
 from alignvl_cli.config import Pooling, Precision, Trust
+from alignvl_cli.encoders.computation import computation_record
 from alignvl_cli.encoders.folders import NO_TRUST, ModelFolder, Side
 from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.encoders.records import weights_sha256
@@ -51,6 +53,7 @@ LOADING = (
     AttributeError,
     EOFError,
     SafetensorError,
+    StrictDataclassError,
     UnpicklingError,
 )
 """What transformers raises on files that do not fit together."""
@@ -74,7 +77,11 @@ class Tower:
 
     @property
     def record(self) -> dict[str, Any]:
-        return {"class": type(self.model).__name__, "weights": self.weights}
+        return {
+            "class": type(self.model).__name__,
+            "weights": self.weights,
+            "config": computation_record(self.config),
+        }
 
 
 def load_tower(found: ModelFolder, side: Side, asked: Pooling | None, trust: Trust = NO_TRUST) -> Tower:
@@ -83,11 +90,9 @@ def load_tower(found: ModelFolder, side: Side, asked: Pooling | None, trust: Tru
     Unless trusted, weights are read from safetensors alone and no code of the model's own is run. DataError when they
     cannot be loaded or tensors are missing; UsageError when this is a model of the other side.
     """
-    if trust.remote_code:
-        require_code_here(found)
+    config = tower_config(found, side, trust)
     try:
         with quiet(), torch.random.fork_rng(devices=[]):  # transformers draws numbers for heads it does not find
-            config = _tower_config(found, side, trust)
             model, info = _model_class(found, config, side, asked).from_pretrained(
                 found.path,
                 config=config,
@@ -127,13 +132,26 @@ def probed(found: ModelFolder, tower: Tower) -> Iterator[None]:
 
 
 def require_steady(found: ModelFolder, tower: Tower, hidden: Tensor) -> None:
-    """Refuse a model that gives equal inputs (the first two rows of `hidden`) different vectors, as ViT-MAE does."""
+    """Refuse a model that gives equal inputs (the first two rows of `hidden`) different vectors, as ViT-MAE does, or
+    vectors of numbers that are none."""
+    if not torch.isfinite(hidden).all():
+        raise DataError(
+            f"{found.spec}: {type(tower.model).__name__} gives NaN or infinity: its weights or the settings of its "
+            "folder are damaged; fetch the model again"
+        )
     if not torch.allclose(hidden[0], hidden[1], rtol=1e-3, atol=1e-3):
         raise UsageError(f"{found.spec}: {type(tower.model).__name__} draws random numbers; choose another model")
 
 
-def _tower_config(found: ModelFolder, side: Side, trust: Trust) -> Any:
-    config = AutoConfig.from_pretrained(found.path, trust_remote_code=trust.remote_code, local_files_only=True)
+def tower_config(found: ModelFolder, side: Side, trust: Trust = NO_TRUST) -> Any:
+    """The resolved configuration of the tower for `side`. DataError when there is none that can be read."""
+    if trust.remote_code:
+        require_code_here(found)
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(found.path, trust_remote_code=trust.remote_code, local_files_only=True)
+    except LOADING as problem:
+        raise DataError(f"{found.spec}: transformers cannot load it: {reason_of(problem)}") from problem
     tower = getattr(config, SUB_CONFIG[side], None)
     if tower is None:
         return config

@@ -90,7 +90,7 @@ def _what_differs(run: Run, store: Store) -> str:
         "text": (run.text["record"], store.text["record"]),
     }
     fields = [
-        f"{tower} {key}"
+        f"{tower} {key}" + ("" if key in ours and key in theirs else " (recorded on one side alone)")
         for tower, (ours, theirs) in sides.items()
         for key in sorted(ours.keys() | theirs.keys())
         if ours.get(key) != theirs.get(key)

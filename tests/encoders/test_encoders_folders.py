@@ -91,22 +91,21 @@ def test_without_a_network_the_cache_serves_and_its_absence_is_said(hub, monkeyp
     assert asked == ["owner/model", "owner/none"]  # once each: no retries
 
 
-def test_online_the_commit_is_asked_for_and_only_needed_files_are_fetched(hub, monkeypatch):
+@pytest.mark.parametrize(("spec", "revision"), [("owner/model", None), ("owner/model@refs/pr/1", "refs/pr/1")])
+def test_online_only_needed_files_are_fetched_of_one_commit(hub, monkeypatch, spec, revision):
+    """By the name that was typed, so that the cache knows it offline; the weights by the commit that it led to."""
     snapshot = hub("owner/model", tiny_models.save_sentence_transformer)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     calls = []
-
-    class Info:
-        sha = COMMIT
 
     def download(repo, **options):
         calls.append(options)
         return str(snapshot)
 
-    monkeypatch.setattr(folders.HfApi, "model_info", lambda self, repo, revision, timeout: Info)
+    monkeypatch.setattr(folders.HfApi, "model_info", lambda self, repo, revision, timeout: None)
     monkeypatch.setattr(folders, "snapshot_download", download)
-    assert find_model("owner/model@main", Side.text).spec == f"owner/model@{COMMIT}"
-    assert {call["revision"] for call in calls} == {COMMIT}
+    assert find_model(spec, Side.text).spec == f"owner/model@{COMMIT}"
+    assert [call["revision"] for call in calls] == [revision, COMMIT]
     assert [call["allow_patterns"] for call in calls] == [folders.SMALL_FILES, ["model.safetensors"]]
     assert not any(call["local_files_only"] for call in calls)
 

@@ -1,10 +1,13 @@
 """Each way to read a text model, against transformers' and sentence-transformers' own output."""
 
+import json
+
 import numpy as np
 import pytest
 import tiny_models
 import torch
 import transformers
+from tokenizers import processors
 
 from alignvl_cli.config import Pooling, Precision
 from alignvl_cli.encoders.text import load_text, reload_text
@@ -182,9 +185,10 @@ def test_a_text_of_no_tokens_has_a_vector(tmp_path):
         load(folder, Pooling.cls)
 
 
-def test_positions_bound_the_length(tmp_path):
-    config = transformers.RobertaConfig(**tiny_models.TEXT | {"pad_token_id": 1})
-    folder = tiny_models.save_model(tmp_path / "roberta", transformers.RobertaModel, config)
+@pytest.mark.parametrize("name", ["Roberta", "RobertaPreLayerNorm", "IBert", "MPNet"])
+def test_positions_bound_the_length(tmp_path, name):
+    config = getattr(transformers, f"{name}Config")(**tiny_models.TEXT | {"pad_token_id": 1})
+    folder = tiny_models.save_model(tmp_path / "m", getattr(transformers, f"{name}Model"), config)
     tiny_models.save_tokenizer(folder)
     encoder = load(folder, Pooling.mean)
     assert encoder.max_length == 40 - 2  # its positions start after the padding id
@@ -204,7 +208,7 @@ def test_reload_takes_the_recorded_pooling_and_refuses_another_tokenizer(tmp_pat
     encoder = load(folder, Pooling.last)
     assert reload_text(encoder.record, encoder.about, "cpu", Precision.fp32).record == encoder.record
     tiny_models.save_tokenizer(folder, lowercase=False)
-    with pytest.raises(MismatchError, match=r"tokenizer: stored .*, loaded "):
+    with pytest.raises(MismatchError, match=r"tokenizer.behaviour: stored .*, loaded "):
         reload_text(encoder.record, encoder.about, "cpu", Precision.fp32)
 
 
@@ -267,3 +271,128 @@ def test_the_newer_spelling_of_pooling_and_a_default_prompt(tmp_path):
     tiny_models.write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": "lasttoken"})
     encoder = load(folder)
     assert (encoder.record["pooling"], encoder.record["prefix"]) == ("last", "s: ")
+
+
+def clip_ending_with(folder, end, **other):
+    tiny_models.save_clip(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= {"eos_token_id": end} | other
+    tiny_models.write_json(folder / "config.json", config)
+    return folder
+
+
+@pytest.mark.parametrize("pooling", [Pooling.pooler, Pooling.projection])
+@pytest.mark.parametrize("end", [2, 58])
+def test_a_clip_that_would_not_find_the_end_of_a_caption_is_refused(tmp_path, end, pooling):
+    """It would read the first token, which is the same for every caption; 2 stands for the highest id."""
+    folder = clip_ending_with(tmp_path / "m", end)
+    with pytest.raises(DataError, match=rf"captions end with token {end}, .* ends them with 3: .*eos_token_id"):
+        load(folder, pooling)
+    latent = load(folder, Pooling.last).encode(["a dog", "a cat"])
+    assert np.abs(latent[0] - latent[1]).max() > 1e-3
+
+
+def test_a_clip_of_old_files_is_read_at_its_highest_token(tmp_path):
+    folder = clip_ending_with(tmp_path / "m", 2, vocab_size=61)
+    config = transformers.CLIPConfig.from_pretrained(folder)
+    tiny_models.save_model(folder, transformers.CLIPModel, config)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.backend_tokenizer.add_special_tokens(["[END]"])
+    end = tokenizer.convert_tokens_to_ids("[END]")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [END]", special_tokens=[("[CLS]", 2), ("[END]", end)]
+    )
+    tokenizer.save_pretrained(folder)
+    pooled, last = load(folder).encode(CAPTIONS), load(folder, Pooling.last).encode(CAPTIONS)
+    np.testing.assert_allclose(pooled, last, rtol=0, atol=1e-5)
+
+
+def test_metaclips_end_is_2_and_no_relic(tmp_path):
+    text = tiny_models.TEXT | {"eos_token_id": 2}
+    config = transformers.MetaClip2Config(vision_config=tiny_models.VISION, text_config=text)
+    folder = tiny_models.save_model(tmp_path / "m", transformers.MetaClip2Model, config)
+    tiny_models.save_tokenizer(folder, class_token=False)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[SEP] $A [CLS]", special_tokens=[("[SEP]", 3), ("[CLS]", 2)]
+    )
+    tokenizer.save_pretrained(folder)
+    pooled, last = load(folder).encode(CAPTIONS), load(folder, Pooling.last).encode(CAPTIONS)
+    np.testing.assert_allclose(pooled, last, rtol=0, atol=1e-5)
+
+
+def test_captions_of_siglip_2_are_lower_cased(tmp_path):
+    """Its folders name Gemma's tokenizer, which keeps the case that the model was not trained on."""
+    folder = tiny_models.save_siglip(tmp_path / "m")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    letters = ["<pad>", "<eos>", "<bos>", "<unk>", *tiny_models.LETTERS, *"ABCDEFGHIJ", "▁"]
+    transformers.GemmaTokenizer(vocab={letter: row for row, letter in enumerate(letters)}, merges=[]).save_pretrained(
+        folder
+    )
+    encoder = load(folder)
+    assert encoder.record["lowercase"] is True
+    upper, lower, other = encoder.encode(["A DOG", "a dog", "a cat"])
+    np.testing.assert_allclose(upper, lower, rtol=0, atol=1e-6)
+    assert np.abs(lower - other).max() > 1e-3
+    bert = tiny_models.save_bert(tmp_path / "bert")
+    assert load(bert, Pooling.mean).record["lowercase"] is False
+
+
+def test_siglip_is_read_at_its_last_place_whatever_length_is_stated(tmp_path):
+    folder = tiny_models.save_siglip(tmp_path / "m")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.model_max_length = 7
+    tokenizer.save_pretrained(folder)
+    assert load(folder).max_length == 12
+    assert load(folder).reader.batch(["a"], "cpu")["input_ids"].shape == (1, 12)
+
+
+def test_padding_on_the_left_is_the_tokenizers_own_affair(tmp_path):
+    """The last token of a decoder, as transformers reads it where padding stands in front."""
+    config = transformers.Qwen2Config(**tiny_models.TEXT, num_key_value_heads=1)
+    folder = tiny_models.save_model(tmp_path / "m", transformers.Qwen2Model, config)
+    tiny_models.save_tokenizer(folder, class_token=False)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    sides = {"padding_side": "left", "truncation_side": "left"}
+    tiny_models.write_json(folder / "tokenizer_config.json", settings | sides)
+    tokenizer, model = (
+        transformers.AutoTokenizer.from_pretrained(folder),
+        transformers.AutoModel.from_pretrained(folder),
+    )
+    batch = tokenizer(CAPTIONS[:4], padding=True, return_tensors="pt")
+    assert batch["attention_mask"][:, 0].min() == 0
+    with torch.inference_mode():
+        output = model.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    np.testing.assert_allclose(
+        load(folder, Pooling.last).encode(CAPTIONS[:4]), output.last_hidden_state[:, -1], rtol=0, atol=1e-5
+    )
+
+
+def test_a_tokenizer_that_lacks_its_library_says_which(tmp_path):
+    if transformers.utils.is_sentencepiece_available():
+        pytest.skip("sentencepiece is here")
+    folder = tiny_models.save_siglip(tmp_path / "m")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    tiny_models.write_json(folder / "tokenizer_config.json", settings | {"tokenizer_class": "SiglipTokenizer"})
+    with pytest.raises(DataError, match="pip install sentencepiece"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "settings"),
+    [
+        ("sentence_bert_config.json", {"max_seq_length": -1}),
+        ("sentence_bert_config.json", {"max_seq_length": "20"}),
+        ("1_Pooling/config.json", {"pooling_mode": None}),
+        ("1_Pooling/config.json", {"pooling_mode": [1]}),
+        ("modules.json", [{"path": 3, "type": "Transformer"}]),
+        ("config.json", {"model_type": "bert", "hidden_size": "wide"}),
+    ],
+    ids=str,
+)
+def test_settings_of_another_type_are_data_errors(tmp_path, file, settings):
+    folder = tiny_models.save_sentence_transformer(tmp_path / "m")
+    tiny_models.write_json(folder / file, settings)
+    with pytest.raises(DataError, match=str(folder)):
+        load(folder)

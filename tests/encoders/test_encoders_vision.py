@@ -246,3 +246,35 @@ def test_pixels_may_be_read_only_or_a_view(folders):
     batch.flags.writeable = False
     assert np.array_equal(encoder.encode(batch), expected)
     assert np.array_equal(encoder.encode(batch[::-1])[::-1], expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"image_mean": None},
+        {"image_mean": [0.5], "image_std": [0.5]},
+        {"resample": 9},
+        {"resample": None},
+        {"size": {"longest_edge": 40}},
+        {"size": None},
+        {"crop_size": None},
+        {"rescale_factor": None},
+    ],
+    ids=str,
+)
+def test_settings_of_an_image_processor_that_cannot_be_carried_out_are_data_errors(tmp_path, settings):
+    folder = tiny_models.save_dinov2(tmp_path / "m")
+    stored = json.loads((folder / "preprocessor_config.json").read_text())
+    tiny_models.write_json(folder / "preprocessor_config.json", stored | settings)
+    with pytest.raises(
+        DataError, match=r"m: its image processor \(Bit.*\) cannot prepare a picture: .*preprocessor_config"
+    ):
+        load(folder)
+
+
+def test_a_model_that_gives_no_numbers_is_a_data_error(tmp_path):
+    folder = tiny_models.save_dinov2(tmp_path / "m")
+    stored = json.loads((folder / "preprocessor_config.json").read_text())
+    tiny_models.write_json(folder / "preprocessor_config.json", stored | {"image_std": [0, 0, 0]})
+    with pytest.raises(DataError, match="NaN or infinity"):
+        load(folder)

@@ -1,5 +1,6 @@
 """Evaluation of whole runs on whole stores, against a brute force that shares no code with it."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -210,6 +211,16 @@ def test_a_store_of_other_encoders_is_refused_and_both_sides_named(tmp_path):
         evaluate(run, theirs, "test")
     for part in ("mine and mine", "theirs and theirs", mine.encoder_hash[:8], theirs.encoder_hash[:8], "vision model"):
         assert part in str(caught.value)
+
+
+def test_what_only_one_side_records_is_said(tmp_path):
+    """As the model's configuration, which stores of earlier versions lack."""
+    store = open_store(make_store(tmp_path / "s.h5", images=20))
+    run = load_run(make_run(tmp_path / "run", store))
+    record = run.vision["record"] | {"config": {"hidden_act": "gelu"}}
+    newer = dataclasses.replace(run, encoder_hash="0" * 64, vision=run.vision | {"record": record})
+    with pytest.raises(MismatchError, match=r"they differ in: vision config \(recorded on one side alone\)"):
+        evaluate(newer, store, "test")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

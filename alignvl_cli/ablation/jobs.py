@@ -1,7 +1,6 @@
 """One run of a study: trained, evaluated, and read back from its folder."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -105,8 +104,6 @@ def _training(job: Job, store: Store) -> Iterator[Record]:
     """The training of an unfinished job, from its checkpoint or from the first step."""
     if has_checkpoint(job.folder) and _made_of(read_json(job.folder / CONFIG, "run's configuration")) == job.decides:
         return resume_run(job.folder, [job.store])
-    if not (job.folder / CONFIG).is_file():
-        shutil.rmtree(job.folder, ignore_errors=True)  # our own, killed before it was a run
     return train_run([store], job.folder, job.config, overwrite=True)
 
 

@@ -11,7 +11,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from alignvl_cli.ablation.records import FAILED, Outcome, Ranks
-from alignvl_cli.config import TrainConfig
+from alignvl_cli.config import Init, TrainConfig
 from alignvl_cli.devices import computing_with
 from alignvl_cli.errors import DataError, DivergedError, MismatchError
 from alignvl_cli.provenance import read_json, write_json
@@ -139,6 +139,7 @@ def read_outcome(job: Job) -> Outcome | None:
             TRAIN: _positives(result),
         },
         ranks=_ranks(path.with_suffix(".parquet")),
+        kept_start=job.config.init is Init.cca and result["best"].get("epoch") == 0,
     )
 
 

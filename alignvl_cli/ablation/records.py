@@ -77,6 +77,8 @@ class Outcome:
     """By direction; empty for a failed run."""
     failure: str | None = None
     """Why it has no metrics, in a sentence; None when it has."""
+    kept_start: bool = False
+    """Whether no epoch of its training was better than its start at CCA, which is then what was evaluated."""
 
 
 def run_folder(study: Path, arm: str, seed: int) -> Path:

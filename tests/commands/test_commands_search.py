@@ -40,6 +40,19 @@ def test_a_page_holds_the_pictures_themselves(coloured, tmp_path):
     assert "<script" not in html
 
 
+def test_a_page_replaces_no_file_but_another_page_unasked(coloured, tmp_path):
+    page = tmp_path / "thesis.html"
+    page.write_text("<!doctype html>years of work")
+    message = coloured.fails(2, "search", "green", "--html", page)
+    assert "thesis.html: a file is there already; add --overwrite to replace it" in message
+    assert page.read_text() == "<!doctype html>years of work"
+    coloured.succeeds("search", "green", "--html", page, "--overwrite")
+    assert "<title>green</title>" in page.read_text()
+    coloured.succeeds("search", "red", "--html", page)
+    assert "<title>red</title>" in page.read_text()
+    assert "a folder is there; name a file" in coloured.fails(2, "search", "green", "--html", tmp_path)
+
+
 def test_a_picture_asks_captions_and_stands_on_its_page(coloured, tmp_path):
     Image.new("RGB", (30, 30), "red").save(tmp_path / "query.png")
     coloured.succeeds("search", "--image", tmp_path / "query.png", "-k", 3, "--html", tmp_path / "page.html")

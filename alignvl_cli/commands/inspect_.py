@@ -41,7 +41,7 @@ def inspect_(
     With --verify the largest gap (1 - cosine) between stored and fresh latents is reported; leaves with 3 when
     it is more than rounding explains, and with 4 when the encoders are no longer those of the store.
     """
-    from alignvl_cli.report.artefacts import facts_table, workspace_table
+    from alignvl_cli.report.artefacts import facts_text, workspace_table
 
     if verify is not None and (path is None or _kind(path) != "store"):
         raise UsageError("--verify encodes a sample again, for which it needs a store; give the path of one")
@@ -63,7 +63,7 @@ def inspect_(
     if as_json:
         session.document(facts)
     else:
-        session.show(facts_table(facts))
+        session.show(facts_text(facts, session.out.width), is_whole=True)
     if verification is not None:
         _judge(session, path, verification)
 

@@ -153,6 +153,21 @@ class _Fitted:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class FirstThatFits:
+    """The first of several shapes of one table that a terminal is wide enough for, unfolded; else the last."""
+
+    shapes: Sequence[RenderableType]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        unbounded = options.update(max_width=10_000)
+        for shape in self.shapes[:-1]:
+            if Measurement.get(console, unbounded, shape).maximum <= options.max_width:
+                yield shape
+                return
+        yield self.shapes[-1]
+
+
 def _drawn(table: Table) -> RichTable:
     drawn = RichTable(
         title=safe(table.title, "bold") if table.title else None,

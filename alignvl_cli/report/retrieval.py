@@ -165,9 +165,8 @@ def fitted(grid: Grid) -> RenderableType:
     folded = replace(grid, rows=[(name.replace(", ", ",\n"), cells) for name, cells in grid.rows])
     pairs = [replace(grid, rows=grid.rows[start : start + 2]) for start in range(0, len(grid.rows), 2)]
     singles = [replace(grid, rows=[row]) for row in grid.rows]
-    return FirstThatFits(
-        [_across(grid), _across(folded), _down(grid), *(Group(*map(_down, s)) for s in (pairs, singles))]
-    )
+    apart = [Group(*map(_down, parts)) for parts in (pairs, singles)]
+    return FirstThatFits([_across(grid), _across(folded), _down(grid), *apart])
 
 
 def _across(grid: Grid) -> Table:

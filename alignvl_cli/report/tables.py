@@ -32,6 +32,8 @@ LATEX = {
 }
 LEAST_WORDS = 28
 """Letters to a line that words at the end of a row are given beside its figures, if they are as many."""
+UNBOUNDED = 10_000
+"""Columns that nothing is folded in."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet computes a cell that begins like this, unless it is a number."""
 
@@ -160,7 +162,7 @@ class FirstThatFits:
     shapes: Sequence[RenderableType]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        unbounded = options.update(max_width=10_000)
+        unbounded = options.update(max_width=UNBOUNDED)
         for shape in self.shapes[:-1]:
             if Measurement.get(console, unbounded, shape).maximum <= options.max_width:
                 yield shape

@@ -83,11 +83,21 @@ def test_the_measured_recall_of_an_index_is_said(coloured, tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--factory", "Fiat"], "Fiat"), (["--memory", "0.0000001"], "--memory"), (["--hubness", "csls"], "csls")],
+    [
+        (["--factory", "Fiat"], "Fiat"),
+        (["--memory", "0.0000001"], "--memory"),
+        (["--memory", "2 apples"], "--memory: wanted a size such as 8GB"),
+        (["--hubness", "csls"], "csls"),
+    ],
 )
 def test_an_index_that_cannot_be_is_a_usage_error(coloured, tmp_path, words, message):
     assert message in coloured.fails(2, "index", "-o", tmp_path / "none", *words)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("memory", ["2GB", "2GiB", "500 MB", "0.5"])
+def test_the_memory_of_an_index_is_a_size_as_in_training_or_gib(coloured, tmp_path, memory):
+    coloured.succeeds("index", "-o", tmp_path / "index", "--memory", memory)
 
 
 @pytest.mark.parametrize(("data", "message"), [(b"\n \n", "no text"), (b"\xff\xfe\x00x", "UTF-8")])

@@ -23,7 +23,8 @@ NAMED = 5
 def inspect_(
     session: Session,
     path: Annotated[
-        Path | None, typer.Argument(help="A store, run, index or study. Default: list the whole workspace.")
+        Path | None,
+        typer.Argument(metavar="PATH", help="A store, run, index or study. Default: list the whole workspace."),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Read every byte and verify it.")] = False,
     verify: Annotated[
@@ -38,7 +39,7 @@ def inspect_(
 
     Without a path, list the workspace.
 
-    With --verify the largest gap (1 - cosine) between stored and fresh latents is reported; leaves with 3 when
+    With --verify the largest gap (1 - cosine) between stored and fresh latents is reported; exits with 3 when
     it is more than rounding explains, and with 4 when the encoders are no longer those of the store.
     """
     from alignvl_cli.report.artefacts import facts_text, workspace_table

@@ -17,7 +17,7 @@ class Shell(StrEnum):
 
 
 def completion(
-    session: Session, shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]
+    session: Session, shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="Shell to print it for.")]
 ) -> None:
     """Print a shell's completion script.
 

@@ -205,14 +205,14 @@ def _print_version(wanted: bool) -> None:
 
 
 HelpOption = Annotated[
-    bool, typer.Option("--help", "-h", callback=_print_help, is_eager=True, help="Show this message and leave.")
+    bool, typer.Option("--help", "-h", callback=_print_help, is_eager=True, help="Show this message and exit.")
 ]
 
 
 @app.callback()
 def alignvl(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     show_help: HelpOption = False,
 ) -> None:

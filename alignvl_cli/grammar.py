@@ -85,26 +85,30 @@ def subset_of(text: str) -> tuple[SubsetKind, int] | None:
 UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
-def _bytes(text: str) -> int | None:
-    """Bytes of `8GB`, `500MB` or `2GiB`; None for `none`."""
-    if text == "none":
-        return None
+def size_in_bytes(flag: str, text: str, plain: int | None = None, also: str = "") -> int:
+    """Bytes of `8GB`, `500MB` or `2GiB`, and of a plain number of `plain` bytes where that is given; UsageError that
+    names `flag`, and what is wanted `also`, for anything else."""
     number = text.strip().rstrip("BIKMGTbikmgt ")
     unit = text.strip()[len(number) :].strip().lower()
     try:
-        size = float(number) * UNITS[unit]
+        size = float(number) * (plain if plain and not unit else UNITS[unit])
     except (KeyError, ValueError):
         size = math.nan
     if not (math.isfinite(size) and size >= 1):
-        raise UsageError(f"--memory-budget: wanted 'none' or a size such as 8GB, 500MB or 2GiB, got '{text}'")
+        raise UsageError(f"--{flag}: wanted {also}a size such as 8GB, 500MB or 2GiB, got '{text}'")
     return int(size)
+
+
+def _memory_budget(text: str) -> int | None:
+    """None for `none`."""
+    return None if text == "none" else size_in_bytes("memory-budget", text, also="'none' or ")
 
 
 GRAMMAR: dict[str, Callable[[str], Any]] = {
     "temperature": _temperature,
     "loss-tile": _loss_tile,
     "subset": subset_of,
-    "memory-budget": _bytes,
+    "memory-budget": _memory_budget,
 }
 """Settings that are words or numbers: what reads them, and refuses what it cannot (UsageError)."""
 

@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,29 @@ def read_sealed(path: Path, what: str) -> tuple[dict[str, Any], bool]:
     if key != SEAL or not is_sealed:  # a seal by another name is one whose name was damaged
         raise DataError(f"{path}: this {what} is damaged or was edited: it is not what its {SEAL} was taken of")
     return rest, True
+
+
+def stated_format(path: Path) -> str | None:
+    """What the JSON in `path` says of its format, sound or damaged; None where it says nothing, or cannot be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    stated = (value.get("format") or value.get("schema")) if isinstance(value, dict) else None
+    return stated if isinstance(stated, str) else None
+
+
+def foreign_file(folder: Path, written: Mapping[str, tuple[str, ...]]) -> Path | None:
+    """A file below `folder` that `written` ({subfolder, "." for itself: patterns of names}) does not cover; None when
+    there is none. What a killed process was writing (see `committed`) is ours."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            continue
+        inside = path.relative_to(folder)
+        patterns = (*written.get(inside.parent.as_posix(), ()), ".*.tmp")
+        if not any(fnmatch(path.name, pattern) for pattern in patterns):
+            return inside
+    return None
 
 
 def check_parts(folder: Path, sha256: Mapping[str, str], what: str) -> None:

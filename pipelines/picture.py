@@ -129,7 +129,7 @@ def place(points: float) -> float:
     return round(PLOT * (points - low) / (high - low), 1)
 
 
-def forest(verdicts: dict[str, Any]) -> dict[str, Any]:
+def forest(verdicts: dict[str, Any], study: dict[str, Any]) -> dict[str, Any]:
     found = {arm["arm"]: arm for arm in verdicts["arms"]}
     arms = []
     for name, (keys, title) in ARMS.items():
@@ -146,7 +146,9 @@ def forest(verdicts: dict[str, Any]) -> dict[str, Any]:
                 "words": words,
             }
         )
-    return {"arms": arms, "zero": place(0), "seeds": len(verdicts["seeds"])}
+    noise = study["arms"]["no-mix+rp+no-es"]["settings"]
+    unit = "of the RMS" if noise["noise_units"] == "rms" else "absolute"
+    return {"arms": arms, "zero": place(0), "seeds": len(verdicts["seeds"]), "noise": f"{noise['noise_std']:g} {unit}"}
 
 
 def draw(html: str, output: Path) -> None:
@@ -176,7 +178,7 @@ def main() -> None:
         **encoders(store),
         **matrix(given.run, store),
         **recalls(evaluation),
-        **forest(json.loads((given.study / "verdicts.json").read_text())),
+        **forest(*(json.loads((given.study / name).read_text()) for name in ("verdicts.json", "study.json"))),
         "pairs": some_pairs(store),
         "ingredients": INGREDIENTS,
         "parameters": f"{json.loads((given.run / 'result.json').read_text())['parameters']:,}",

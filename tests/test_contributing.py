@@ -22,7 +22,9 @@ DIFFS = re.findall(r"^```diff\n(.*?)^```", PAGE, re.M | re.S)
 def changed(tmp_path_factory):
     """Runs Python in a copy of the tree to which every diff of the page was applied, one after the other."""
     tree = tmp_path_factory.mktemp("contributing")
-    shutil.copytree(ROOT / "alignvl_cli", tree / "alignvl_cli", ignore=shutil.ignore_patterns("__pycache__", "*.tar"))
+    for part in ("alignvl_cli", "tests", "docs"):
+        shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__", "*.tar"))
+    shutil.copy(ROOT / "pyproject.toml", tree)
     for diff in DIFFS:
         words = ["git", "apply", "-p0", "--verbose"]
         done = subprocess.run(words, input=diff, text=True, capture_output=True, cwd=tree)
@@ -33,15 +35,15 @@ def changed(tmp_path_factory):
         done = subprocess.run(
             [sys.executable, *map(str, words)], capture_output=True, text=True, env=environment, cwd=tree
         )
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stderr + done.stdout
         return done.stdout
 
     assert python("-c", "import alignvl_cli; print(alignvl_cli.__file__)").startswith(str(tree))
     return python
 
 
-def test_the_page_shows_four_additions():
-    assert len(DIFFS) == 4
+def test_the_page_shows_four_additions_and_what_one_of_them_owes():
+    assert len(DIFFS) == 5
 
 
 def test_a_new_noise_kind_and_a_new_adapter_train(changed, tmp_path):
@@ -71,6 +73,13 @@ def test_a_new_dataset_layout_is_read(changed, tmp_path):
     )
     found = changed("-c", code, tmp_path / "pairs.lst")
     assert found == "[('a.png', ('a red square', 'red')), ('b.png', ('blue',))]\n"
+
+
+def test_a_new_dataset_layout_passes_the_tests_of_all_layouts(changed):
+    page = "tests/pairs/test_pairs_samples.py"
+    twins = [f"{page}::test_a_sample_gives_the_items_of_its_twin[lines-{forced}]" for forced in (False, True)]
+    every = f"{page}::test_the_page_has_a_sample_of_each_format"
+    changed("-m", "pytest", "-q", "-p", "no:cacheprovider", every, *twins)
 
 
 def test_a_new_family_of_encoders_says_how_it_is_read(changed, tmp_path):

@@ -50,6 +50,24 @@ def alignvl_lines(text: str) -> list[list[str]]:
     return calls
 
 
+def commands(group: object = None, name: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The words of every command."""
+    subcommands = getattr(group or get_command(app), "commands", None)
+    if subcommands is None:
+        return [name]
+    return [words for key, command in subcommands.items() for words in commands(command, (*name, key))]
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_the_help_of_every_command_names_arguments_in_capitals_and_exits(words, capsys):
+    parse([*words, "--help"])
+    text = capsys.readouterr().out
+    usage = text.splitlines()[0].removeprefix("Usage: alignvl " + " ".join(words)).replace("STUDY.toml", "STUDY")
+    assert usage == usage.upper()
+    assert "message and exit" in text
+    assert not re.search(r"\bleaves? with\b|and leave\b", text)
+
+
 def parse(words: list[str]) -> str:
     """The command that `words` call, after each argument was converted and checked; nothing is run."""
     name, command, context = "alignvl", get_command(app), None

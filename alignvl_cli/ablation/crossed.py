@@ -75,9 +75,11 @@ def crossed_interval(mean: float, seed_S: np.ndarray, resampled_SB: np.ndarray, 
 
     The variance of the crossed resamples holds that of images and of seeds once, but what a seed does to single
     images three times (Owen 2007, theorem 2), and would give intervals that cover 98 to 100 % here. As V(images) and
-    V(seeds), resampled alone, hold it once each, 2 (V(images) + V(seeds)) - V(crossed) counts everything once. The
-    quantile is Student's with Satterthwaite's (1946) degrees of freedom: a percentile of ten seeds is too narrow.
-    `benchmarks/study_statistics.py` measures the coverage. Needs S >= 2.
+    V(seeds), resampled alone, hold it once each, 2 (V(images) + V(seeds)) - V(crossed) counts everything once. That
+    difference of estimates may come out near nothing where few seeds agree by chance, so it is held to be no less than
+    either part, as the truth is. The quantile is Student's with Satterthwaite's (1946) degrees of freedom, which are
+    no fewer than those of the scarcer: a percentile of ten seeds is too narrow. `benchmarks/study_statistics.py`
+    measures the coverage. Needs S >= 2.
     """
     seeds, resamples = resampled_SB.shape
     draw = np.random.default_rng(SEED + 1)
@@ -85,10 +87,11 @@ def crossed_interval(mean: float, seed_S: np.ndarray, resampled_SB: np.ndarray, 
     crossed_B = np.einsum("bs,sb->b", times_BS, resampled_SB) / (seeds - 1)
     of_seeds = float(seed_S.var(ddof=1) / seeds)
     of_images = float(resampled_SB.mean(axis=0).var(ddof=1))
-    variance = max(2 * (of_images + of_seeds) - float(crossed_B.var(ddof=1)), of_seeds)
+    variance = max(2 * (of_images + of_seeds) - float(crossed_B.var(ddof=1)), of_seeds, of_images)
     if variance == 0:
         return mean, mean
     freedom = variance**2 / (of_seeds**2 / (seeds - 1) + of_images**2 / (images - 1))
+    freedom = max(freedom, min(seeds, images) - 1)
     half = max(  # never surer of all images than of these
         float(stats.t.ppf(1 - LEVEL / 2, freedom)) * variance**0.5,
         float(stats.t.ppf(1 - LEVEL / 2, seeds - 1)) * of_seeds**0.5,

@@ -1,7 +1,6 @@
 """One run of a study: trained, evaluated, and read back from its folder."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +11,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from alignvl_cli.ablation.records import FAILED, Outcome, Ranks
-from alignvl_cli.config import TrainConfig
+from alignvl_cli.config import Init, TrainConfig
 from alignvl_cli.devices import computing_with
 from alignvl_cli.errors import DataError, DivergedError, MismatchError
 from alignvl_cli.provenance import read_json, write_json
@@ -105,8 +104,6 @@ def _training(job: Job, store: Store) -> Iterator[Record]:
     """The training of an unfinished job, from its checkpoint or from the first step."""
     if has_checkpoint(job.folder) and _made_of(read_json(job.folder / CONFIG, "run's configuration")) == job.decides:
         return resume_run(job.folder, [job.store])
-    if not (job.folder / CONFIG).is_file():
-        shutil.rmtree(job.folder, ignore_errors=True)  # our own, killed before it was a run
     return train_run([store], job.folder, job.config, overwrite=True)
 
 
@@ -142,6 +139,7 @@ def read_outcome(job: Job) -> Outcome | None:
             TRAIN: _positives(result),
         },
         ranks=_ranks(path.with_suffix(".parquet")),
+        kept_start=job.config.init is Init.cca and result["best"].get("epoch") == 0,
     )
 
 

@@ -62,7 +62,7 @@ def judge(study: Study, outcomes: Sequence[Outcome], split: str, evaluation: Map
             _effect_verdict(effect, contrast, study) for effect, contrast in zip(found, contrasts, strict=True)
         ),
         evaluation=dict(evaluation),
-        warnings=tuple(_warnings(study, arms)),
+        warnings=(*_warnings(study, arms), *_untrained(arms, done)),
     )
 
 
@@ -224,3 +224,15 @@ def _warnings(study: Study, arms: Sequence[ArmVerdict]) -> list[str]:
             f"with Holm over {len(arms) - 1} needs {needed} seeds (--seeds 0-{needed - 1})"
         )
     return warnings
+
+
+def _untrained(arms: Sequence[ArmVerdict], done: Mapping[tuple[str, int], Outcome]) -> list[str]:
+    """A warning of runs whose training changed nothing: arms that kept one start are equal whatever their settings."""
+    kept = {arm.arm: sum(done[arm.arm, seed].kept_start for seed in arm.seeds) for arm in arms}
+    told = [f"{kept[arm.arm]} of {len(arm.seeds)} runs of arm {arm.arm}" for arm in arms if kept[arm.arm]]
+    if not told:
+        return []
+    return [
+        f"{', '.join(told)} kept their start at CCA, as no epoch was better: in them nothing that was trained is "
+        'compared; train for more epochs, or from drawn weights (init = "random")'
+    ]

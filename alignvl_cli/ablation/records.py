@@ -50,6 +50,8 @@ ARMS = "arms"
 FAILED = "failed.json"
 """In a run's folder: {"reason": ..., "settings": ..., "content_hash": ...} of a training that diverged."""
 STUDY_SCHEMA, VERDICTS_SCHEMA = "alignvl.study/1", "alignvl.verdicts/1"
+STUDY_FAMILY = "alignvl.study/"
+"""What the schema of a study begins with, of this and every other version."""
 PRIMARY = "mean_recall"
 """The metric that verdicts are about; every other one is descriptive."""
 
@@ -75,6 +77,8 @@ class Outcome:
     """By direction; empty for a failed run."""
     failure: str | None = None
     """Why it has no metrics, in a sentence; None when it has."""
+    kept_start: bool = False
+    """Whether no epoch of its training was better than its start at CCA, which is then what was evaluated."""
 
 
 def run_folder(study: Path, arm: str, seed: int) -> Path:
@@ -114,6 +118,10 @@ def read_verdicts(path: Path) -> dict[str, Any]:
 def _require_study(path: Path) -> None:
     if not (path / STUDY).is_file():
         raise DataError(f"{path}: not a study, it holds no {STUDY}; `alignvl ablate STUDY.toml` makes one")
+    if not str(read_json(path / STUDY, "study").get("schema")).startswith(STUDY_FAMILY):
+        raise DataError(
+            f"{path}: not a study, its {STUDY} is of another program; `alignvl ablate STUDY.toml` makes one"
+        )
     if not is_complete_study(path):
         raise DataError(
             f"{path}: this study is not finished; `alignvl ablate` with its file and -o {path} goes on where it stopped"

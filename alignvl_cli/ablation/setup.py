@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from alignvl_cli.ablation.jobs import Job, differences
-from alignvl_cli.ablation.records import STUDY, STUDY_SCHEMA, run_folder
+from alignvl_cli.ablation.records import STUDY, STUDY_FAMILY, STUDY_SCHEMA, run_folder
 from alignvl_cli.ablation.study import Arm, Study
 from alignvl_cli.config import Device
 from alignvl_cli.devices import choose_device, usable_cores, visible_gpus
@@ -114,11 +114,12 @@ def begin(setup: Setup, folder: Path) -> Setup:
     """`setup` with the seeds that `folder` has already besides; the folder stays as it is. Raises as `run_study`."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output {folder}: a study is a folder, and this is a file; name another place")
-    if not (folder / STUDY).is_file():
+    before = read_json(folder / STUDY, "study") if (folder / STUDY).is_file() else {}
+    if not str(before.get("schema")).startswith(STUDY_FAMILY):
         if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise UsageError(f"--output {folder}: the folder holds something that is no study; name another place")
         return setup
-    before, now = read_json(folder / STUDY, "study"), setup.record()
+    now = setup.record()
     changed = _changed(before, now)
     if changed:
         raise MismatchError(

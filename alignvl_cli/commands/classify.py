@@ -12,7 +12,9 @@ from alignvl_cli.config import Device
 
 def classify(
     session: Session,
-    run: Annotated[Path | None, typer.Argument(help="Run to classify with. Default: the newest run.")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="Run to classify with. Default: the newest run.")
+    ] = None,
     data: DataOption = None,
     split: Annotated[str, typer.Option(help="Split of the store, or `all`.")] = "test",
     labels: Annotated[

@@ -16,10 +16,17 @@ class Shell(StrEnum):
     fish = "fish"
 
 
-def completion(session: Session, shell: Annotated[Shell, typer.Argument(help="Shell to print it for.")]) -> None:
+def completion(
+    session: Session, shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="Shell to print it for.")]
+) -> None:
     """Print a shell's completion script.
 
-    Keep it where the shell looks, for bash in ~/.local/share/bash-completion/completions/alignvl.
+    Keep it where the shell looks:
+
+    \b
+    bash  ~/.local/share/bash-completion/completions/alignvl
+    zsh   _alignvl in a folder of $fpath, such as ~/.zfunc
+    fish  ~/.config/fish/completions/alignvl.fish
     """
     from typer.completion import get_completion_script
 

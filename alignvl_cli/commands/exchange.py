@@ -11,8 +11,8 @@ from alignvl_cli.config import LatentFormat
 
 def export(
     session: Session,
-    store: Annotated[Path, typer.Argument(help="Store to export.")],
-    folder: Annotated[Path, typer.Argument(help="Folder to make.")],
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="Store to export.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to make.")],
     to: Annotated[LatentFormat, typer.Option("--to", help="Layout of the files.")] = LatentFormat.npy,
 ) -> None:
     """Write a store's pairs, one a row, as npy or safetensors.
@@ -30,7 +30,9 @@ def export(
 
 def import_(
     session: Session,
-    folder: Annotated[Path, typer.Argument(help="Folder that `alignvl store export` or clip-retrieval made.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder that `alignvl store export` or clip-retrieval made.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Store to make.")],
     vision: Annotated[str, typer.Option(help="Id of the model that the image latents came from.")],
     text: Annotated[str, typer.Option(help="Id of the model that the text latents came from.")],

@@ -12,7 +12,7 @@ from alignvl_cli.config import ExportTarget, Trust
 
 def export(
     session: Session,
-    run: Annotated[Path | None, typer.Argument(help="Run to export. Default: the newest run.")] = None,
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="Run to export. Default: the newest run.")] = None,
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.")],
     to: Annotated[ExportTarget, typer.Option("--to", help="What will load it.")],

@@ -8,14 +8,18 @@ import typer
 from alignvl_cli.commands.options import DataOption, DeviceOption, OverwriteOption
 from alignvl_cli.commands.session import Session
 from alignvl_cli.config import Device
+from alignvl_cli.grammar import size_in_bytes
 from alignvl_cli.retrieval.protocol import HubCorrection
 
 GIB = 2**30
+"""What a size without a unit is counted in."""
 
 
 def index(
     session: Session,
-    run: Annotated[Path | None, typer.Argument(help="Run whose adapters to use. Default: the newest run.")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="Run whose adapters to use. Default: the newest run.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Index folder to make. Default: numbered, in the workspace.")
     ] = None,
@@ -25,7 +29,10 @@ def index(
         str, typer.Option(help="FAISS factory string; auto: exact up to a million vectors, if they fit.")
     ] = "auto",
     memory: Annotated[
-        float | None, typer.Option(help="GiB that the indexes may take. Default: half of what is free.")
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="What the indexes may take: 8GB, 2GiB, or GiB alone. Default: half of what is free."
+        ),
     ] = None,
     hubness: Annotated[
         HubCorrection | None, typer.Option(help="Correct hubs, told by the training split's queries.")
@@ -41,8 +48,8 @@ def index(
     from alignvl_cli.devices import choose_device
     from alignvl_cli.runs.folder import load_run
 
+    allowed = None if memory is None else size_in_bytes("memory", memory, plain=GIB)
     place = choose_device(device)
     trained = load_run(run or session.newest_run(), place)
-    allowed = None if memory is None else int(memory * GIB)
     options = {"factory": factory, "memory": allowed, "correction": hubness, "device": place, "overwrite": overwrite}
     session.result(make_index(session, trained, output, data, split, **options))

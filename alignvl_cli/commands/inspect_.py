@@ -23,7 +23,8 @@ NAMED = 5
 def inspect_(
     session: Session,
     path: Annotated[
-        Path | None, typer.Argument(help="A store, run, index or study. Default: list the whole workspace.")
+        Path | None,
+        typer.Argument(metavar="PATH", help="A store, run, index or study. Default: list the whole workspace."),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Read every byte and verify it.")] = False,
     verify: Annotated[
@@ -38,11 +39,11 @@ def inspect_(
 
     Without a path, list the workspace.
 
-    With --verify the largest gap (1 - cosine) between stored and fresh latents is reported; leaves with 3 when
+    With --verify the largest gap (1 - cosine) between stored and fresh latents is reported; exits with 3 when
     it is more than rounding explains or no image can be compared, and with 4 when the encoders are no longer
     those of the store.
     """
-    from alignvl_cli.report.artefacts import facts_table, workspace_table
+    from alignvl_cli.report.artefacts import facts_text, workspace_table
 
     if verify is not None and (path is None or _kind(path) != "store"):
         raise UsageError("--verify encodes a sample again, for which it needs a store; give the path of one")
@@ -64,7 +65,7 @@ def inspect_(
     if as_json:
         session.document(facts)
     else:
-        session.show(facts_table(facts))
+        session.show(facts_text(facts, session.out.width), is_whole=True)
     if verification is not None:
         _judge(session, path, verification)
 

@@ -24,7 +24,10 @@ PickleOption = Annotated[
 
 DATA = "Data"
 DatasetArgument = Annotated[
-    str, typer.Argument(help="A manifest, annotation file, folder, tar (or pattern), `hf:org/name` or `demo:emoji`.")
+    str,
+    typer.Argument(
+        metavar="DATASET", help="A manifest, annotation file, folder, tar (or pattern), `hf:org/name` or `demo:emoji`."
+    ),
 ]
 FormatOption = Annotated[
     DatasetFormat | None,

@@ -11,7 +11,7 @@ from alignvl_cli.commands.session import Session
 
 def probe(
     session: Session,
-    store: Annotated[Path | None, typer.Argument(help="Store to probe. Default: the newest.")] = None,
+    store: Annotated[Path | None, typer.Argument(metavar="STORE", help="Store to probe. Default: the newest.")] = None,
     sample: Annotated[int, typer.Option(min=20, help="Images of a split that are looked at, at most.")] = 4000,
     as_json: JsonOption = False,
 ) -> None:

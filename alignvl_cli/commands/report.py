@@ -68,7 +68,7 @@ def report(
     if chosen is ReportFormat.table and output is not None:
         raise UsageError("--format table is for the terminal: leave --output out, or name another format")
     if output is not None:
-        _require_free(output, overwrite)
+        require_free(output, overwrite)
     folder = _folder(session, path)
     is_run = (folder / MARKS["run"]).is_file()
     if is_run and chosen is not ReportFormat.html and plots is None:
@@ -115,7 +115,7 @@ def _save_plots(session: Session, views: "Views", folder: Path, overwrite: bool)
 
     for plot in views.plots:
         for suffix in SAVED:
-            _require_free(folder / f"{plot.name}.{suffix}", overwrite)
+            require_free(folder / f"{plot.name}.{suffix}", overwrite)
     for saved in save_plots(views.plots, folder):
         session.note(f"drew {saved}")
 
@@ -139,7 +139,8 @@ def _by_name(output: Path) -> ReportFormat:
     return form
 
 
-def _require_free(path: Path, overwrite: bool) -> None:
+def require_free(path: Path, overwrite: bool) -> None:
+    """UsageError when `path` is a folder, or a file that is not to be replaced."""
     if path.is_dir():
         raise UsageError(f"{path}: a folder is there; name a file")
     if path.exists() and not overwrite:

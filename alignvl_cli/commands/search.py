@@ -31,6 +31,9 @@ def search(
     open_page: Annotated[
         bool, typer.Option("--open", help="Show that page in a browser. Default place: the workspace.")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is at --html; a search's page always is.")
+    ] = False,
     device: DeviceOption = Device.auto,
     trust_remote_code: TrustOption = False,
     allow_pickle: PickleOption = False,
@@ -44,6 +47,7 @@ def search(
         raise UsageError('search wants either TEXT or --image FILE, e.g. `alignvl search "red heart"`')
 
     from alignvl_cli.commands.artefacts import open_or_make_index
+    from alignvl_cli.commands.gallery import gallery_place, query_picture, write_gallery
     from alignvl_cli.devices import choose_device
     from alignvl_cli.report.hits import hits_table
     from alignvl_cli.retrieval.encoder import DualEncoder
@@ -53,6 +57,7 @@ def search(
         raise UsageError('search: TEXT is blank; say what to look for, e.g. `alignvl search "red heart"`')
     asked = [*(text or []), *(_lines(queries) if queries else []), *map(str, image or [])]
     place = choose_device(device)
+    page_path = gallery_place(session, html, overwrite) if html or open_page else None
     opened = open_or_make_index(session, index, place)
     if not opened.run_path.is_dir():
         raise DataError(
@@ -64,8 +69,7 @@ def search(
     query_QE = encoder.encode_image(asked) if image else encoder.encode_text(asked)
     gallery = of or (Gallery.text if image else Gallery.image)
     found = ask(opened, encoder, query_QE, k=k, of=gallery, threshold=threshold)
-    if html or open_page:
-        from alignvl_cli.commands.gallery import query_picture, write_gallery
+    if page_path is not None:
         from alignvl_cli.report.gallery import SearchPage
 
         pictures = [query_picture(path) for path in image] if image else [None] * len(asked)
@@ -77,7 +81,7 @@ def search(
             threshold=threshold,
             answers=list(zip(asked, pictures, found, strict=True)),
         )
-        write_gallery(session, page, html, is_shown=open_page)
+        write_gallery(session, page, page_path, is_shown=open_page)
     if as_json:
         results = [
             {"query": query, "hits": [hit.to_json() for hit in hits]} for query, hits in zip(asked, found, strict=True)

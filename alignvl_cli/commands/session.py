@@ -61,9 +61,9 @@ class Session:
 
         self.result(json_text(value))
 
-    def show(self, renderable: Any) -> None:
-        """Print the result as rich renders it."""
-        self.out.print(renderable)
+    def show(self, renderable: Any, *, is_whole: bool = False) -> None:
+        """Print the result as rich renders it; `is_whole` leaves lines that are too long to the terminal."""
+        self.out.print(renderable, soft_wrap=is_whole)
 
     def note(self, text: str) -> None:
         """Say on stderr what was chosen or done, unless `--quiet`."""

@@ -4,11 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alignvl_cli.config import ExportTarget
+from alignvl_cli.config import ExportTarget, Method
 from alignvl_cli.interchange.parity import TOLERANCE, Parity
 from alignvl_cli.provenance import alignvl_version, read_json
 from alignvl_cli.runs.folder import Run
+from alignvl_cli.settings import ACT_ON_CLOSED_FORMS
 
+NOT_GIVEN = {
+    "temperature": "learned",
+    "loss_tile": "by batch size and memory",
+    "memory_budget": "all latents in memory",
+}
+"""What a setting without a value means."""
 RECALLS = ("R@1", "R@5", "R@10")
 KINDS = {
     ExportTarget.onnx: "Two ONNX graphs, from latents of frozen encoders to a shared space of images and texts.",
@@ -36,7 +43,7 @@ assert KINDS.keys() == USES.keys() == set(ExportTarget)
 
 def model_card(run: Run, target: ExportTarget, compared: Sequence[Parity], folder: Path) -> str:
     """Markdown with the metadata block that model hubs read."""
-    shape, settings = run.adapters.shape, run.config.get("settings", {})
+    shape = run.adapters.shape
     has_code = any(folder.glob("*.py"))
     use = USES[target].format(
         text_width=shape.text_width, embed_dim=shape.embed_dim, trust=", trust_remote_code=True" if has_code else ""
@@ -74,7 +81,7 @@ Both were frozen. Their licences hold for what is made with them.
 
 {_training(run)}
 
-{_table(("setting", "value"), [(key, value) for key, value in settings.items() if value is not None])}
+{_table(("setting", "value"), _settings(run))}
 
 ## Results
 
@@ -97,7 +104,23 @@ def _encoder(side: str, encoder: dict[str, Any], width: int) -> tuple[object, ..
 def _training(run: Run) -> str:
     stores = ", ".join(f"`{Path(one['path']).name}` ({one['content_hash'][:12]})" for one in run.config["stores"])
     pairs = f" {run.result['pairs']:,} pairs of" if "pairs" in run.result else ""
+    if _is_solved(run):
+        return f"Solved for on{pairs} {stores}; the ridge was chosen on the split `{run.split_used}`."
     return f"Trained on{pairs} {stores}; the epoch was selected on the split `{run.split_used}`."
+
+
+def _settings(run: Run) -> list[tuple[str, object]]:
+    """Every setting that acted, in its own words where it has no value."""
+    settings = dict(run.config.get("settings", {}))
+    meaning = dict(NOT_GIVEN)
+    if _is_solved(run):
+        settings = {key: value for key, value in settings.items() if key.replace("_", "-") in ACT_ON_CLOSED_FORMS}
+        meaning["temperature"] = f"fitted on the split {run.split_used}"
+    return [(key, meaning.get(key, "none") if value is None else value) for key, value in settings.items()]
+
+
+def _is_solved(run: Run) -> bool:
+    return run.config.get("settings", {}).get("method", Method.contrastive) != Method.contrastive
 
 
 def _results(run: Run) -> str:

@@ -1,11 +1,13 @@
 """The one door to data: a demo by name, or a file, folder or pattern by the format that it has.
 
-A new format is one file that makes a Dataset, one line in READERS, and a way to tell it in `detection.py`.
+A new format is its name in `config.DatasetFormat` and one file of that name, whose `open_NAME` makes a Dataset; and a
+way to tell it in `detection.py`.
 """
 
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from alignvl_cli.config import DatasetFormat, DatasetOptions
@@ -14,8 +16,7 @@ from alignvl_cli.pairs.annotations import open_annotations
 from alignvl_cli.pairs.demo import open_emoji
 from alignvl_cli.pairs.detection import detect
 from alignvl_cli.pairs.flickr import open_flickr
-from alignvl_cli.pairs.folder import open_folder
-from alignvl_cli.pairs.huggingface import HUB, open_huggingface
+from alignvl_cli.pairs.huggingface import HUB
 from alignvl_cli.pairs.items import Dataset, ImageSource, Item
 from alignvl_cli.pairs.manifest import open_manifest
 from alignvl_cli.pairs.splits import check_declared
@@ -26,7 +27,8 @@ __all__ = ["Dataset", "ImageSource", "Item", "open_dataset"]
 
 DEMO = "demo:"
 DEMOS: dict[str, Callable[[], Dataset]] = {f"{DEMO}emoji": open_emoji}
-READERS: dict[DatasetFormat, Callable[[Path, DatasetOptions], Dataset]] = {
+Reader = Callable[[Path, DatasetOptions], Dataset]
+READERS: dict[DatasetFormat, Reader] = {
     DatasetFormat.jsonl: partial(open_manifest, kind="jsonl", read_rows=jsonl_rows),
     DatasetFormat.csv: partial(open_manifest, kind="csv", read_rows=csv_rows),
     DatasetFormat.tsv: partial(open_manifest, kind="tsv", read_rows=tsv_rows),
@@ -35,10 +37,9 @@ READERS: dict[DatasetFormat, Callable[[Path, DatasetOptions], Dataset]] = {
     DatasetFormat.coco: open_annotations,
     DatasetFormat.flickr_token: partial(open_flickr, kind=DatasetFormat.flickr_token),
     DatasetFormat.flickr_csv: partial(open_flickr, kind=DatasetFormat.flickr_csv),
-    DatasetFormat.folder: open_folder,
     DatasetFormat.webdataset: open_tars,
-    DatasetFormat.huggingface: open_huggingface,
 }
+"""Formats that share a file, or whose file has another name."""
 ROOT_ONLY = frozenset({"image_root"})
 CAPTIONS_ONLY = frozenset({"caption_column"})
 USED: dict[DatasetFormat, frozenset[str]] = {
@@ -82,11 +83,19 @@ def _open_path(spec: str, options: DatasetOptions) -> Dataset:
     if found in USED:
         _refuse_idle(spec, options, USED[found] | {"format"}, f"with --format {found}")
     try:
-        return READERS[found](path, options)
+        return reader_of(found)(path, options)
     except OSError as problem:
         raise DataError(
             f"{problem.filename or path}: cannot read this dataset: {problem.strerror or problem}"
         ) from problem
+
+
+def reader_of(found: DatasetFormat) -> Reader:
+    """As READERS says, else `open_NAME` of the file that has the format's name."""
+    if found in READERS:
+        return READERS[found]
+    reader: Reader = getattr(import_module(f"alignvl_cli.pairs.{found.name}"), f"open_{found.name}")
+    return reader
 
 
 def _refuse_idle(spec: str, options: DatasetOptions, used: frozenset[str], where: str) -> None:

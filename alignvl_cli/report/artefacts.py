@@ -23,14 +23,21 @@ class Finding(Protocol):
     def wrong(self) -> str: ...
 
 
-def facts_table(facts: Mapping[str, Any]) -> Table:
-    """Keys and values; those of a nested object are named by their path, `made_by.python`."""
-    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for key, value in flat(facts):
-        table.add_row(safe(key), safe(shown(value)))
-    return table
+def facts_text(facts: Mapping[str, Any], width: int) -> Text:
+    """Keys and values; those of a nested object are named by their path, `made_by.python`.
+
+    A value that `width` columns do not hold beside its key stands whole on the next line, to be copied: a path or a
+    hash is never folded.
+    """
+    lines = [(safe(key, "bold"), safe(shown(value))) for key, value in flat(facts)]
+    column = min(max((len(key) for key, _ in lines), default=0), width // 2)
+    text = Text()
+    for key, value in lines:
+        apart = " " * (max(column - len(key), 0) + 2)
+        is_beside = len(key) + len(apart) + len(value) <= width
+        text.append_text(key).append(apart if is_beside else "\n  ").append_text(value).append("\n")
+    text.rstrip()
+    return text
 
 
 def workspace_table(root: str, artefacts: Sequence[Mapping[str, Any]]) -> RenderableType:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from alignvl_cli.retrieval.hits import Gallery, Hit
 
 TEMPLATE = "gallery.html"
+GENERATOR = "alignvl search"
+"""What made the page, as the page itself says: another search may replace it, and nothing else."""
 FOUND = {"image": "images", "text": "captions"}
 
 
@@ -37,6 +39,7 @@ def gallery_page(page: SearchPage, picture: Callable[["Hit"], str | None]) -> st
     """
     return render(
         TEMPLATE,
+        generator=GENERATOR,
         title=visible(page.answers[0][0]) if len(page.answers) == 1 else f"{len(page.answers)} searches",
         found=FOUND[page.gallery],
         measure=page.measure,

@@ -8,8 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from alignvl_cli.report.retrieval import DIRECTIONS, short_names
-from alignvl_cli.report.text import safe
+from alignvl_cli.report.retrieval import DIRECTIONS, Cell, Grid, fitted, short_names
+from alignvl_cli.report.tables import FirstThatFits
+from alignvl_cli.report.text import safe, visible
 
 if TYPE_CHECKING:
     from alignvl_cli.retrieval.evaluation import Evaluation
@@ -21,16 +22,20 @@ HUBNESS_COLUMNS = ("skewness", "anti-hubs", "greatest hub")
 
 def hubness_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
     """A row a run, direction and correction: skewness, anti-hubs, the greatest hub, and recalls."""
-    recalls = list(evaluations[0].metrics.image_to_text.hit_rate)
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    columns = [*HUBNESS_COLUMNS, *evaluations[0].metrics.image_to_text.hit_rate]
     several = len(evaluations) > 1
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for name in ("run", "direction", "correction")[not several :]:
-        table.add_column(name, overflow="fold")
-    for column in (*HUBNESS_COLUMNS, *recalls):
-        table.add_column(column, justify="right", overflow="fold")
-    for name, *cells in hubness_rows(evaluations):
-        table.add_row(*([safe(name)] if several else []), *cells)
-    return Group(table, *(Text(note) for note in hubness_notes(evaluations)))
+        table.add_column(name)
+    for column in columns:
+        table.add_column(column, justify="right")
+    narrow = Grid("", [("", column) for column in columns], [])
+    for name, direction, correction, *figures in hubness_rows(evaluations):
+        names = [*([name] if several else []), direction, correction]
+        table.add_row(*map(safe, names), *figures)
+        narrow.rows.append(("\n".join(map(visible, names)), [Cell(figure) for figure in figures]))
+    notes = (Text(note) for note in hubness_notes(evaluations))
+    return Group(FirstThatFits([table, fitted(narrow)]), *notes)
 
 
 def hubness_rows(evaluations: Sequence["Evaluation"]) -> Iterator[list[str]]:

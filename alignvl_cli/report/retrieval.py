@@ -1,7 +1,7 @@
 """Recall tables: one run by direction, or several runs side by side."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from alignvl_cli.report.text import safe, visible
+from alignvl_cli.report.tables import FirstThatFits
+from alignvl_cli.report.text import safe, visible, visible_lines
 
 if TYPE_CHECKING:
     from alignvl_cli.retrieval.evaluation import Evaluation
@@ -41,13 +42,14 @@ class Grid:
     headers: list[tuple[str, str]]
     """(group, column) of each figure; the group is empty where there is none."""
     rows: list[tuple[str, list[Cell]]]
+    """A name, which may have several lines, and its figures."""
 
 
 def evaluation_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
     """The recall table of one run, or of several on one evaluation set, with what was counted beneath it."""
     notes = [Text(note) for note in recall_notes(evaluations)]
     warnings = [safe(f"warning: {warning}", "yellow") for warning in _warnings(evaluations)]
-    return Group(_draw(recall_grid(evaluations)), *notes, *warnings)
+    return Group(fitted(recall_grid(evaluations)), *notes, *warnings)
 
 
 def beyond_table(evaluations: Sequence["Evaluation"]) -> Table:
@@ -128,7 +130,7 @@ def _side_by_side(evaluations: Sequence["Evaluation"]) -> Grid:
         for evaluation in evaluations
     ]
     best = [max(column) for column in zip(*figures, strict=True)]
-    names = short_names([evaluation.run for evaluation in evaluations])
+    names = [visible(name) for name in short_names([evaluation.run for evaluation in evaluations])]
     rows = []
     for number, (name, line) in enumerate(zip(names, figures, strict=True)):
         differences = [
@@ -158,14 +160,32 @@ def _side_by_side_intervals(
     return [_interval(pair, sign=sign) for pair in bounds]
 
 
-def _draw(grid: Grid) -> Table:
+def fitted(grid: Grid) -> RenderableType:
+    """A row a name; where the terminal is too narrow for that a column a name, two names to a table, or one."""
+    folded = replace(grid, rows=[(name.replace(", ", ",\n"), cells) for name, cells in grid.rows])
+    pairs = [replace(grid, rows=grid.rows[start : start + 2]) for start in range(0, len(grid.rows), 2)]
+    singles = [replace(grid, rows=[row]) for row in grid.rows]
+    apart = [Group(*map(_down, parts)) for parts in (pairs, singles)]
+    return FirstThatFits([_across(grid), _across(folded), _down(grid), *apart])
+
+
+def _across(grid: Grid) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    table.add_column(grid.corner, overflow="fold")
-    has_intervals = any(cell.interval for _, cells in grid.rows for cell in cells)
+    table.add_column(grid.corner, no_wrap=True)
     for group, column in grid.headers:
-        table.add_column(STACKED[group] + column, justify="right", no_wrap=not has_intervals)
+        table.add_column(STACKED[group] + column, justify="right", no_wrap=True)
     for name, cells in grid.rows:
-        table.add_row(safe(name), *map(_drawn_cell, cells))
+        table.add_row(Text(visible_lines(name)), *map(_drawn_cell, cells))
+    return table
+
+
+def _down(grid: Grid) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table.add_column("")
+    for name, _ in grid.rows:
+        table.add_column(Text(visible_lines(name)), justify="right", overflow="fold")
+    for number, (group, column) in enumerate(grid.headers):
+        table.add_row(f"{group} {column}".strip(), *(_drawn_cell(cells[number]) for _, cells in grid.rows))
     return table
 
 

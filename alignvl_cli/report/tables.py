@@ -32,6 +32,8 @@ LATEX = {
 }
 LEAST_WORDS = 28
 """Letters to a line that words at the end of a row are given beside its figures, if they are as many."""
+UNBOUNDED = 10_000
+"""Columns that nothing is folded in."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet computes a cell that begins like this, unless it is a number."""
 
@@ -151,6 +153,21 @@ class _Fitted:
             left=tuple(place for place, number in enumerate(numbers) if number in self.table.left),
             rows=tuple(tuple(row[number] for number in numbers) for row in self.table.rows),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class FirstThatFits:
+    """The first of several shapes of one table that a terminal is wide enough for, unfolded; else the last."""
+
+    shapes: Sequence[RenderableType]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        unbounded = options.update(max_width=UNBOUNDED)
+        for shape in self.shapes[:-1]:
+            if Measurement.get(console, unbounded, shape).maximum <= options.max_width:
+                yield shape
+                return
+        yield self.shapes[-1]
 
 
 def _drawn(table: Table) -> RichTable:

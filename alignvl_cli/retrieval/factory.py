@@ -9,7 +9,9 @@ exact search finds; how much it finds is measured then, on other queries.
 
 import os
 import re
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +89,8 @@ def build_vectors(factory: str, gallery_GE: np.ndarray, query_QE: np.ndarray) ->
     rows_GE = np.ascontiguousarray(gallery_GE, dtype=np.float32)
     index = _empty(factory, rows_GE.shape[1])
     try:
-        index.train(rows_GE)
+        with _without_warnings():
+            index.train(rows_GE)
         index.add(rows_GE)
     except RuntimeError as problem:
         raise UsageError(f"--factory {factory}: {len(rows_GE):,} vectors do not do: {_reason(problem)}") from problem
@@ -136,6 +139,21 @@ def _empty(factory: str, width: int) -> Any:
     if hasattr(inner, "do_polysemous_training"):
         inner.do_polysemous_training = False  # ten times as long as the rest of training, for a search not done here
     return index
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """While the block runs, what C code writes to stderr is dropped: FAISS warns of few vectors once for each of an
+    index's parts, up to hundreds of times, and how much the index finds is measured anyway. Its errors are raised."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _reason(problem: RuntimeError) -> str:

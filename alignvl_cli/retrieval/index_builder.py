@@ -8,13 +8,13 @@ import pyarrow
 import pyarrow.parquet
 
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.provenance import file_sha256, made_by, new_folder, write_json
+from alignvl_cli.provenance import file_sha256, foreign_file, made_by, new_folder, stated_format, write_json
 from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
 from alignvl_cli.retrieval.factory import AUTO, available_memory, build_vectors, choose_factory
 from alignvl_cli.retrieval.hits import Gallery
 from alignvl_cli.retrieval.hubness import BANK_SPLIT, choose_normalisation, normalisation_penalties
 from alignvl_cli.retrieval.index import FAISS_ERRORS, FAISS_FILES, ITEMS, PARTS, with_one
-from alignvl_cli.retrieval.index_record import RECORD, IndexRecord
+from alignvl_cli.retrieval.index_record import FAMILY, RECORD, IndexRecord
 from alignvl_cli.retrieval.nearest import agreement, faiss
 from alignvl_cli.retrieval.protocol import HubCorrection
 from alignvl_cli.runs.folder import Run
@@ -42,8 +42,7 @@ def build_index(
     not fit; MismatchError for a store of other encoders; DataError for an absent split or embeddings that are not
     finite. Each index's recall against exact search, queried with the other modality, is measured and recorded.
     """
-    if output.exists() and not _replaceable(output, overwrite):
-        raise UsageError(f"{output} is there already; choose another --output, or give --overwrite to replace an index")
+    _require_place(output, overwrite)
     embeddings = embed_split(run, store, split, device)
     sides, hubness = _sides(run, store, embeddings, correction, device)
     budget = available_memory() // 2 if memory is None else memory
@@ -86,11 +85,19 @@ def build_index(
     return record
 
 
-def _replaceable(output: Path, overwrite: bool) -> bool:
-    """An empty folder, or with `overwrite` an index; never a folder of anything else."""
-    if not output.is_dir():
-        return False
-    return not any(output.iterdir()) or (overwrite and (output / RECORD).is_file())
+def _require_place(output: Path, overwrite: bool) -> None:
+    """UsageError unless nothing is at `output`, or an empty folder, or with `overwrite` an index and nothing else."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not (stated_format(output / RECORD) or "").startswith(FAMILY):
+        raise UsageError(f"--output {output}: something that is no index is there; name another place")
+    if not overwrite:
+        raise UsageError(f"--output {output}: an index is there already; add --overwrite to replace it")
+    if (beside := foreign_file(output, {".": (RECORD, *PARTS)})) is not None:
+        raise UsageError(
+            f"--output {output}: beside the index it holds {beside}, which `alignvl index` never writes, and which "
+            "--overwrite would remove too; move it, or name another place"
+        )
 
 
 def _items_table(store: Store, embeddings: Embeddings) -> pyarrow.Table:

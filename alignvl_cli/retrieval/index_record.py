@@ -9,6 +9,8 @@ from alignvl_cli.provenance import read_json
 from alignvl_cli.retrieval.nearest import Agreement
 
 SCHEMA = "alignvl.index/1"
+FAMILY = "alignvl.index/"
+"""What the schema of an index begins with, of this and every other version."""
 RECORD = "index.json"
 
 
@@ -49,8 +51,10 @@ class IndexRecord:
     def read(cls, folder: Path) -> "IndexRecord":
         """The record of an index folder; DataError when it is missing, of another format, or lacks a field."""
         if not (folder / RECORD).is_file():
-            raise DataError(f"{folder} is no complete index (no {RECORD}); make one: alignvl index --output {folder}")
+            raise DataError(f"{folder}: not an index, it holds no {RECORD}; `alignvl index` makes one")
         stored = read_json(folder / RECORD, "index record")
+        if not str(stored.get("schema")).startswith(FAMILY):
+            raise DataError(f"{folder}: not an index, its {RECORD} is of another program; `alignvl index` makes one")
         if stored.get("schema") != SCHEMA:
             raise DataError(
                 f"{folder}: format {stored.get('schema')!r}, but this version reads {SCHEMA!r}: make the index again"

@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 from alignvl_cli.align.adapters import TAU_RANGE, AdapterPair, AdapterShape, temperature_of
 from alignvl_cli.config import Precision, TrainConfig
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.provenance import file_sha256, read_json
+from alignvl_cli.provenance import file_sha256, read_json, stated_format
 
 FORMAT = "alignvl.run/1"
+FAMILY = "alignvl.run/"
+"""What the format of a run begins with, of this and every other version."""
 CONFIG = "config.json"
 """All it takes to rebuild the adapters: format, adapter shapes, encoders, stores, settings, sha256 of the weights."""
 ADAPTERS = "adapters.safetensors"
@@ -21,6 +23,13 @@ METRICS = "metrics.jsonl"
 ENVIRONMENT = "environment.json"
 RESULT = "result.json"
 """Written last: a run is complete when it exists."""
+WRITTEN = {
+    ".": (CONFIG, ADAPTERS, METRICS, ENVIRONMENT, RESULT, "failed.json"),
+    "checkpoint": ("state.json", "*.safetensors"),
+    "eval": ("*.json", "*.parquet", "*-reliability.png", "*-reliability.svg"),
+    "tensorboard": ("events.out.tfevents.*",),
+}
+"""Subfolder of a run -> names of all that is ever written there; anything else is the user's."""
 
 
 class StoreReference(NamedTuple):
@@ -57,12 +66,34 @@ def is_complete_run(path: Path) -> bool:
     return (path / RESULT).is_file()
 
 
+def seems_to_be(path: Path) -> str | None:
+    """What a folder with a `config.json` is that is no run of any version, in words; None for a run."""
+    if (stated_format(path / CONFIG) or "").startswith(FAMILY):
+        return None
+    try:
+        config = read_json(path / CONFIG, "configuration")
+    except DataError as problem:
+        return str(problem)
+    if "adapters_sha256" in config:
+        return "an exported run"
+    if "model_type" in config or "architectures" in config:
+        return "a model folder of Hugging Face"
+    return f"a folder whose {CONFIG} is of another program"
+
+
+def require_run(path: Path) -> None:
+    """DataError, which says what it is instead, for a folder that holds no run, finished or not."""
+    if not (path / CONFIG).is_file():
+        raise DataError(f"{path}: not a run, it holds no {CONFIG}; `alignvl train` makes one")
+    if (found := seems_to_be(path)) is not None:
+        raise DataError(f"{path}: not a run ({found}); `alignvl train` makes one")
+
+
 def load_run(path: Path, device: str = "cpu") -> Run:
     """Load a complete run; DataError for one that is missing, incomplete, of another format, or damaged."""
     if not path.is_dir():
         raise DataError(f"{path}: no such run (a run is a folder); `alignvl train` makes one")
-    if not (path / CONFIG).is_file():
-        raise DataError(f"{path}: not a run, it holds no {CONFIG}; `alignvl train` makes one")
+    require_run(path)
     if not is_complete_run(path):
         raise DataError(
             f"{path}: this run is incomplete, its training did not finish; "
@@ -114,6 +145,7 @@ def load_unfinished(path: Path) -> Unfinished:
     """Read an unfinished run; UsageError for one that is complete, DataError for what is no run of this version."""
     if not (path / CONFIG).is_file():
         raise DataError(f"{path}: no run to resume, it holds no {CONFIG}; `alignvl train` makes one")
+    require_run(path)
     if is_complete_run(path):
         raise UsageError(
             f"--resume {path}: this run is complete, there is nothing left to train; "

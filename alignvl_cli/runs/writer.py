@@ -13,9 +13,19 @@ from torch import Tensor
 
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.locks import held
-from alignvl_cli.provenance import canonical_json, committed, file_sha256, write_json
+from alignvl_cli.provenance import canonical_json, committed, file_sha256, foreign_file, write_json
 from alignvl_cli.runs.checkpoint import remove_checkpoint, write_checkpoint
-from alignvl_cli.runs.folder import ADAPTERS, CONFIG, ENVIRONMENT, FORMAT, METRICS, RESULT, is_complete_run
+from alignvl_cli.runs.folder import (
+    ADAPTERS,
+    CONFIG,
+    ENVIRONMENT,
+    FORMAT,
+    METRICS,
+    RESULT,
+    WRITTEN,
+    is_complete_run,
+    seems_to_be,
+)
 
 
 class RunWriter:
@@ -90,8 +100,8 @@ class RunWriter:
 def claim_run(path: Path, overwrite: bool) -> None:
     """Make `path` an empty folder for a new run.
 
-    UsageError when a run is there and `overwrite` is not set, or something that is no run is; DataError
-    when the folder cannot be made, or another process trains in it.
+    UsageError when a run is there and `overwrite` is not set, or something that is no run is, be it one file beside a
+    run; DataError when the folder cannot be made, or another process trains in it.
     """
     try:
         if path.is_dir() and any(path.iterdir()):
@@ -121,12 +131,19 @@ def _clear(path: Path, overwrite: bool) -> None:
                 entry.unlink()
             return
         raise UsageError(f"--output {path}: the folder holds something that is no run; name another place")
+    if (found := seems_to_be(path)) is not None:
+        raise UsageError(f"--output {path}: the folder holds something that is no run ({found}); name another place")
     with held_run(path):
         if not overwrite:
             is_complete = is_complete_run(path)
             state = "a complete run" if is_complete else "an unfinished run"
             continuing = "" if is_complete else f", or go on with it: `alignvl train --resume {path}`"
             raise UsageError(f"--output {path}: {state} is there already; add --overwrite to replace it{continuing}")
+        if (beside := foreign_file(path, WRITTEN)) is not None:
+            raise UsageError(
+                f"--output {path}: beside the run it holds {beside}, which no training writes, and which --overwrite "
+                "would remove too; move it, or name another place"
+            )
         (path / RESULT).unlink(missing_ok=True)  # first: a half-removed run must not pass for a complete one
         for entry in path.iterdir():
             if entry.is_dir() and not entry.is_symlink():

@@ -40,7 +40,7 @@ MOST_COMPRESSED = 1100
 def readable(path: Path) -> Iterator[h5py.File]:
     """The open HDF5 file; whatever HDF5 or the disk say about it becomes one DataError."""
     if not path.exists():
-        raise DataError(f"{path}: no such store{_unfinished(path)}")
+        raise DataError(f"{path}: no such store; {_next_step(path)}")
     if not path.is_file():
         raise DataError(f"{path}: a store is one HDF5 file, and this is not a file")
     try:
@@ -55,9 +55,11 @@ def readable(path: Path) -> Iterator[h5py.File]:
         raise DataError(f"{path}: cannot be read, truncated or damaged ({problem}); extract it again") from problem
 
 
-def _unfinished(path: Path) -> str:
+def _next_step(path: Path) -> str:
     partial = path.with_name(path.name + ".partial")
-    return f"; an unfinished one lies in {partial}: run the same `alignvl extract` again" if partial.is_dir() else ""
+    if partial.is_dir():
+        return f"an unfinished one lies in {partial}: run the same `alignvl extract` again"
+    return "`alignvl extract` makes one, `alignvl inspect` lists those of the workspace"
 
 
 def read_attributes(path: Path, file: h5py.File) -> dict[str, str]:

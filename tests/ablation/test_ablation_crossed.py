@@ -70,6 +70,31 @@ def test_it_is_never_narrower_than_the_interval_for_these_images_alone():
         assert crossed[1] >= alone[1] - 1e-9
 
 
+def interval_of(delta_SI):
+    """Of a difference by seed and image."""
+    images = delta_SI.shape[1]
+    times_BI = np.random.default_rng(7).multinomial(images, np.full(images, 1 / images), 2000) / images
+    return crossed_interval(delta_SI.mean(), delta_SI.mean(axis=1), delta_SI @ times_BI.T, images)
+
+
+def test_seeds_that_agree_by_chance_still_have_the_spread_of_the_images():
+    rng = np.random.default_rng(8)
+    delta_SI = rng.normal(0, 20, (2, 100))
+    delta_SI -= delta_SI.mean(axis=1, keepdims=True)
+    low, high = interval_of(delta_SI)
+    of_images = delta_SI.mean(axis=0).std() / 100**0.5
+    assert 1.96 * of_images < high < 13 * of_images  # Student's t of one degree of freedom is 12.7
+    assert low == pytest.approx(-high)
+
+
+def test_one_seed_of_three_that_differs_on_a_few_images():
+    delta_SI = np.zeros((3, 400))  # the other two kept the start that the reference kept
+    delta_SI[2, :69] = np.random.default_rng(9).normal(0, 12, 69)
+    delta_SI[2] += 0.03 - delta_SI[2].mean()
+    low, high = interval_of(delta_SI)
+    assert -1 < low < 0 < high < 1
+
+
 def test_no_spread_at_all_is_a_point():
     assert crossed_interval(2.0, np.full(4, 2.0), np.full((4, 50), 2.0), images=9) == (2.0, 2.0)
 

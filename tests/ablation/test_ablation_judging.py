@@ -1,6 +1,7 @@
 """Verdicts on outcomes that are made up, so that the answer is known."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas
@@ -117,6 +118,17 @@ def test_seeds_too_few_are_said_to_be_and_nothing_is_found():
     assert {arm.verdict for arm in verdicts.arms} <= {None, Verdict.undecided, Verdict.equivalent}
 
 
+def test_only_arms_with_runs_that_kept_their_start_are_named():
+    study = study_of({"reference": {}, "longer": {"epochs": 9}}, seeds=2)
+    kept = [replace(outcome("reference", seed, shifted(0, seed)), kept_start=True) for seed in range(2)]
+    trained = [replace(outcome("longer", seed, shifted(1, seed)), kept_start=seed == 0) for seed in range(2)]
+    (warning,) = (text for text in judge(study, kept + trained, "test", {}).warnings if "start" in text)
+    assert warning.startswith("2 of 2 runs of arm reference, 1 of 2 runs of arm longer kept their start at CCA")
+    trained = [replace(one, kept_start=False) for one in trained]
+    (warning,) = (text for text in judge(study, kept + trained, "test", {}).warnings if "start" in text)
+    assert "longer" not in warning
+
+
 def test_failed_runs_are_rows_with_a_reason_and_in_no_figure(tmp_path):
     study = study_of({"reference": {}, "wild": {"lr": 9.0}}, seeds=8)
     outcomes = [outcome("reference", seed, shifted(0, seed, 2)) for seed in range(8)]
@@ -171,12 +183,12 @@ def test_the_record_is_json_and_read_back_only_when_complete(tmp_path):
     document = json.loads(json.dumps(verdicts.to_json(), allow_nan=False))
     with pytest.raises(DataError, match="not a study"):
         read_verdicts(tmp_path)
-    (tmp_path / STUDY).write_text("{}")
+    (tmp_path / STUDY).write_text('{"schema": "alignvl.study/1"}')
     with pytest.raises(DataError, match="not finished"):
         read_study(tmp_path)
     (tmp_path / VERDICTS).write_text(json.dumps(document))
     assert read_verdicts(tmp_path)["arms"][1]["verdict"] == "better"
-    assert read_study(tmp_path) == {}
+    assert read_study(tmp_path) == {"schema": "alignvl.study/1"}
     (tmp_path / VERDICTS).write_text('{"schema": "other/1"}')
     with pytest.raises(DataError, match="schema 'other/1'"):
         read_verdicts(tmp_path)

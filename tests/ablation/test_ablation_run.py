@@ -63,6 +63,14 @@ def records(folder):
     return {name: (folder / name).read_bytes() for name in RECORDS}
 
 
+def test_runs_that_kept_their_start_are_told(store, tmp_path):
+    *_, end = run(setup_of(store, tmp_path, init='"cca"', lr="1e-12", seeds="[0]"), tmp_path / "study")
+    (warning,) = (text for text in end.verdicts.warnings if "kept their start" in text)
+    assert warning.startswith('1 of 1 runs of arm plain, 1 of 1 runs of arm noisy, 1 of 1 runs of arm a"b<c kept')
+    assert 'init = "random"' in warning
+    assert warning in read_verdicts(tmp_path / "study")["warnings"]
+
+
 def test_every_arm_and_seed_has_a_run_and_an_evaluation(finished):
     folder, events = finished
     assert [type(event) for event in events] == [Begun, *[RunMade] * 6, Finished]

@@ -49,6 +49,14 @@ def test_zsh_finds_its_mark_in_the_first_line(script):
     assert script(Shell.zsh).splitlines()[0] == "#compdef alignvl"
 
 
+def test_the_help_names_the_place_for_each_shell_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = [line.strip() for line in CommandLine(tmp_path).succeeds("completion", "--help").splitlines()]
+    assert "bash  ~/.local/share/bash-completion/completions/alignvl" in lines
+    assert "zsh   _alignvl in a folder of $fpath, such as ~/.zfunc" in lines
+    assert "fish  ~/.config/fish/completions/alignvl.fish" in lines
+
+
 def test_an_unknown_shell_is_a_usage_error(tmp_path):
     assert "bash" in CommandLine(tmp_path).fails(2, "completion", "tcsh")
 

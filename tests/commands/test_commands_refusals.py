@@ -7,6 +7,8 @@ import h5py
 import numpy as np
 import pytest
 from fakes import make_store
+from studies import write_study
+from tiny_models import save_dinov2
 
 from alignvl_cli import app as application
 from alignvl_cli.app import Terminated, leave_with
@@ -171,6 +173,40 @@ def test_a_folder_of_the_users_is_never_overwritten(alignvl, tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     alignvl.fails(2, "train", "-o", tmp_path / "mine", "--overwrite", *QUICK)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_what_only_looks_like_an_artefact_is_never_overwritten(alignvl, tmp_path):
+    run = alignvl.workspace / "runs" / "0001-alignvl-s0"
+    save_dinov2(tmp_path / "model")
+    alignvl.succeeds("export", run, "--to", "safetensors", "-o", tmp_path / "exported")
+    shutil.copytree(run, tmp_path / "with-thesis")
+    (tmp_path / "with-thesis" / "thesis.txt").write_text("years of work")
+    for name in ("config.json", "index.json", "study.json"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("{}")
+        (tmp_path / name / "thesis.txt").write_text("years of work")
+    alignvl.succeeds("index", run, "-o", tmp_path / "index")
+    (tmp_path / "index" / "thesis.txt").write_text("years of work")
+    study = write_study(tmp_path / "tiny.toml", seeds="[0]")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for folder in (path for path in tmp_path.iterdir() if path.is_dir() and path != alignvl.workspace):
+        for words in (["train", *QUICK, "--overwrite", "-o"], ["index", run, "--overwrite", "-o"]):
+            message = alignvl.fails(2, *words, folder)
+            assert "name another place" in message
+        assert "no study" in alignvl.fails(2, "ablate", study, "-o", folder)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_no_reader_takes_a_foreign_folder_for_an_unfinished_artefact(alignvl, tmp_path):
+    save_dinov2(tmp_path / "model")
+    for command in ("inspect", "eval", "index", "report"):
+        message = alignvl.fails(3, command, tmp_path / "model", *(["-o", "p.html"] if command == "report" else []))
+        assert "a model folder of Hugging Face" in message
+        assert "--overwrite" not in message
+    for name, said in (("index.json", "not an index"), ("study.json", "not a study")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("{}")
+        assert said in alignvl.fails(3, "inspect", tmp_path / name)
 
 
 def test_search_wants_one_kind_of_query(alignvl):

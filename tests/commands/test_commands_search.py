@@ -40,6 +40,19 @@ def test_a_page_holds_the_pictures_themselves(coloured, tmp_path):
     assert "<script" not in html
 
 
+def test_a_page_replaces_no_file_but_another_page_unasked(coloured, tmp_path):
+    page = tmp_path / "thesis.html"
+    page.write_text("<!doctype html>years of work")
+    message = coloured.fails(2, "search", "green", "--html", page)
+    assert "thesis.html: a file is there already; add --overwrite to replace it" in message
+    assert page.read_text() == "<!doctype html>years of work"
+    coloured.succeeds("search", "green", "--html", page, "--overwrite")
+    assert "<title>green</title>" in page.read_text()
+    coloured.succeeds("search", "red", "--html", page)
+    assert "<title>red</title>" in page.read_text()
+    assert "a folder is there; name a file" in coloured.fails(2, "search", "green", "--html", tmp_path)
+
+
 def test_a_picture_asks_captions_and_stands_on_its_page(coloured, tmp_path):
     Image.new("RGB", (30, 30), "red").save(tmp_path / "query.png")
     coloured.succeeds("search", "--image", tmp_path / "query.png", "-k", 3, "--html", tmp_path / "page.html")
@@ -70,11 +83,21 @@ def test_the_measured_recall_of_an_index_is_said(coloured, tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--factory", "Fiat"], "Fiat"), (["--memory", "0.0000001"], "--memory"), (["--hubness", "csls"], "csls")],
+    [
+        (["--factory", "Fiat"], "Fiat"),
+        (["--memory", "0.0000001"], "--memory"),
+        (["--memory", "2 apples"], "--memory: wanted a size such as 8GB"),
+        (["--hubness", "csls"], "csls"),
+    ],
 )
 def test_an_index_that_cannot_be_is_a_usage_error(coloured, tmp_path, words, message):
     assert message in coloured.fails(2, "index", "-o", tmp_path / "none", *words)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("memory", ["2GB", "2GiB", "500 MB", "0.5"])
+def test_the_memory_of_an_index_is_a_size_as_in_training_or_gib(coloured, tmp_path, memory):
+    coloured.succeeds("index", "-o", tmp_path / "index", "--memory", memory)
 
 
 @pytest.mark.parametrize(("data", "message"), [(b"\n \n", "no text"), (b"\xff\xfe\x00x", "UTF-8")])

@@ -90,6 +90,8 @@ def test_the_card_tells_the_runs_record(trained, tmp_path):
         "| image | vision |",
         "| text | sentences |",
         "| noise_std | 0.01 |",
+        "| temperature | learned |",
+        "the epoch was selected on the split",
         "-test |",
         "| text adapter | ",
     ):
@@ -98,6 +100,19 @@ def test_the_card_tells_the_runs_record(trained, tmp_path):
     assert str(trained.workspace) not in (tmp_path / "weights" / "config.json").read_text().replace(
         str(trained.workspace.parent), ""
     )
+
+
+def test_the_card_of_a_closed_form_tells_what_it_has(trained, tmp_path):
+    run = tmp_path / "cca"
+    trained.succeeds("train", "--method", "cca", "--device", "cpu", "-o", run)
+    trained.succeeds("export", run, "-o", tmp_path / "weights", "--to", "safetensors")
+    card = (tmp_path / "weights" / "README.md").read_text()
+    assert "the ridge was chosen on the split `val`" in card
+    assert "| temperature | fitted on the split val |" in card
+    assert "| memory_budget | all latents in memory |" in card
+    for absent in ("epoch", "lr", "dropout", "init", "recipe", "loss_tile"):
+        assert f"| {absent}" not in card
+    assert "epoch" not in card
 
 
 def test_a_difference_leaves_nothing_behind(trained, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 from data_samples import PICTURES, SAMPLES, blocks, write_sample, write_twin
 
 from alignvl_cli.config import DatasetFormat, DatasetOptions
-from alignvl_cli.pairs.dataset import READERS, open_dataset
+from alignvl_cli.pairs.dataset import open_dataset, reader_of
 
 MANIFESTS = {DatasetFormat.tsv, DatasetFormat.parquet}
 """Read like CSV; see test_pairs_manifest."""
@@ -18,8 +18,13 @@ def caches(tmp_path, monkeypatch):
 
 def test_the_page_has_a_sample_of_each_format():
     assert blocks().keys() == {sample.name for sample in SAMPLES}
-    assert {sample.format for sample in SAMPLES} == READERS.keys() - MANIFESTS == set(DatasetFormat) - MANIFESTS
+    assert {sample.format for sample in SAMPLES} == set(DatasetFormat) - MANIFESTS
     assert {name: len(text.splitlines()) for name, text in blocks().items() if "token" in name} == {"photos.token": 10}
+
+
+@pytest.mark.parametrize("layout", DatasetFormat)
+def test_each_format_has_a_reader(layout):
+    assert callable(reader_of(layout))
 
 
 @pytest.mark.parametrize("forced", [False, True])

@@ -3,9 +3,10 @@
 import io
 from typing import NamedTuple
 
+import pytest
 from rich.console import Console
 
-from alignvl_cli.report.artefacts import facts_table, findings_table, workspace_table
+from alignvl_cli.report.artefacts import facts_text, findings_table, workspace_table
 
 
 def drawn(renderable) -> list[str]:
@@ -16,10 +17,11 @@ def drawn(renderable) -> list[str]:
 
 def test_facts_are_flat_and_readable():
     lines = drawn(
-        facts_table(
+        facts_text(
             {"kind": "store", "images": 12345, "dataset": {"format": "jsonl", "options": {"root": None}}, "empty": {},
              "share": 0.123456789, "splits": ["train", "val"], "stores": [{"path": "a"}, {"path": "b"}],
-             "ok": True, "path": "[x]\x1b"}
+             "ok": True, "path": "[x]\x1b"},
+            100,
         )
     )  # fmt: skip
     assert [line.split(maxsplit=1) for line in lines] == [
@@ -35,6 +37,18 @@ def test_facts_are_flat_and_readable():
         ["ok", "yes"],
         ["path", "[x]␛"],
     ]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_long_value_stands_whole_on_a_line_of_its_own(width):
+    path, number = "/data/" + "a-long-name/" * 12 + "run", "0" * 64
+    console = Console(file=io.StringIO(), width=width)
+    facts = {"path": path, "config.vision.about.versions.numpy": number, "steps": 70}
+    console.print(facts_text(facts, width), soft_wrap=True)
+    lines = console.file.getvalue().splitlines()
+    assert f"  {path}" in lines
+    assert (f"  {number}" in lines) is (width < 100)
+    assert lines[-1].split() == ["steps", "70"]
 
 
 def test_the_newest_of_each_kind_is_marked():

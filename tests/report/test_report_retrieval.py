@@ -92,11 +92,48 @@ def test_hostile_names_neither_act_nor_break_the_table():
     assert "␛[2J[red]x" in text
 
 
-@pytest.mark.parametrize("width", [80, 100])
-def test_no_figure_is_lost_in_a_narrow_window(width):
-    assert "301.7" in drawn(
-        evaluation("runs/0001-a-rather-long-name-of-a-run"), evaluation("b", shift=1.5), width=width
+NARROW = pytest.mark.parametrize("width", [60, 80, 120])
+LONG = "0001-a-rather-long-name-of-a-run"
+
+
+def words_of(text: str, width: int) -> set[str]:
+    """The words of a drawing, none of which is cut or beyond the width."""
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    return set(text.split())
+
+
+@NARROW
+def test_no_figure_and_no_name_is_lost_in_a_narrow_window(width):
+    one = words_of(drawn(evaluation(), width=width), width)
+    assert {"R@1", "mAP@R", "31.2", "51.2", "61.2", "22.2", "0.457", "33.0", "63.0"} <= one
+    text = drawn(evaluation(f"runs/{LONG}"), evaluation("runs/b", shift=1.5), width=width)
+    assert {LONG, "b", "301.7", "292.7", "+9.0", "32.7", "64.5", "RSUM"} <= words_of(text, width)
+    for words in ("image to text", "text to image"):
+        assert words in drawn(evaluation(), width=width)
+
+
+@NARROW
+def test_intervals_of_several_runs_are_whole_in_a_narrow_window(width):
+    text = drawn(
+        evaluation(f"runs/{LONG}", resampled=resampled()),
+        evaluation("runs/b", shift=1.5, resampled=resampled(1.5)),
+        width=width,
     )
+    assert {LONG, "b"} <= words_of(text, width)
+    for whole in ("30.1 to 31.9", "+1.5 to +1.5", "60.1 to 63.9"):
+        assert whole in text
+
+
+@NARROW
+@pytest.mark.parametrize("several", [False, True])
+def test_the_hubness_table_splits_no_word_in_a_narrow_window(width, several):
+    console = Console(file=io.StringIO(), width=width)
+    hubs = [evaluation(f"runs/{LONG}-{number}", hubness=corrected(transductive=True)) for number in range(1 + several)]
+    console.print(hubness_table(hubs))
+    found = words_of(console.file.getvalue(), width)
+    assert {"skewness", "anti-hubs", "greatest", "hub", "2.50", "25.0", "70", "35.2", "65.2", "made-up"} <= found
+    assert ({f"{LONG}-0", f"{LONG}-1"} <= found) is several
 
 
 def resampled(shift: float = 0.0) -> Resampled:

@@ -1,5 +1,7 @@
 """Index factories: memory, the ladder of `auto`, and recall that is what a fresh measurement finds."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +101,13 @@ def test_what_does_not_fit_is_refused_with_both_sizes():
         choose_factory("Flat", 10_000_000, 256, GIB)
     with pytest.raises(UsageError, match="the smallest, Flat"):
         choose_factory("auto", 1000, 256, 1000)
+
+
+@pytest.mark.parametrize("factory", ["IVF4,PQ8", "OPQ8,IVF4,PQ8", "IVF4,PQ8,RFlat"])
+def test_faiss_warns_of_no_part_by_part(capfd, factory):
+    build_vectors(factory, clustered(300, 16, 0), clustered(20, 16, 1))
+    os.write(2, b"still heard")
+    assert capfd.readouterr() == ("", "still heard")
 
 
 def test_the_machine_has_memory():

@@ -87,7 +87,7 @@ def test_an_empty_folder_is_taken_and_a_folder_of_something_else_never(tmp_path,
     (tmp_path / "empty").mkdir()
     build_index(run, store, "test", tmp_path / "empty")
     assert open_index(tmp_path / "empty").record.images == len(store.rows("test").image)
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="no index is there; name another place"):
         build_index(run, store, "test", run.path, overwrite=True)
     assert load_run(run.path).encoder_hash == run.encoder_hash
 
@@ -163,7 +163,7 @@ def test_a_record_that_does_not_fit_is_refused(tmp_path, parts, change, message)
 
 
 def test_a_folder_without_a_record_is_no_index(tmp_path):
-    with pytest.raises(DataError, match="no complete index"):
+    with pytest.raises(DataError, match="not an index"):
         open_index(tmp_path)
 
 

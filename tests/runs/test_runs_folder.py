@@ -13,7 +13,16 @@ from alignvl_cli.align.streams import Streams
 from alignvl_cli.config import AdapterKind, LatentNorm, Loss
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.provenance import file_sha256, read_json
-from alignvl_cli.runs.folder import ADAPTERS, CONFIG, METRICS, RESULT, is_complete_run, load_run
+from alignvl_cli.runs.folder import (
+    ADAPTERS,
+    CONFIG,
+    FORMAT,
+    METRICS,
+    RESULT,
+    is_complete_run,
+    load_run,
+    load_unfinished,
+)
 from alignvl_cli.runs.writer import RunWriter, claim_run
 
 SHAPE = AdapterShape(
@@ -165,7 +174,7 @@ def test_a_place_is_claimed_once(tmp_path):
     path = tmp_path / "deep" / "run"
     claim_run(path, overwrite=False)
     claim_run(path, overwrite=False)  # still empty
-    (path / CONFIG).write_text("{}")
+    (path / CONFIG).write_text(json.dumps({"format": FORMAT}))
     with pytest.raises(UsageError, match="an unfinished run is there already; add --overwrite"):
         claim_run(path, overwrite=False)
     (path / RESULT).write_text("{}")
@@ -186,3 +195,51 @@ def test_what_is_no_run_is_never_removed(tmp_path):
     with pytest.raises(DataError, match="cannot write there"):
         claim_run(tmp_path / "file" / "run", overwrite=False)
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ('{"model_type": "vit", "architectures": ["ViTModel"]}', "a model folder of Hugging Face"),
+        ('{"adapters": {}, "adapters_sha256": "0"}', "an exported run"),
+        ("{}", "of another program"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_a_foreign_configuration_is_no_run_and_said_to_be_what_it_is(tmp_path, config, said):
+    (tmp_path / CONFIG).write_text(config)
+    for what in (load_run, load_unfinished):
+        with pytest.raises(DataError, match=f"not a run .*{said}"):
+            what(tmp_path)
+    with pytest.raises(UsageError, match=f"no run .*{said}.*name another place"):
+        claim_run(tmp_path, overwrite=True)
+    assert (tmp_path / CONFIG).read_text() == config
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "eval/thesis.txt", "checkpoint/thesis.txt", "figures/one.png"])
+def test_what_lies_beside_a_run_keeps_the_run_from_being_replaced(tmp_path, name):
+    write_run(tmp_path / "run")
+    (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "run" / name).write_text("years of work")
+    with pytest.raises(UsageError, match=f"beside the run it holds {name}"):
+        claim_run(tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run" / name).read_text() == "years of work"
+    load_run(tmp_path / "run")
+
+
+def test_all_that_is_written_into_a_run_may_be_replaced_and_a_damaged_run_too(tmp_path):
+    write_run(tmp_path / "run")
+    for name in (
+        "eval/store-test.json",
+        "eval/store-test.parquet",
+        "eval/store-test-reliability.png",
+        "checkpoint/000000012.safetensors",
+        "checkpoint/.state.json.17.tmp",
+        "tensorboard/events.out.tfevents.1.host.2.0",
+    ):
+        (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "run" / name).write_text("ours")
+    config = (tmp_path / "run" / CONFIG).read_text()
+    (tmp_path / "run" / CONFIG).write_text(config.replace('"threads"', '"treads"').replace("/data", "/date"))
+    claim_run(tmp_path / "run", overwrite=True)
+    assert list((tmp_path / "run").iterdir()) == []

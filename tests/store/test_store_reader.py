@@ -213,7 +213,7 @@ def test_a_broken_store_is_one_clear_error(store_path, how):
 
 
 def test_a_missing_store_tells_of_its_unfinished_one(tmp_path):
-    with pytest.raises(DataError, match=r"no such store$"):
+    with pytest.raises(DataError, match=r"no such store; `alignvl extract` makes one, `alignvl inspect`"):
         open_store(tmp_path / "s.h5")
     (tmp_path / "s.h5.partial").mkdir()
     with pytest.raises(DataError, match="unfinished"):

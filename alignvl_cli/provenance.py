@@ -98,15 +98,23 @@ def stated_format(path: Path) -> str | None:
     return stated if isinstance(stated, str) else None
 
 
+LITTER = (".DS_Store", "._*", "Thumbs.db", "desktop.ini")
+"""What a desktop leaves in a folder that somebody looked at: nobody's, and no reason to keep the folder."""
+
+
+def is_litter(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in LITTER)
+
+
 def foreign_file(folder: Path, written: Mapping[str, tuple[str, ...]]) -> Path | None:
     """A file below `folder` that `written` ({subfolder, "." for itself: patterns of names}) does not cover; None when
-    there is none. What a killed process was writing (see `committed`) is ours."""
+    there is none. What a killed process was writing (see `committed`) is ours, and litter nobody's."""
     for path in sorted(folder.rglob("*")):
         if path.is_dir() and not path.is_symlink():
             continue
         inside = path.relative_to(folder)
         patterns = (*written.get(inside.parent.as_posix(), ()), ".*.tmp")
-        if not any(fnmatch(path.name, pattern) for pattern in patterns):
+        if not (is_litter(path.name) or any(fnmatch(path.name, pattern) for pattern in patterns)):
             return inside
     return None
 

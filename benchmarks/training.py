@@ -155,7 +155,7 @@ def ratio(folder: Path, rows: int, depth: int, steps: int, peak_size: int) -> No
     times = [(timed(lambda: next(released)), timed(ours)) for _ in range(steps)]
     theirs_s, ours_s = (statistics.median(column) for column in zip(*times, strict=True))
     precision = choose_precision(Precision.auto, plan.gather.device)
-    peak = matmul_peak(plan.gather.device, precision, peak_size)
+    peak = matmul_peak(plan.gather.device, precision, peak_size, tried_s=2.0)
     reached = step_flops(state.adapters, rows) / ours_s
     print(
         f"{PAPER[0]}/{PAPER[1]} -> {PAPER[2]}, depth {depth}, {rows:,} rows, {steps} steps: as released "

@@ -208,8 +208,8 @@ def _meet_again(
         )
     if found.gone:
         session.warn(
-            f"{len(found.gone)} of {len(pairs.items)} pictures cannot be read any more, and were not compared"
-            f" ({_named(found.gone)}); {store} has them as they were"
+            f"{len(found.gone)} of {len(pairs.items)} pictures cannot be read (moved? --image-root), and were not "
+            f"compared ({_named(found.gone)}); {store} has them as they were"
         )
     session.note(f"{store} is complete and made of the same data by the same encoders: nothing to do")
     session.result(store)

@@ -91,9 +91,10 @@ def _precision(side: dict[str, Any]) -> Precision:
 
 def _judge(session: Session, path: Path, found: "Verification") -> None:
     """Warn of what could not be compared; DataError for latents that are not what their encoders give, and when not one
-    image could be compared."""
+    image could be compared that is looked for."""
     for ids, what in (
-        (found.gone, "cannot be found by their uri (moved, or inside an Arrow file)"),
+        (found.gone, "cannot be found by their uri (moved?)"),
+        (found.inside_arrow, "are inside Arrow files, which are a cache and not looked into"),
         (found.changed, "have other bytes than those that were extracted"),
         (found.unreadable, "cannot be decoded here"),
     ):
@@ -106,10 +107,10 @@ def _judge(session: Session, path: Path, found: "Verification") -> None:
                 f"{path}: the {kind} latent of {gap.worst!r} is not what its encoder gives: 1 - cosine is"
                 f" {gap.largest:.2g}, and rounding explains {gap.tolerance:.2g}; extract again with --overwrite"
             )
-    if not found.images.compared:
-        sampled = len(found.gone) + len(found.changed) + len(found.unreadable)
+    missed = len(found.gone) + len(found.changed) + len(found.unreadable)
+    if missed and not found.images.compared:
         raise DataError(
-            f"{path}: none of the {sampled} sampled images could be compared, so that nothing is verified but captions;"
+            f"{path}: none of the {missed} sampled images could be compared, so that nothing is verified but captions;"
             " put the pictures back where they were (--json has their ids)"
         )
 
@@ -136,6 +137,8 @@ def _summary(kind: str, path: Path, check: bool) -> dict[str, Any]:
 def _kind(path: Path) -> str:
     """What lies at `path`, told by the file that each kind of artefact has."""
     if not path.exists():
+        if path.with_name(f"{path.name}.partial").is_dir():
+            return "store"  # whose reader says how to go on with it
         raise DataError(f"{path}: no such artefact; `alignvl inspect` lists those of the workspace")
     if path.is_file():
         return "store"

@@ -12,7 +12,6 @@ from typing import TypeVar
 
 from alignvl_cli.config import ExtractConfig
 from alignvl_cli.encoders.pixels import Preprocess
-from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.events import Progress, Stage
 from alignvl_cli.extraction.pictures import hash_sources, prepare_sources
 from alignvl_cli.extraction.workers import choose_workers, started_workers
@@ -49,14 +48,14 @@ def compare_pictures(
     """Read every picture of `dataset` again, which the complete store at `path` is said to be of; the last record is
     what was found.
 
-    DataError when the store is damaged, or when it has pictures and not one of them can be read.
+    DataError when the store is damaged.
     """
     store = open_store(path)
     row_of = {identity: row for row, identity in enumerate(store.image_id)}
     items, sha256 = dataset.items, store.image_sha256
     found = Comparison(rejected=len(store.rejected))
     rejected: list[tuple[Item, bytes]] = []
-    reason, done = "", 0
+    done = 0
     started = time.perf_counter()
     count = choose_workers(config.workers, len(items))
     with started_workers(count) as workers:
@@ -68,7 +67,6 @@ def compare_pictures(
                     rejected += [(item, now)] if isinstance(now, bytes) else []
                 elif isinstance(now, str):
                     found.gone.append(item.id)
-                    reason = reason or f"{now}, as {item.uri}"
                 elif now != sha256[row].tobytes():
                     found.changed.append(item.id)
             done += len(some)
@@ -80,11 +78,6 @@ def compare_pictures(
         for few, pictures in workers.map(prepare_sources, decoding, ahead=2 * count):
             readable = [not isinstance(picture, str) for picture in pictures]
             found.readable += [item.id for (item, _), is_readable in zip(few, readable, strict=True) if is_readable]
-    if len(found.gone) == len(row_of):
-        raise DataError(
-            f"{path} is complete, and none of the {len(row_of)} pictures that it was made of can be read to compare: "
-            f"{reason}; are the paths right (--image-root)?"
-        )
     yield found
 
 

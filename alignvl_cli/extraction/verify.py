@@ -12,7 +12,7 @@ import numpy as np
 
 from alignvl_cli.config import MAX_PIXELS, Precision, StoreDtype
 from alignvl_cli.encoders.images import UnreadableImage, decode_image
-from alignvl_cli.pairs.places import picture_bytes
+from alignvl_cli.pairs.places import INSIDE_ARROW, picture_bytes
 from alignvl_cli.store.reader import Store
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ class Verification:
     images: Gap
     captions: Gap
     gone: list[str]
-    """Ids of sampled images whose uri leads to no picture, or to one inside an Arrow file."""
+    """Ids of sampled images whose uri leads to no picture."""
+    inside_arrow: list[str]
+    """Ids of sampled images in an Arrow file: those are a cache, and not looked into."""
     changed: list[str]
     """Ids of sampled images whose file has other bytes than those that were extracted."""
     unreadable: list[str]
@@ -80,6 +82,7 @@ def verify_store(
         images=_gap(*image_gap, store.image_id, tolerance(vision.precision, store.image_latent.dtype)),
         captions=_gap(*text_gap, store.text_caption, tolerance(text.precision, store.text_latent.dtype)),
         gone=pictures.gone,
+        inside_arrow=pictures.inside_arrow,
         changed=pictures.changed,
         unreadable=pictures.unreadable,
     )
@@ -108,6 +111,7 @@ class _Pictures:
     store: Store
     vision: "VisionEncoder"
     gone: list[str] = field(default_factory=list)
+    inside_arrow: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
@@ -121,9 +125,10 @@ class _Pictures:
 
     def _pixels(self, row: int) -> np.ndarray | None:
         identity = self.store.image_id[row]
-        data = picture_bytes(self.store.image_uri[row])
+        uri = self.store.image_uri[row]
+        data = picture_bytes(uri)
         if data is None:
-            self.gone.append(identity)
+            (self.inside_arrow if INSIDE_ARROW.search(uri) else self.gone).append(identity)
             return None
         if hashlib.sha256(data).digest() != self.store.image_sha256[row].tobytes():
             self.changed.append(identity)

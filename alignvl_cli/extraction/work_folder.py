@@ -25,7 +25,7 @@ import xxhash
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.events import Stage
 from alignvl_cli.locks import Lock
-from alignvl_cli.provenance import committed, read_json, write_json
+from alignvl_cli.provenance import committed, is_litter, read_json, write_json
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.store.writer import Written
 
@@ -222,9 +222,9 @@ class WorkFolder:
 
 
 def is_ours(name: str) -> bool:
-    """Whether a file of this name in the folder is one that an extraction makes."""
+    """Whether a file of this name in the folder is one that an extraction makes, or litter, which goes with them."""
     scratch = SCRATCH.fullmatch(name)
-    return bool(OURS.fullmatch(scratch[1] if scratch else name))
+    return is_litter(name) or bool(OURS.fullmatch(scratch[1] if scratch else name))
 
 
 @contextmanager

@@ -133,7 +133,9 @@ class Grouping:
 
     def _captions(self, row: Row) -> tuple[list[str], bool]:
         """The row's captions, cleaned, without the blank ones; and whether they came as a list."""
-        values = {column: listed(row.values.get(column)) for column in self.caption_columns}
+        values = {
+            column: listed(row.values.get(column), of_anything=column == "captions") for column in self.caption_columns
+        }
         column = next((name for name in values if values[name] not in (None, "", [])), self.caption_columns[0])
         value = values[column]
         if isinstance(value, str) and LIST_OF_TEXTS.fullmatch(value):
@@ -166,14 +168,17 @@ class Grouping:
         return DataError(f"{self.path}, {row.where}: {problem}")
 
 
-def listed(value: Any) -> Any:
-    """`value`, or the list that it spells out in JSON, as tables do that have no lists."""
+def listed(value: Any, *, of_anything: bool = False) -> Any:
+    """`value`, or the list with texts that it spells out in JSON, as tables do that have no lists. `[1]` is a text
+    itself, unless a list of `of_anything` is wanted."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:
-        return json.loads(value)
+        found = json.loads(value)
     except (ValueError, RecursionError):
         return value
+    is_list = isinstance(found, list) and (of_anything or not found or any(isinstance(text, str) for text in found))
+    return found if is_list else value
 
 
 def _shown(value: object) -> str:

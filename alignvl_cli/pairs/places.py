@@ -1,5 +1,6 @@
 """Where a picture is found again, from the uri that a store keeps."""
 
+import re
 import tarfile
 from functools import cache
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 from alignvl_cli.errors import AlignvlError
 from alignvl_cli.pairs.dataset import DEMO, DEMOS
 from alignvl_cli.pairs.items import ImageSource
+
+INSIDE_ARROW = re.compile(r"\.arrow#\d+$")
+"""The uri of a picture in a row of an Arrow file."""
 
 
 def picture_bytes(uri: str) -> bytes | None:

@@ -145,8 +145,14 @@ def _empty(factory: str, width: int) -> Any:
 def _without_warnings() -> Iterator[None]:
     """While the block runs, what C code writes to stderr is dropped: FAISS warns of few vectors once for each of an
     index's parts, up to hundreds of times, and how much the index finds is measured anyway. Its errors are raised."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        kept = os.dup(2)
+    except OSError:  # a service that has closed it
+        yield
+        return
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
         yield

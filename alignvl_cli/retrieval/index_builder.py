@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.provenance import file_sha256, foreign_file, made_by, new_folder, stated_format, write_json
+from alignvl_cli.provenance import file_sha256, foreign_file, is_litter, made_by, new_folder, stated_format, write_json
 from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
 from alignvl_cli.retrieval.factory import AUTO, available_memory, build_vectors, choose_factory
 from alignvl_cli.retrieval.hits import Gallery
@@ -87,7 +87,7 @@ def build_index(
 
 def _require_place(output: Path, overwrite: bool) -> None:
     """UsageError unless nothing is at `output`, or an empty folder, or with `overwrite` an index and nothing else."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if not output.exists() or (output.is_dir() and all(is_litter(path.name) for path in output.iterdir())):
         return
     if not (stated_format(output / RECORD) or "").startswith(FAMILY):
         raise UsageError(f"--output {output}: something that is no index is there; name another place")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.locks import held
-from alignvl_cli.provenance import canonical_json, committed, file_sha256, foreign_file, write_json
+from alignvl_cli.provenance import canonical_json, committed, file_sha256, foreign_file, is_litter, write_json
 from alignvl_cli.runs.checkpoint import remove_checkpoint, write_checkpoint
 from alignvl_cli.runs.folder import (
     ADAPTERS,
@@ -126,7 +126,7 @@ def _is_scratch(path: Path) -> bool:
 
 def _clear(path: Path, overwrite: bool) -> None:
     if not (path / CONFIG).is_file():
-        if all(entry.name == ENVIRONMENT or _is_scratch(entry) for entry in path.iterdir()):
+        if all(entry.name == ENVIRONMENT or _is_scratch(entry) or is_litter(entry.name) for entry in path.iterdir()):
             for entry in path.iterdir():  # of a run that was killed before it had begun
                 entry.unlink()
             return

@@ -146,8 +146,9 @@ def _result(plan: Plan, state: TrainState, started: Started, rates: Sequence[flo
     peak_memory = peak_memory_bytes(started.device)  # before the products that `peak_of` times
     share = None
     if rates:
-        peak = plan.team.size * peak_of(started.device, plan.precision, started.threads)
-        share = share_of_peak(state.adapters, started.batch_size, statistics.median(rates), peak)
+        peak = peak_of(started.device, plan.precision, started.threads)
+        rate = statistics.median(rates) / plan.team.size  # of one process, as the peak is
+        share = share_of_peak(state.adapters, started.batch_size, rate, peak)
     return {
         "best": {"step": best.step, "epoch": best.epoch, **best.metrics},
         "tau": temperature_of(best.weights),

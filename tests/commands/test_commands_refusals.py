@@ -243,6 +243,8 @@ def test_a_report_of_a_name_that_is_none_tells_the_studies_there_are(alignvl):
 
 def test_inspect_of_something_else(alignvl, tmp_path):
     assert "no such artefact" in alignvl.fails(3, "inspect", tmp_path / "gone")
+    (tmp_path / "begun.h5.partial").mkdir()
+    assert "run the same `alignvl extract` again" in alignvl.fails(3, "inspect", tmp_path / "begun.h5")
     assert "no store, run, index or study" in alignvl.fails(3, "inspect", tmp_path)
 
 

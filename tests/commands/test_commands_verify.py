@@ -43,12 +43,12 @@ def store(empty, pictures, tmp_path, tiny_encoders) -> Path:
     return path
 
 
-def rewrite(path: Path, *, image_latent=None, text_latent=None, settings=None) -> None:
-    """The store again, sound in every checksum, with other latents or settings."""
+def rewrite(path: Path, *, image_latent=None, text_latent=None, settings=None, uris=None) -> None:
+    """The store again, sound in every checksum, with other latents, settings or places."""
     old = open_store(path)
     rows = StoreRows(
         image_id=old.image_id,
-        image_uri=old.image_uri,
+        image_uri=old.image_uri if uris is None else uris,
         image_label=old.image_label,
         image_sha256=old.image_sha256,
         image_split=old.image_split,
@@ -120,6 +120,15 @@ def test_with_no_picture_left_captions_alone_are_no_success(empty, pictures, sto
     assert found["images"] == {"compared": 0, "largest": None, "worst": None, "tolerance": TOLERANCE[Precision.fp32]}
     assert found["captions"]["compared"] == 2 * IMAGES
     assert f"{IMAGES} of the sampled images" in said
+
+
+def test_pictures_inside_arrow_files_are_not_looked_for_and_no_failure(empty, store):
+    rewrite(store, uris=[f"/cache/data-00000-of-00001.arrow#{row}" for row in range(IMAGES)])
+    found, said = verified(empty, store)
+    assert found["images"]["compared"] == 0
+    assert (len(found["inside_arrow"]), found["gone"]) == (IMAGES, [])
+    assert f"{IMAGES} of the sampled images are inside Arrow files" in said
+    assert found["captions"]["compared"] == 2 * IMAGES
 
 
 def test_members_of_a_tar_are_encoded_again(empty, pictures, tmp_path, tiny_encoders):

@@ -96,6 +96,14 @@ def test_files_of_the_users_beside_the_store_are_not_removed(tmp_path, ranks):
     assert sorted(path.name for path in partial.iterdir()) == [".mine.tmp", "precious.txt", "sub"]
 
 
+def test_what_a_desktop_leaves_in_the_work_folder_is_in_nobodys_way(tmp_path):
+    dataset, output = make_dataset(tmp_path / "data", images=10), tmp_path / "s.h5"
+    (tmp_path / "s.h5.partial").mkdir()
+    (tmp_path / "s.h5.partial" / ".DS_Store").touch()
+    extract(dataset, output)
+    assert not (tmp_path / "s.h5.partial").exists()
+
+
 @pytest.mark.parametrize("ranks", [ALONE, TWO], ids=["alone", "shared"])
 def test_a_file_put_into_the_work_folder_outlives_the_work(tmp_path, ranks):
     dataset, output = make_dataset(tmp_path / "data", images=100), tmp_path / "s.h5"

@@ -160,10 +160,18 @@ def test_a_list_of_texts_in_other_notation_than_json_is_refused(tmp_path, case):
         found(write_table(tmp_path / "m.csv", rows), DatasetOptions(caption_column="raw"))
 
 
+def test_a_list_of_numbers_is_a_caption_where_texts_are_wanted(tmp_path):
+    """A footnote's mark, a year."""
+    rows = [{"image": "a.jpg", "caption": "[1]"}, {"image": "b.jpg", "caption": "[1923, 1924]"}]
+    expected = {"a.jpg": ("[1]",), "b.jpg": ("[1923, 1924]",)}
+    assert found(write_table(tmp_path / "m.csv", rows)) == expected
+    assert found(write_parquet(tmp_path / "m.parquet", rows)) == expected
+
+
 def test_a_list_in_text_with_something_else_than_texts_is_refused(tmp_path):
-    for text in ('["x", null]', "[1]"):
-        with pytest.raises(DataError, match=r"line 2: a caption in column 'caption' is (None|1), not text"):
-            found(write_table(tmp_path / "m.csv", [{"image": "a.jpg", "caption": text}]))
+    for column, text in (("caption", '["x", null]'), ("captions", "[1]")):
+        with pytest.raises(DataError, match=rf"line 2: a caption in column '{column}' is (None|1), not text"):
+            found(write_table(tmp_path / "m.csv", [{"image": "a.jpg", column: text}]))
 
 
 def test_an_empty_list_of_captions_leaves_the_word_to_the_single_one(tmp_path):

@@ -1,6 +1,7 @@
 """Index factories: memory, the ladder of `auto`, and recall that is what a fresh measurement finds."""
 
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -108,6 +109,19 @@ def test_faiss_warns_of_no_part_by_part(capfd, factory):
     build_vectors(factory, clustered(300, 16, 0), clustered(20, 16, 1))
     os.write(2, b"still heard")
     assert capfd.readouterr() == ("", "still heard")
+
+
+def test_a_service_that_has_closed_its_stderr_builds_indexes_too(monkeypatch):
+    rows = clustered(300, 16, 0)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert build_vectors("IVF4,PQ8", rows, rows[:20])[0].ntotal == 300
+    kept = os.dup(2)
+    os.close(2)
+    try:
+        assert build_vectors("IVF4,PQ8", rows, rows[:20])[0].ntotal == 300
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def test_the_machine_has_memory():

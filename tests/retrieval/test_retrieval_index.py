@@ -77,6 +77,7 @@ def test_a_complete_index_is_replaced_only_when_asked(tmp_path, parts):
     with pytest.raises(UsageError, match="--overwrite"):
         build_index(run, store, "all", output)
     assert open_index(output).record.split == "test"
+    (output / "Thumbs.db").touch()
     build_index(run, store, "all", output, overwrite=True)
     assert open_index(output).record.split == "all"
     assert {path.name for path in tmp_path.iterdir()} == {"store.h5", "run", "index"}
@@ -85,6 +86,7 @@ def test_a_complete_index_is_replaced_only_when_asked(tmp_path, parts):
 def test_an_empty_folder_is_taken_and_a_folder_of_something_else_never(tmp_path, parts):
     run, store = parts
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / ".DS_Store").touch()  # a desktop has looked at it
     build_index(run, store, "test", tmp_path / "empty")
     assert open_index(tmp_path / "empty").record.images == len(store.rows("test").image)
     with pytest.raises(UsageError, match="no index is there; name another place"):

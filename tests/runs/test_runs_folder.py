@@ -236,6 +236,8 @@ def test_all_that_is_written_into_a_run_may_be_replaced_and_a_damaged_run_too(tm
         "checkpoint/000000012.safetensors",
         "checkpoint/.state.json.17.tmp",
         "tensorboard/events.out.tfevents.1.host.2.0",
+        ".DS_Store",
+        "eval/._store-test.json",
     ):
         (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "run" / name).write_text("ours")

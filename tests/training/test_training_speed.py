@@ -10,10 +10,11 @@ from alignvl_cli.align.streams import Streams
 from alignvl_cli.config import AdapterKind, LatentNorm, Loss, Precision
 from alignvl_cli.settings import resolve_train
 from alignvl_cli.store.reader import open_store
+from alignvl_cli.training import speed
 from alignvl_cli.training.batches import epoch_slices
 from alignvl_cli.training.loop import take_step
 from alignvl_cli.training.prepare import prepare
-from alignvl_cli.training.speed import matmul_peak, share_of_peak, step_flops
+from alignvl_cli.training.speed import matmul_peak, peak_of, share_of_peak, step_flops
 
 
 @pytest.mark.parametrize("adapter", ["fusemix", "linear", "glu"])
@@ -30,8 +31,37 @@ def test_the_products_of_a_step_are_those_that_torch_counts(tmp_path, adapter):
     assert counted.get_total_flops() + in_place - of_rows == step_flops(state.adapters, 24)
 
 
+def test_a_peak_is_sought_with_sides_that_there_is_time_for(monkeypatch):
+    """An emulated format, at 4 MFLOP/s: the smallest product takes eight seconds, and no larger one is begun."""
+    sides = []
+    monkeypatch.setattr(speed, "_square_product", lambda device, precision, side: lambda: sides.append(side))
+
+    def slow(multiply):
+        multiply()
+        return 2 * sides[-1] ** 3 / 4e6
+
+    monkeypatch.setattr(speed, "_seconds", slow)
+    assert matmul_peak("cpu", Precision.bf16, 2048) == pytest.approx(4e6)
+    assert sides == [256, 256]
+    sides.clear()
+    monkeypatch.setattr(speed, "_seconds", lambda multiply: (multiply(), 2 * sides[-1] ** 3 / 1e12)[1])
+    assert matmul_peak("cpu", Precision.bf16, 2048) == pytest.approx(1e12)
+    assert sides[:5] == [256, 256, 512, 1024, 2048]
+
+
+def test_a_device_without_room_has_no_peak(monkeypatch):
+    def full(*words):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(speed, "matmul_peak", full)
+    peak_of.cache_clear()
+    assert peak_of("cpu", Precision.fp32, 1) is None
+    peak_of.cache_clear()
+
+
 def test_a_share_is_of_the_peak_that_was_reached():
     assert 1e6 < matmul_peak("cpu", Precision.fp32, 64) < 1e15
+    assert share_of_peak(None, 24, 48.0, None) is None
     shape = AdapterShape(
         kind=AdapterKind.linear, image_width=10, text_width=6, depth=1, expansion=1, embed_dim=8, dropout=0.0,
         latent_norm=LatentNorm.none, temperature=None, loss=Loss.infonce, latent_width=None,

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every picture of the README that is made from a run: the one at its top, and three terminals. A run, a search and two
-# studies on the demo are made for them in WORK (default alignvl-workspace/readme-images); stopped, the same command goes on.
+# Every picture of the README that is made from a run: the one at its top, and three terminals; and that of docs/report.md.
+# A run, a search and two studies on the demo are made for them in WORK (default alignvl-workspace/readme-images); stopped, the same command goes on.
 # bash pipelines/readme_images.sh [FOLDER]     default: docs/images
 # Needs headless Chromium and the fonts Inter and JetBrains Mono (Debian: chromium fonts-inter fonts-jetbrains-mono);
 # CHROMIUM names another browser; as root, Chromium wants CHROMIUM_FLAGS=--no-sandbox
@@ -27,3 +27,6 @@ python "$HERE"/terminal.py --columns 116 --lines 15 "$FOLDER"/verdicts.svg align
 RUNS=(alignvl-workspace/runs/0001-*)
 alignvl search "thunderstorm" -k 5 --json |
   python "$HERE"/picture.py "${RUNS[0]}" alignvl-workspace/studies/mixing "$FOLDER"/picture.webp
+
+alignvl report mixing -o mixing.html --overwrite
+"${CHROMIUM:-chromium}" ${CHROMIUM_FLAGS:-} --headless --hide-scrollbars --window-size=960,1230 --screenshot="$FOLDER"/study.webp "file://$PWD/mixing.html"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Every picture of the README that is made from a run: the one at its top, and three terminals; and that of docs/report.md.
-# A run, a search and two studies on the demo are made for them in WORK (default alignvl-workspace/readme-images); stopped, the same command goes on.
+# Every picture of the README that is made from a run, the one at its top and three terminals, and that of docs/report.md.
+# A run, a search and two studies on the demo are made for them in WORK (default alignvl-workspace/readme-images); stopped,
+# the same command goes on.
 # bash pipelines/readme_images.sh [FOLDER]     default: docs/images
 # Needs headless Chromium and the fonts Inter and JetBrains Mono (Debian: chromium fonts-inter fonts-jetbrains-mono);
 # CHROMIUM names another browser; as root, Chromium wants CHROMIUM_FLAGS=--no-sandbox

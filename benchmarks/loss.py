@@ -4,8 +4,8 @@
 
 Time is forward and backward at `--rows`, medians of alternating repetitions. Memory is the most that either adds to a
 process of its own, gradients included, at `--large-rows`; the dense one is estimated there from `--rows`, for it needs
-memory with the square of the rows. Last, the time of one of four processes that share a
-batch, without what they exchange.
+memory with the square of the rows. Last, the time of one of four processes that share a batch, without what they
+exchange.
 """
 
 import argparse

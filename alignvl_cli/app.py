@@ -3,6 +3,7 @@
 Importing this module loads none of the heavy libraries; a command's room is imported in its body.
 """
 
+import errno
 import functools
 import inspect
 import os
@@ -52,6 +53,9 @@ data_app = typer.Typer(**_LOOK)
 app.add_typer(data_app, name="data")
 store_app = typer.Typer(**_LOOK)
 app.add_typer(store_app, name="store")
+
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+"""A disk, a file or a quota that takes no more."""
 
 SHARED = {
     "workspace": Annotated[
@@ -158,7 +162,8 @@ def leave_with(work: Callable[[], None], verbose: bool, next_step: str = AGAIN) 
         return 0
     except OSError as problem:
         where = f"{problem.filename}: " if problem.filename else ""
-        return _failed(f"{where}{problem.strerror or problem}", DataError.exit_code, verbose)
+        room = "; make room there, or write elsewhere, and run it again" if problem.errno in FULL else ""
+        return _failed(f"{where}{problem.strerror or problem}{room}", DataError.exit_code, verbose)
     except Exception as problem:
         hint = "" if verbose else " Run it again with --verbose for the traceback."
         return _failed(

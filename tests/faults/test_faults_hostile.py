@@ -1,5 +1,6 @@
 """Input made to harm: refused with one message, or rendered harmless; nothing outside of what was named is written."""
 
+import errno
 import io
 import json
 import os
@@ -50,6 +51,20 @@ ACTING = {
     "half a character": "a\ud800b",
 }
 RAW = set("\x00\x07\x08\x0b\x0c\r\x1b\x7f\x9b\x9d\x9c\u202e\u2066\u2069\u061c\u200b\ufeff\u2028\ud800")
+
+
+def test_a_full_disk_is_told_where_and_what_to_do(capsys):
+    def fails(number: int) -> None:
+        raise OSError(number, os.strerror(number), "runs/0001/adapters.safetensors")
+
+    assert leave_with(lambda: fails(errno.ENOSPC), verbose=False) == 3
+    full = capsys.readouterr().err
+    assert full == (
+        "alignvl: runs/0001/adapters.safetensors: No space left on device; "
+        "make room there, or write elsewhere, and run it again\n"
+    )
+    assert leave_with(lambda: fails(errno.EACCES), verbose=False) == 3
+    assert "make room" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ACTING)

@@ -91,6 +91,16 @@ def computing_with(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether torch or numpy failed for want of memory; on CPUs and MPS torch says so in words alone."""
+    import torch
+
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(problem, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(problem, RuntimeError) and any(one in str(problem) for one in words)
+    )
+
+
 def peak_resident_bytes() -> int | None:
     """The most memory that this process has held; None where nobody counts."""
     status = Path("/proc/self/status")

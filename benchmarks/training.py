@@ -1,6 +1,7 @@
 """Training against a loop written as the released FuseMix does it, and against what the data cost.
 
-    python benchmarks/training.py [--quick] [--rows 2048] [--depth 4] [--steps 3] [--only ratio|pairs|budget]
+    python benchmarks/training.py [--quick] [--rows 2048] [--depth 4] [--steps 3]
+        [--only ratio|pairs|budget|profile|processes]
 
 1. At paper size (latents of 1536 and 1024, shared width 512, depth 4, 2,048 rows, mixing alone): pairs/s of both loops,
    as medians of steps taken in turn, their ratio, and the matrix products' FLOPs of our step over its time, as a share
@@ -12,6 +13,8 @@
 """
 
 import argparse
+import json
+import os
 import statistics
 import subprocess
 import sys
@@ -139,6 +142,38 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def profile(folder: Path, rows: int, depth: int) -> None:
+    """Where the time of one of our steps goes at paper size, after two that allocate."""
+    store = random_store(folder / "paper.h5", 6 * rows, PAPER[:2])
+    plan, state = prepared(store, size="released", adapter_depth=depth, batch_size=rows)
+    slices = epoch_slices(plan.gather.data.epoch_order(torch.Generator().manual_seed(0)), rows)
+    seconds = [timed(lambda: (take_step(plan, state, next(slices)), wait(state))) for _ in range(3)]
+    with torch.profiler.profile() as profiled:
+        take_step(plan, state, next(slices))
+        wait(state)
+    print(f"{rows:,} rows, depth {depth}: a step took {seconds[-1]:.2f} s")
+    print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=12))
+
+
+def processes(folder: Path, rows: int, depth: int) -> None:
+    """Pairs/s at paper size, twice: one process of one thread, two of one thread each, one of two threads."""
+    store = random_store(folder / "paper.h5", 8 * rows, PAPER[:2])
+    asked = ["--recipe", "fusemix", "--size", "released", "--adapter-depth", str(depth), "--batch-size", str(rows)]
+    alone, together = [], ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    for _ in range(2):
+        for count, threads, launcher in ((1, 1, alone), (2, 1, together), (1, 2, alone)):
+            run = folder / "run"
+            words = [*launcher, "alignvl_cli", "train", str(store), "-o", str(run), "--overwrite", "--quiet"]
+            subprocess.run(
+                [sys.executable, "-m", *words, *asked, "--epochs", "1"],
+                check=True,
+                stdout=subprocess.DEVNULL,
+                env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            )
+            rate = json.loads((run / "result.json").read_text())["pairs_per_s"]
+            print(f"{count} process(es) of {threads} thread(s): {rate:,.0f} pairs/s")
+
+
 def ratio(folder: Path, rows: int, depth: int, steps: int, peak_size: int) -> None:
     pairs = -(-2 * rows * (steps + 1) // CAPTIONS) * CAPTIONS
     store = random_store(folder / "paper.h5", pairs, PAPER[:2])
@@ -241,7 +276,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2048)
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--only", choices=["ratio", "pairs", "budget"])
+    parser.add_argument("--only", choices=["ratio", "pairs", "budget", "profile", "processes"])
     parser.add_argument("--child", nargs=4, metavar=("STORE", "ROWS", "STEPS", "BUDGET"), help="internal")
     given = parser.parse_args()
     if given.child:
@@ -252,6 +287,8 @@ def main() -> None:
     narrow_rows, narrow_steps, repeats = (64, 5, 1) if given.quick else (NARROW_ROWS, NARROW_STEPS, 5)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if given.only in ("profile", "processes"):  # only when asked for
+            {"profile": profile, "processes": processes}[given.only](folder, rows, depth)
         if given.only in (None, "ratio"):
             ratio(folder, rows, depth, given.steps, peak_size)
         if given.only in (None, "pairs", "budget"):

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from alignvl_cli.config import ExtractConfig
+from alignvl_cli.devices import is_out_of_memory
 from alignvl_cli.errors import DataError
-from alignvl_cli.extraction.encoding import is_out_of_memory
 from alignvl_cli.extraction.occupancy import recorded_plan
 from alignvl_cli.extraction.plan import Batches, existing_store_matches, make_plan
 from alignvl_cli.extraction.ranks import ALONE, Ranks

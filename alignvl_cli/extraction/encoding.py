@@ -5,21 +5,13 @@ from functools import wraps
 from typing import TypeVar
 
 import numpy as np
-import torch
 
 from alignvl_cli.config import StoreDtype
+from alignvl_cli.devices import is_out_of_memory
 from alignvl_cli.errors import DataError
 from alignvl_cli.store.writer import FLOAT16_MAX
 
 Batch = TypeVar("Batch", bound=Sized)
-
-
-def is_out_of_memory(problem: BaseException) -> bool:
-    """Whether torch or numpy failed for want of memory; on some devices torch says so in words alone."""
-    words = ("out of memory", "can't allocate memory")
-    return isinstance(problem, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(problem, RuntimeError) and any(one in str(problem) for one in words)
-    )
 
 
 def within_memory(encode: Callable[[Batch], np.ndarray], what: str) -> Callable[[Batch], np.ndarray]:

@@ -14,6 +14,7 @@ from alignvl_cli.align.losses import LossParts, contrastive
 from alignvl_cli.align.smoothing import smoothing_at
 from alignvl_cli.align.streams import Stream
 from alignvl_cli.config import Init, Precision
+from alignvl_cli.devices import is_out_of_memory
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.training.batches import Slices, epoch_slices
 from alignvl_cli.training.closed_form import fitted_tau
@@ -62,7 +63,9 @@ def _with_room(plan: Plan, state: TrainState, slices: Slices) -> tuple[LossParts
     """A step; UsageError when the device's memory is too small for it."""
     try:
         return take_step(plan, state, slices)
-    except torch.OutOfMemoryError as problem:
+    except (RuntimeError, MemoryError) as problem:
+        if not is_out_of_memory(problem):
+            raise
         told = str(problem).splitlines()[0]
         raise UsageError(
             f"--batch-size {plan.config.batch_size}, the loss in tiles of {plan.loss_tile}: more than the device's "

@@ -58,12 +58,21 @@ def poison_steps(monkeypatch, is_poisoned):
     monkeypatch.setattr(loop, "batch_loss", batch_loss)
 
 
-def test_a_device_whose_memory_is_too_small_is_told_what_to_try(store, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "problem",
+    [
+        torch.OutOfMemoryError("CUDA: tried to allocate 9 GiB\nand more of this"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GiB)"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 GiB"),
+    ],
+    ids=["CUDA", "MPS", "CPU"],
+)
+def test_a_device_whose_memory_is_too_small_is_told_what_to_try(store, tmp_path, monkeypatch, problem):
     def full(*args, **kwargs):
-        raise torch.OutOfMemoryError("tried to allocate 9 GiB\nand more of this")
+        raise problem
 
     monkeypatch.setattr(loop, "batch_loss", full)
-    with pytest.raises(UsageError, match=r"--batch-size 24, .*tiles of 24.*9 GiB\).*--loss-tile"):
+    with pytest.raises(UsageError, match=r"--batch-size 24, .*tiles of 24.*9 GiB.*--loss-tile"):
         list(train_run([store], tmp_path / "run", settings()))
 
 

@@ -224,6 +224,7 @@ class _Tiled(torch.autograd.Function):
                     gradient_RC.diagonal().sub_(2.0)
                 if comparison.bias is not None:
                     total += gradient_RC.sum()
+                gradient_RC = rounded(gradient_RC, ctx.rounds)
                 add_product(grad_img_NE[tile.rows], gradient_RC, txt_rows_NE[tile.columns])
                 add_product(grad_txt_NE[tile.columns], gradient_RC.T, img_rows_NE[tile.rows])
         along_img_N = torch.einsum("ne,ne->n", grad_img_NE, img_NE)

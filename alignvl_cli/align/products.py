@@ -22,14 +22,14 @@ def tensor_cores(allowed: bool) -> Iterator[None]:
         matmul.allow_tf32 = before
 
 
-def rounded(rows_NE: Tensor, allowed: bool) -> Tensor:
-    """The rows in bfloat16, if `allowed`: several times as fast where the hardware has it."""
-    return rows_NE.to(torch.bfloat16) if allowed else rows_NE
+def rounded(factor: Tensor, allowed: bool) -> Tensor:
+    """A factor of a product in bfloat16, if `allowed`: several times as fast where the hardware has it."""
+    return factor.to(torch.bfloat16) if allowed else factor
 
 
 def add_product(into_RE: Tensor, weight_RC: Tensor, rows_CE: Tensor) -> None:
-    """`into += weight @ rows`, in place, the product taken in the format of `rows`."""
+    """`into += weight @ rows`, in place, the product taken in the format of its factors."""
     if rows_CE.dtype is into_RE.dtype:
         into_RE.addmm_(weight_RC, rows_CE)
     else:
-        into_RE += weight_RC.to(rows_CE.dtype) @ rows_CE
+        into_RE += weight_RC @ rows_CE

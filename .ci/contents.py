@@ -8,9 +8,9 @@ from pathlib import Path
 
 NEEDED = {
     "alignvl_cli/__main__.py",
-    "alignvl_cli/interchange/alignvl_blocks.py",
-    "alignvl_cli/pairs/emoji/emoji.tar",
-    "alignvl_cli/pairs/emoji/LICENSES.txt",
+    "alignvl_cli/export/alignvl_blocks.py",
+    "alignvl_cli/datasets/emoji/emoji.tar",
+    "alignvl_cli/datasets/emoji/LICENSES.txt",
     "alignvl_cli/report/gallery.html",
     "alignvl_cli/report/page.html",
     "alignvl_cli/report/page.css",

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "DualEncoder": "alignvl_cli.retrieval.encoder",
+    "DualEncoder": "alignvl_cli.retrieval.dual_encoder",
     "open_store": "alignvl_cli.store.reader",
 }
 __all__ = ["DualEncoder", "open_store"]

@@ -6,7 +6,7 @@ import os
 # workers are that, spinning takes the cores away from the work. Read by OpenMP when torch loads it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from alignvl_cli.app import app
+from alignvl_cli.cli.app import app
 
 
 def main() -> None:

@@ -15,6 +15,10 @@ from alignvl_cli.errors import check_flag
 
 MAX_PIXELS = 89_478_485
 """Pillow's own warning limit: a quarter of a gigabyte of RGB."""
+BUNDLED = "bundled:"
+"""Before the name of an encoder that the extra `demo` brings."""
+DEFAULT_VISION = BUNDLED + "efficientnet-lite0"
+DEFAULT_TEXT = BUNDLED + "all-minilm-l6-v2"
 ALWAYS_FORGIVEN = 10
 """Images that may be unreadable however small the dataset is."""
 
@@ -204,6 +208,30 @@ class ReportTo(StrEnum):
     """Where a run's figures go besides `metrics.jsonl`."""
 
     tensorboard = "tensorboard"
+
+
+class Gallery(StrEnum):
+    """What is searched: the images, or the captions (`--of`)."""
+
+    image = "image"
+    text = "text"
+
+
+class HubnessReport(StrEnum):
+    """What is told of hubs (`eval --hubness`)."""
+
+    report = "report"
+    """How unevenly the gallery's rows occur among the nearest ones."""
+    nnn = "nnn"
+    """Also recall after nearest-neighbour normalisation, which needs the training split alone."""
+    inverted_softmax = "inverted-softmax"
+    """Also recall after inverted softmax, which uses all test queries together."""
+
+
+class HubCorrection(StrEnum):
+    """What a search can correct hubs with (`index --hubness`): one query at a time, so nothing transductive."""
+
+    nnn = "nnn"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

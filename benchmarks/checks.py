@@ -14,15 +14,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from fakes import make_store
+from support.fakes import make_store
 
 import alignvl_cli.retrieval.evaluate as evaluation
-import alignvl_cli.retrieval.saving as saving
-from alignvl_cli import provenance
-from alignvl_cli.runs.folder import load_run
+import alignvl_cli.retrieval.evaluate as saving
+from alignvl_cli import artifacts as provenance
 from alignvl_cli.settings import resolve_train
 from alignvl_cli.store import reader, schema
 from alignvl_cli.training.run import count_pairs, train_run
+from alignvl_cli.training.run_folder import load_run
 
 CHECKS = {
     "store blocks": (reader.Store, "_verify_rows"),

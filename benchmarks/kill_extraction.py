@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from killable import BEGUN, Killable, kill
-from stored import differing, stored_datasets
+from support.killable import BEGUN, Killable, kill
+from support.stored import differing, stored_datasets
 
 LONGEST = 0.6
 """Seconds from the beginning of the work to a kill, at most: some tenths of what an undisturbed run takes."""

@@ -14,10 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from killable_training import begin, end, outcome, small_store
+from support.killable_training import begin, end, outcome, small_store
 
-from alignvl_cli.runs.checkpoint import read_checkpoint
-from alignvl_cli.runs.folder import CONFIG, is_complete_run
+from alignvl_cli.training.checkpoint import read_checkpoint
+from alignvl_cli.training.run_folder import CONFIG, is_complete_run
 
 LONGEST = 2.0
 """Seconds from the first record, before any step, to a kill, at most."""

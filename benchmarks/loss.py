@@ -19,11 +19,10 @@ import torch
 import torch.nn.functional as F
 
 from alignvl_cli.align.losses import contrastive
-from alignvl_cli.align.peers import ALONE, Peers
 from alignvl_cli.align.smoothing import HARD, Smoothing
+from alignvl_cli.align.tiles import ALONE, Peers
 from alignvl_cli.config import Device, Loss
-from alignvl_cli.devices import choose_device
-from alignvl_cli.training.machine import CPU_TILE, automatic_tile
+from alignvl_cli.devices import CPU_TILE, automatic_tile, choose_device
 
 ALPHA = 0.1
 PROCESSES = 4

@@ -19,11 +19,11 @@ from typing import Any
 from synthetic_pairs import synthetic_store
 
 from alignvl_cli.config import Recipe
-from alignvl_cli.runs.folder import METRICS, load_run
 from alignvl_cli.settings import resolve_train
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.data import SplitLatents, load_split
 from alignvl_cli.training.run import train_run
+from alignvl_cli.training.run_folder import METRICS, load_run
 from alignvl_cli.training.validation import validate
 
 PAIRS = (3_000, 10_000, 30_000, 100_000)

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm
 
-from alignvl_cli.ablation.crossed import ImageHits, crossed_interval, image_resamples
 from alignvl_cli.ablation.statistics import (
     LEVEL,
+    ImageHits,
+    crossed_interval,
     difference_power,
     equivalence_p,
     holm,
+    image_resamples,
     sign_flip_floor,
     sign_flip_p,
     t_interval,

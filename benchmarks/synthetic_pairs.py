@@ -27,7 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from fakes import make_store
+from support.fakes import make_store
 
 IMAGE_WIDTH, TEXT_WIDTH = 768, 384
 CONCEPT, PRIVATE, HIDDEN = 192, 96, 256

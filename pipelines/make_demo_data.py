@@ -1,4 +1,4 @@
-"""Make the built-in demo: alignvl_cli/pairs/emoji/emoji.tar, a webdataset tar of captioned emoji pictures.
+"""Make the built-in demo: alignvl_cli/datasets/emoji/emoji.tar, a webdataset tar of captioned emoji pictures.
 
     python pipelines/make_demo_data.py                     # fetches the three packages with `npm pack`
     python pipelines/make_demo_data.py --packages FOLDER   # uses the tarballs that lie there

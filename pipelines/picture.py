@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from alignvl_cli import DualEncoder, open_store
-from alignvl_cli.pairs.places import picture_bytes
+from alignvl_cli.datasets.formats import picture_bytes
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 EVERY = 50

@@ -9,33 +9,21 @@ import pytest
 from PIL import Image
 
 PACKAGE = Path(__file__).parents[1] / "alignvl_cli"
-EVERYWHERE = {"config", "recipes", "grammar", "settings", "errors", "provenance", "locks", "devices"}
+EVERYWHERE = {"config", "recipes", "grammar", "settings", "errors", "artifacts", "devices", "distributed"}
 ALLOWED = {
     "align": set(),
-    "pairs": set(),
+    "datasets": set(),
     "encoders": set(),
     "store": set(),
-    "runs": {"align"},
-    "extraction": {"pairs", "encoders", "store"},
-    "training": {"align", "store", "runs"},
-    "retrieval": {"align", "store", "runs", "encoders"},
-    "probing": {"align", "store"},
-    "interchange": {"align", "store", "runs", "encoders", "retrieval"},
-    "ablation": {"align", "store", "runs", "training", "retrieval"},
-    "report": {"align", "store", "runs", "extraction", "training", "retrieval", "ablation", "probing"},
-    "commands": {
-        "pairs",
-        "encoders",
-        "store",
-        "extraction",
-        "align",
-        "runs",
-        "training",
-        "retrieval",
-        "ablation",
-        "interchange",
-        "probing",
-        "report",
+    "extraction": {"datasets", "encoders", "store"},
+    "training": {"align", "store"},
+    "retrieval": {"align", "encoders", "store", "training"},
+    "ablation": {"align", "store", "training", "retrieval"},
+    "export": {"align", "encoders", "store", "training", "retrieval"},
+    "report": {"align", "datasets", "encoders", "store", "extraction", "training", "retrieval", "ablation"},
+    "cli": {
+        *("align", "datasets", "encoders", "store", "extraction", "training"),
+        *("retrieval", "ablation", "export", "report"),
     },
 }
 """Room -> the rooms it may import, besides the modules of EVERYWHERE."""
@@ -73,6 +61,13 @@ def test_arrows_point_one_way(room):
         assert imported_rooms(path) - {room} <= ALLOWED[room] | EVERYWHERE, path
 
 
+def test_retrieval_knows_of_training_only_how_a_run_is_read():
+    for path in (PACKAGE / "retrieval").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("alignvl_cli.training"):
+                assert node.module == "alignvl_cli.training.run_folder", path
+
+
 def test_the_allowed_arrows_form_no_circle():
     remaining = {room: set(arrows) for room, arrows in ALLOWED.items()}
     while remaining:
@@ -91,7 +86,7 @@ def test_no_module_is_a_drawer_of_odds_and_ends():
     assert not [path for path in PACKAGE.rglob("*.py") if path.stem in {"utils", "helpers", "misc", "common"}]
 
 
-@pytest.mark.parametrize("module", ["alignvl_cli", "alignvl_cli.app", "alignvl_cli.settings", "alignvl_cli.errors"])
+@pytest.mark.parametrize("module", ["alignvl_cli", "alignvl_cli.cli.app", "alignvl_cli.settings", "alignvl_cli.errors"])
 def test_importing_loads_no_heavy_library(module):
     code = f"import sys, {module}; print(*[name for name in {HEAVY!r} if name in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -103,7 +98,7 @@ def test_a_data_check_loads_no_torch(tmp_path):
         Image.new("RGB", (9, 9), "red").save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text("a red square")
     code = (
-        "import sys; from alignvl_cli.app import app\n"
+        "import sys; from alignvl_cli.cli.app import app\n"
         f"app(['data', 'check', {str(tmp_path)!r}], standalone_mode=False)\n"
         "print('loaded', [name for name in ('torch', 'transformers', 'faiss') if name in sys.modules])"
     )
@@ -115,4 +110,4 @@ def test_a_data_check_loads_no_torch(tmp_path):
 def test_public_names_arrive_on_first_use():
     code = "import alignvl_cli as a; print(a.open_store.__module__, a.DualEncoder.__module__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["alignvl_cli.store.reader", "alignvl_cli.retrieval.encoder"]
+    assert done.stdout.split() == ["alignvl_cli.store.reader", "alignvl_cli.retrieval.dual_encoder"]

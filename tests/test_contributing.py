@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import transformers
-from fakes import make_store
 from PIL import Image
-from tiny_models import save_model
+from support.fakes import make_store
+from support.tiny_models import save_model
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
@@ -67,7 +67,7 @@ def test_a_new_dataset_layout_is_read(changed, tmp_path):
     (tmp_path / "pairs.lst").write_text("a.png\ta red square\na.png\tred\nb.png\tblue\n")
     code = (
         "import sys; from pathlib import Path; from alignvl_cli.config import DatasetFormat, DatasetOptions\n"
-        "from alignvl_cli.pairs.dataset import open_dataset\n"
+        "from alignvl_cli.datasets.formats import open_dataset\n"
         "found = open_dataset(sys.argv[1], DatasetOptions(format=DatasetFormat.lines))\n"
         "print([(item.id, item.captions) for item in found.items])"
     )
@@ -76,7 +76,7 @@ def test_a_new_dataset_layout_is_read(changed, tmp_path):
 
 
 def test_a_new_dataset_layout_passes_the_tests_of_all_layouts(changed):
-    page = "tests/pairs/test_pairs_samples.py"
+    page = "tests/datasets/test_datasets_samples.py"
     twins = [f"{page}::test_a_sample_gives_the_items_of_its_twin[lines-{forced}]" for forced in (False, True)]
     every = f"{page}::test_the_page_has_a_sample_of_each_format"
     changed("-m", "pytest", "-q", "-p", "no:cacheprovider", every, *twins)

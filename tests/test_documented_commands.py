@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from alignvl_cli.app import app
+from alignvl_cli.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 SHELL_BLOCK = re.compile(r"^```(?:bash|sh|shell|console)\n(.*?)^```", re.M | re.S)

@@ -9,12 +9,12 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from documented_blocks import marked_blocks, run_blocks
 from PIL import Image
-from tiny_models import save_dinov2, save_sentence_transformer
+from support.documented_blocks import marked_blocks, run_blocks
+from support.tiny_models import save_dinov2, save_sentence_transformer
 
 from alignvl_cli.config import DatasetOptions
-from alignvl_cli.pairs.dataset import open_dataset
+from alignvl_cli.datasets.formats import open_dataset
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = {

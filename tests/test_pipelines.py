@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny_models import save_dinov2, save_sentence_transformer
+from support.tiny_models import save_dinov2, save_sentence_transformer
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
 TINY = ["--epochs", "1", "--batch-size", "8", "--embed-dim", "8", "--device", "cpu"]

@@ -5,8 +5,8 @@ import hashlib
 
 import pytest
 
+from alignvl_cli.artifacts import canonical_json, committed, file_sha256, fingerprint, made_by, read_json, write_json
 from alignvl_cli.errors import DataError
-from alignvl_cli.provenance import canonical_json, committed, file_sha256, fingerprint, made_by, read_json, write_json
 
 
 def test_equal_records_have_equal_fingerprints_whatever_their_order():

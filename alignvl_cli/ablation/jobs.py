@@ -11,22 +11,20 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from alignvl_cli.ablation.records import FAILED, Outcome, Ranks
+from alignvl_cli.artifacts import read_json, write_json
 from alignvl_cli.config import Init, TrainConfig
 from alignvl_cli.devices import computing_with
 from alignvl_cli.errors import DataError, DivergedError, MismatchError
-from alignvl_cli.provenance import read_json, write_json
-from alignvl_cli.retrieval import saving
-from alignvl_cli.retrieval.evaluate import evaluate
+from alignvl_cli.retrieval import evaluate as saving
+from alignvl_cli.retrieval.evaluate import evaluate, evaluation_path, save_evaluation
 from alignvl_cli.retrieval.metrics import DIRECTIONS
-from alignvl_cli.retrieval.saving import evaluation_path, save_evaluation
-from alignvl_cli.runs.checkpoint import has_checkpoint
-from alignvl_cli.runs.folder import CONFIG, is_complete_run, load_run
-from alignvl_cli.runs.folder import RESULT as RUN_RESULT
 from alignvl_cli.store.reader import Store, open_store
+from alignvl_cli.training.checkpoint import has_checkpoint
 from alignvl_cli.training.prepare import TRAIN
-from alignvl_cli.training.records import Record, Warned
-from alignvl_cli.training.resume import resume_run
-from alignvl_cli.training.run import train_run
+from alignvl_cli.training.run import resume_run, train_run
+from alignvl_cli.training.run_folder import CONFIG, is_complete_run, load_run
+from alignvl_cli.training.run_folder import RESULT as RUN_RESULT
+from alignvl_cli.training.state import Record, Warned
 
 JUDGED = ("confidence", "overconfidence", "ece", "nll", "brier", "auroc", "aurc")
 """Of the modesty report, by direction."""

@@ -42,8 +42,8 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from alignvl_cli.artifacts import check_parts, committed, read_json
 from alignvl_cli.errors import DataError
-from alignvl_cli.provenance import check_parts, committed, read_json
 
 STUDY, RESULTS, RANKS, VERDICTS = "study.json", "results.parquet", "ranks.parquet", "verdicts.json"
 ARMS = "arms"

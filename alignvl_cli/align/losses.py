@@ -15,10 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignvl_cli.align.peers import ALONE, Peers
-from alignvl_cli.align.products import add_product, rounded, tensor_cores
 from alignvl_cli.align.smoothing import HARD, Frozen, Smoothing
-from alignvl_cli.align.tiles import Comparison, SpreadSums, Target, Tile
+from alignvl_cli.align.tiles import (
+    ALONE,
+    Comparison,
+    Peers,
+    SpreadSums,
+    Target,
+    Tile,
+    add_product,
+    rounded,
+    tensor_cores,
+)
 from alignvl_cli.config import Loss
 
 SHORTEST = 1e-12

@@ -2,9 +2,16 @@
 
 Letters: N rows of the batch, E shared width, K keys a row; R and C rows and columns of a tile; D the two directions,
 image queries (along a row of the matrix) first.
+
+The processes that compare one batch together: alone, nothing is exchanged; `training` has those of torchrun.
+
+In which number format the loss may take its matrix products, when the embeddings were rounded to bfloat16 anyway.
+
+The loss itself stays float32: logits, sums and exponentials.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -12,8 +19,29 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from alignvl_cli.align.peers import Peers
 from alignvl_cli.align.smoothing import SPREAD, SPREADS_TO_OWN, Frozen, Smoothing, Weights, spread_alpha
+
+
+@dataclass(frozen=True)
+class Peers:
+    """This process's place among `size` processes, each of which compares its share of the rows with all of them."""
+
+    rank: int = 0
+    size: int = 1
+
+    def share_of(self, rows: int, rank: int) -> range:
+        """The rows of a process; `rows` is a multiple of `size`."""
+        share = rows // self.size
+        return range(rank * share, (rank + 1) * share)
+
+    def add(self, *tensors: Tensor) -> None:
+        """Sum each over the processes, in place."""
+
+    def add_exponentials(self, log: Tensor) -> None:
+        """The logarithm of the exponentials' sum over the processes, in place."""
+
+
+ALONE = Peers()
 
 
 class Tile(NamedTuple):
@@ -165,3 +193,28 @@ class Target:
             own_R = self.own_DN[:, tile.rows].sum(dim=0)
             spread_RC.diagonal().copy_(spread_RC.diagonal() + own_R if self.to_own else own_R)
         gradient_RC -= spread_RC
+
+
+@contextmanager
+def tensor_cores(allowed: bool) -> Iterator[None]:
+    """Products of float32 rows may be TF32 on CUDA within the block, if `allowed`; afterwards as before."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = before or allowed
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = before
+
+
+def rounded(factor: Tensor, allowed: bool) -> Tensor:
+    """A factor of a product in bfloat16, if `allowed`: several times as fast where the hardware has it."""
+    return factor.to(torch.bfloat16) if allowed else factor
+
+
+def add_product(into_RE: Tensor, weight_RC: Tensor, rows_CE: Tensor) -> None:
+    """`into += weight @ rows`, in place, the product taken in the format of its factors."""
+    if rows_CE.dtype is into_RE.dtype:
+        into_RE.addmm_(weight_RC, rows_CE)
+    else:
+        into_RE += weight_RC @ rows_CE

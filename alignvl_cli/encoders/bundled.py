@@ -1,4 +1,6 @@
-"""The pair of encoders that works offline, out of two packages of the extra `demo`.
+"""The names of the bundled encoders. Loads nothing, so that flags can show them as defaults.
+
+The pair of encoders that works offline, out of two packages of the extra `demo`.
 
 MiniLM's package holds a sentence-transformers folder, used in place. EfficientNet-Lite0's holds bare weights: they fit
 transformers' EfficientNetModel and are written once, as an ordinary model folder, into the user's cache.
@@ -15,7 +17,7 @@ from pathlib import Path
 import torch
 from transformers import EfficientNetConfig, EfficientNetImageProcessorPil, EfficientNetModel
 
-from alignvl_cli.encoders.names import BUNDLED, DEFAULT_TEXT, DEFAULT_VISION
+from alignvl_cli.config import BUNDLED, DEFAULT_TEXT, DEFAULT_VISION
 from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.errors import DataError, UsageError
 

@@ -1,4 +1,7 @@
-"""From what the user typed to a folder with a model's files: Hub id, `id@revision`, local folder, bundled name."""
+"""From what the user typed to a folder with a model's files: Hub id, `id@revision`, local folder, bundled name.
+
+Models that bring their own Python code: refused, or trusted by name and recorded by hash.
+"""
 
 import json
 import os
@@ -7,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
@@ -19,11 +24,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from alignvl_cli.config import Trust
+from alignvl_cli.artifacts import file_sha256, fingerprint, read_json
+from alignvl_cli.config import BUNDLED, Trust
 from alignvl_cli.encoders.bundled import bundled_folder
-from alignvl_cli.encoders.modules import transformer_folder
-from alignvl_cli.encoders.names import BUNDLED
 from alignvl_cli.encoders.quiet import quiet
+from alignvl_cli.encoders.sentence_modules import transformer_folder
 from alignvl_cli.errors import DataError, UsageError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -221,3 +226,48 @@ def _check_files(found: ModelFolder, side: Side, trust: Trust) -> None:
         missing.append(" or ".join(" with ".join(files) for files in READERS[side]))
     if missing:
         raise DataError(f"{found.spec}: no {side.value} model can be loaded from {path}; missing: {'; '.join(missing)}")
+
+
+CONFIGURED = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
+"""Files that may name classes of the model's own."""
+
+
+def reason_of(problem: BaseException) -> str:
+    """The first line of what transformers says; where it asks for trust, our flag in place of its argument."""
+    text = str(problem).strip() or type(problem).__name__
+    if "trust_remote_code" in text:
+        return (
+            "it needs Python code of its own, which is not run; choose a model that transformers has, "
+            "or add --trust-remote-code after reading the .py files of the model"
+        )
+    if isinstance(problem, UnpicklingError | EOFError):
+        return "its pickled weights are damaged, or hold more than tensors, which is never read; convert them"
+    return text.splitlines()[0]
+
+
+def code_record(found: ModelFolder, *parts: Any) -> dict[str, str]:
+    """For the encoder's record: the hash of the folder's code when one of `parts` (model, processor, tokenizer) is
+    made of it, else nothing. It decides the latents as the weights do."""
+    if not any(is_own_code(part) for part in parts):
+        return {}
+    files = sorted(found.path.glob(CODE))
+    return {"code": fingerprint([[file.name, file_sha256(file)] for file in files])}
+
+
+def is_own_code(part: Any) -> bool:
+    """Whether an object's class was loaded from a model's folder."""
+    return type(part).__module__.partition(".")[0] == "transformers_modules"
+
+
+def require_code_here(found: ModelFolder) -> None:
+    """DataError when a model's code stands in another repository: its hash would then name nothing."""
+    for name in CONFIGURED:
+        path = found.path / name
+        auto_map = read_json(path, "model configuration").get("auto_map", {}) if path.is_file() else {}
+        for place in auto_map.values() if isinstance(auto_map, dict) else [auto_map]:
+            for reference in place if isinstance(place, list) else [place]:
+                if isinstance(reference, str) and "--" in reference:
+                    raise DataError(
+                        f"{found.spec}: its code stands in another repository ({reference.partition('--')[0]}); "
+                        "put a copy of it beside the weights, in a local folder, and give that"
+                    )

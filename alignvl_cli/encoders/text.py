@@ -1,24 +1,212 @@
-"""The text tower: captions to latents."""
+"""The text tower: captions to latents.
 
+From captions to the tensors a text tower takes: prefix, lower-casing, cutting, padding.
+
+What is put before every text: asked for, or stated by the model's files. Never guessed.
+"""
+
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 
+from alignvl_cli.artifacts import read_json
 from alignvl_cli.config import Pooling, Precision, Trust
 from alignvl_cli.devices import choose_precision
-from alignvl_cli.encoders.captions import CaptionReader, load_reader
-from alignvl_cli.encoders.folders import NO_TRUST, ModelFolder, Side, find_model, spec_of
-from alignvl_cli.encoders.modules import read_modules
+from alignvl_cli.encoders.folders import NO_TRUST, ModelFolder, Side, code_record, find_model, reason_of, spec_of
 from alignvl_cli.encoders.pooling import TEXT_VECTORS, choose_pooling
-from alignvl_cli.encoders.prefixes import choose_prefix
-from alignvl_cli.encoders.records import about, require_known, require_same
+from alignvl_cli.encoders.quiet import quiet
+from alignvl_cli.encoders.records import about, require_known, require_same, tokenizer_record
+from alignvl_cli.encoders.sentence_modules import SentenceModules, read_modules
 from alignvl_cli.encoders.towers import DTYPES, PROJECTED, Tower, load_tower, probed, require_steady, tower_config
-from alignvl_cli.encoders.trust import code_record
-from alignvl_cli.errors import DataError
+from alignvl_cli.errors import DataError, UsageError, check_flag
+
+UNMASKED = {"siglip_text_model", "siglip2_text_model"}
+"""Trained on captions padded to full length and without a mask: their vector is read at the last place."""
+
+CASE_KEPT = ("Gemma",)
+"""Tokenizers, by the start of their class, that keep the case of a text. Folders of SigLIP 2, which was trained on
+captions in lower case, name Gemma's; SigLIP's own lower-cases."""
+
+ENDLESS = 1_000_000
+"""Tokenizers that state no length give a huge number."""
+
+COUNT_AFTER_PADDING = {
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"),
+    *("data2vec-text", "longformer", "ibert"),
+}
+"""Model types whose positions start after the padding id."""
+
+LEGACY_END = 2
+"""What configurations of CLIP called the end of a caption before transformers read it."""
+
+DEFAULT_LENGTH = 512
+"""Where neither module files, tokenizer nor model state one; captions are far shorter."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class CaptionReader:
+    """A tokenizer and how captions are put to it."""
+
+    tokenizer: Any
+    max_length: int
+    """Tokens of a caption that are read, special ones and prefix included."""
+    prefix: str = ""
+    lowercase: bool = False
+    full_length: bool = False
+    """Whether captions are padded to `max_length` and unmasked."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return {
+            "tokenizer": tokenizer_record(self.tokenizer),
+            "prefix": self.prefix,
+            "max_length": self.max_length,
+            "lowercase": self.lowercase,
+        }
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text before it is cut, special ones and prefix included."""
+        if not texts:
+            return []
+        with quiet():  # the tokenizer warns of texts that are too long: the caller counts them
+            return [len(ids) for ids in self.tokenizer(self._written(texts), truncation=False)["input_ids"]]
+
+    def batch(self, texts: Sequence[str], device: str) -> dict[str, Tensor]:
+        """Ids and attention mask, (B, L) int64 and padded on the right, and what else the tokenizer gives."""
+        batch = self.tokenizer(
+            self._written(texts),
+            truncation=True,
+            max_length=self.max_length,
+            padding="max_length" if self.full_length else True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        if self.full_length:
+            batch["attention_mask"].fill_(1)
+        batch["attention_mask"][:, 0] = 1  # a text without any token, in models that add none: its padding is read
+        return {name: tensor.to(device) for name, tensor in batch.items()}
+
+    def ends_where_pooled(self, config: Any) -> bool:
+        """Whether the pooling of CLIP and its like finds the last token of a caption.
+
+        It looks for the id of a caption's end or, where old files of CLIP say 2, for the highest id; where there is
+        none, the first token stands for every caption.
+        """
+        ids = self.tokenizer("a")["input_ids"]
+        is_legacy = config.model_type == "clip_text_model" and config.eos_token_id == LEGACY_END
+        end = max(ids) if is_legacy else config.eos_token_id
+        return end in ids and ids.index(end) == len(ids) - 1
+
+    def starts_with_class_token(self) -> bool:
+        """Whether the first token of every caption is one that was trained to stand for it."""
+        first = self.tokenizer("a")["input_ids"][:1]
+        return self.tokenizer.cls_token_id is not None and first == [self.tokenizer.cls_token_id]
+
+    def _written(self, texts: Sequence[str]) -> list[str]:
+        written = [self.prefix + text for text in texts]
+        return [text.lower() for text in written] if self.lowercase else written
+
+
+def load_reader(
+    found: ModelFolder, modules: SentenceModules | None, prefix: str, config: Any, trust: Trust = NO_TRUST
+) -> CaptionReader:
+    """The folder's tokenizer, with `prefix` and what its module files say. DataError when it cannot be loaded."""
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                found.path, trust_remote_code=trust.remote_code, local_files_only=True
+            )
+    except ImportError as problem:
+        raise DataError(
+            f"{found.spec}: its tokenizer needs a library that is not here ({reason_of(problem).partition('. ')[0]}); "
+            "run: pip install sentencepiece protobuf"
+        ) from problem
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as problem:
+        raise DataError(f"{found.spec}: its tokenizer cannot be loaded: {reason_of(problem)}") from problem
+    tokenizer.padding_side = tokenizer.truncation_side = "right"  # padding then touches no real token of any model
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)  # masked: any token does
+    is_unmasked = config.model_type in UNMASKED
+    is_case_kept = type(tokenizer).__name__.startswith(CASE_KEPT)
+    return CaptionReader(
+        tokenizer,
+        max_length=_max_length(modules, tokenizer, config),
+        prefix=prefix,
+        lowercase=bool(modules and modules.lowercase) or (is_unmasked and is_case_kept),
+        full_length=is_unmasked,
+    )
+
+
+def _max_length(modules: SentenceModules | None, tokenizer: Any, config: Any) -> int:
+    """The smallest length that anything states; of a model that is read at its last place, all its places."""
+    if config.model_type in UNMASKED:
+        return config.max_position_embeddings
+    stated = [modules.max_length if modules else None, tokenizer.model_max_length, _positions(config)]
+    return min((length for length in stated if length and length < ENDLESS), default=DEFAULT_LENGTH)
+
+
+def _positions(config: Any) -> int | None:
+    """Places that the model has positions for, where it says."""
+    places = getattr(config, "max_position_embeddings", None)
+    if places is not None and config.model_type in COUNT_AFTER_PADDING:
+        return places - config.pad_token_id - 1
+    return places
+
+
+WANTED = {
+    r"e5[-_]mistral|e5[-_].*instruct": "an instruction before queries and nothing before documents",
+    r"multilingual[-_]e5|e5[-_](small|base|large)": "'query: ' or 'passage: ' before every text",
+    r"nomic[-_]embed[-_]text|modernbert[-_]embed": "'search_query: ' or 'search_document: ' before every text",
+}
+"""Names of models that were trained with a prefix, of which many have no file that states it; the first that fits
+counts. Not here: BGE and others that want an instruction before questions alone, and nothing before captions."""
+
+
+def choose_prefix(found: ModelFolder, asked: str | None, modules: SentenceModules | None) -> str:
+    """The prefix `asked` for, else the one that the model's files state for captions, else none.
+
+    UsageError for one that is not text, and where a model that is known to want one states nothing.
+    """
+    if asked is not None:
+        check_flag(_is_text(asked), "text-prefix", "text in UTF-8", ascii(asked))
+        return asked
+    if modules is None or not modules.states_prompts:
+        _require_none_wanted(found)
+    return modules.prefix if modules else ""
+
+
+def _require_none_wanted(found: ModelFolder) -> None:
+    for name in _names(found):
+        for pattern, wanted in WANTED.items():
+            if re.search(f"(?<![a-z0-9])(?:{pattern})", name, re.IGNORECASE):
+                raise UsageError(
+                    f"{found.spec}: by its name ({name}) it was trained with {wanted}, and its files state no prompt; "
+                    "say what to put before captions and queries alike: --text-prefix 'query: ' for one, "
+                    "--text-prefix '' for none"
+                )
+
+
+def _names(found: ModelFolder) -> list[str]:
+    """What a model is called: its Hub id, its folder, the Hub's cache around it, and where it was saved from."""
+    path = Path(found.id)
+    saved_from = read_json(found.path / "config.json", "model configuration").get("_name_or_path")
+    around = [part for part in path.parts if part.startswith("models--")]
+    return [path.name, *around, *([saved_from] if isinstance(saved_from, str) else [])]
+
+
+def _is_text(prefix: str) -> bool:
+    try:
+        return bool(prefix.encode() or True)
+    except UnicodeEncodeError:
+        return False
+
 
 PROBE_TEXTS = ["a", "a"]
 

@@ -15,11 +15,9 @@ from transformers import AutoConfig, AutoModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING
 
 from alignvl_cli.config import Pooling, Precision, Trust
-from alignvl_cli.encoders.computation import computation_record
-from alignvl_cli.encoders.folders import NO_TRUST, ModelFolder, Side
+from alignvl_cli.encoders.folders import NO_TRUST, ModelFolder, Side, is_own_code, reason_of, require_code_here
 from alignvl_cli.encoders.quiet import quiet
-from alignvl_cli.encoders.records import weights_sha256
-from alignvl_cli.encoders.trust import is_own_code, reason_of, require_code_here
+from alignvl_cli.encoders.records import computation_record, weights_sha256
 from alignvl_cli.errors import DataError, UsageError
 
 SUB_CONFIG = {Side.vision: "vision_config", Side.text: "text_config"}

@@ -1,25 +1,105 @@
-"""The vision tower: pictures to latents."""
+"""The vision tower: pictures to latents.
 
-from collections.abc import Mapping
+Prepared pictures to the values that a vision model reads, on its device.
+
+Convolutional towers made faster without changing what they compute.
+"""
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from transformers.models.efficientnet.modeling_efficientnet import EfficientNetSqueezeExciteLayer
 
 from alignvl_cli.config import Pooling, Precision, Trust
 from alignvl_cli.devices import choose_precision
-from alignvl_cli.encoders.folders import NO_TRUST, Side, find_model, spec_of
-from alignvl_cli.encoders.folding import folded
-from alignvl_cli.encoders.pixels import Preprocess
+from alignvl_cli.encoders.folders import NO_TRUST, Side, code_record, find_model, spec_of
 from alignvl_cli.encoders.pooling import IMAGE_VECTORS, choose_pooling
-from alignvl_cli.encoders.processors import PROBES, load_processor, preprocess_of, processor_record
+from alignvl_cli.encoders.preprocessing import PROBES, Preprocess, load_processor, preprocess_of, processor_record
 from alignvl_cli.encoders.records import about, require_known, require_same
 from alignvl_cli.encoders.towers import DTYPES, PROJECTED, Tower, load_tower, probed, require_steady
-from alignvl_cli.encoders.trust import code_record
-from alignvl_cli.encoders.values import Values, values_of
+
+Values = Callable[[np.ndarray], Tensor]
+
+
+def values_of(
+    preprocess: Preprocess,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> Values:
+    """What turns a stack of prepared pictures into (B, 3, H, W) of `dtype` on `device`, in memory as `layout` says.
+
+    uint8 (B, H, W, 3) travels as it is and is looked up there in the table, of which each entry is rounded to `dtype`
+    once; float32 (B, 3, H, W) is values already.
+    """
+    table = None
+    if preprocess.value_C256 is not None:
+        table = torch.from_numpy(preprocess.value_C256).flatten().to(device, dtype)
+    first_C = torch.arange(0, 768, 256, dtype=torch.int32, device=device)
+
+    def values(pictures_B: np.ndarray) -> Tensor:
+        owned_B = torch.from_numpy(np.require(pictures_B, requirements=["C", "W"]))  # torch warns of read-only memory
+        if owned_B.dtype != torch.uint8:
+            return owned_B.to(device, dtype).contiguous(memory_format=layout)
+        assert table is not None
+        pixel_BHWC = owned_B.to(device)
+        entry = (pixel_BHWC.int() + first_C).flatten()
+        value_BHWC = table.index_select(0, entry).view(pixel_BHWC.shape)
+        return value_BHWC.permute(0, 3, 1, 2).contiguous(memory_format=layout)
+
+    return values
+
+
+SAME = 1e-4
+"""Largest difference, as a share of the largest entry, that rounding may make."""
+
+
+def folded(model: nn.Module, pixels_BCHW: Tensor) -> nn.Module:
+    """`model` with each batch norm folded into the convolution before it, gates that are always open left out, and
+    channels last: a third of the time on a CPU.
+
+    Which convolution comes before is taken from the order of the modules, so the result is held to the
+    original's output on `pixels_BCHW`; where that is another, or nothing can be folded, the original is returned.
+    """
+    fast = deepcopy(model)
+    pairs = [
+        (parent, one, other)
+        for parent in fast.modules()
+        for (one, convolution), (other, norm) in pairwise(parent.named_children())
+        if isinstance(convolution, nn.Conv2d)
+        and isinstance(norm, nn.BatchNorm2d)
+        and convolution.out_channels == norm.num_features
+    ]
+    if not pairs:
+        return model
+    for parent, one, other in pairs:
+        setattr(parent, one, fuse_conv_bn_eval(getattr(parent, one), getattr(parent, other)))
+        setattr(parent, other, nn.Identity())
+    for parent in fast.modules():
+        for name, child in parent.named_children():
+            if _is_open_gate(child):
+                setattr(parent, name, nn.Identity())
+    fast = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with torch.inference_mode():
+        before, after = (net(pixel_values=pixels_BCHW).last_hidden_state for net in (model, fast))
+    is_same = before.shape == after.shape and bool((before - after).abs().max() <= SAME * before.abs().max())
+    return fast if is_same else model
+
+
+def _is_open_gate(module: nn.Module) -> bool:
+    """Whether `module` is a squeeze-excite layer that multiplies by one whatever it reads, as in EfficientNet-Lite."""
+    if not isinstance(module, EfficientNetSqueezeExciteLayer):
+        return False
+    gate = module.expand
+    return not gate.weight.any() and gate.bias is not None and bool((torch.sigmoid(gate.bias) == 1).all())
 
 
 @dataclass(frozen=True, eq=False, slots=True)

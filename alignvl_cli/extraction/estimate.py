@@ -12,15 +12,14 @@ import numpy as np
 import torch
 
 from alignvl_cli.config import ExtractConfig
+from alignvl_cli.datasets.dataset import MOST_BYTES, Dataset, Item
 from alignvl_cli.devices import peak_resident_bytes
+from alignvl_cli.distributed import choose_workers
 from alignvl_cli.errors import DataError
-from alignvl_cli.extraction.batches import choose_batches
-from alignvl_cli.extraction.encoding import within_memory
-from alignvl_cli.extraction.lanes import open_lanes
-from alignvl_cli.extraction.pictures import MOST_BYTES, hash_sources, prepare_sources
+from alignvl_cli.extraction.batch_size import choose_batches
+from alignvl_cli.extraction.encoding import open_lanes, within_memory
+from alignvl_cli.extraction.images import hash_sources, prepare_sources
 from alignvl_cli.extraction.plan import make_plan
-from alignvl_cli.extraction.workers import choose_workers
-from alignvl_cli.pairs.items import Dataset, Item
 
 if TYPE_CHECKING:
     from alignvl_cli.encoders.text import TextEncoder

@@ -8,12 +8,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from alignvl_cli.artifacts import Lock, held, read_json, write_json
 from alignvl_cli.errors import DataError, MismatchError
+from alignvl_cli.extraction.images import forget_readings
 from alignvl_cli.extraction.plan import Plan, shown_differences
-from alignvl_cli.extraction.survey import forget_readings
-from alignvl_cli.extraction.work_folder import LOCK, PLAN, POLL_SECONDS, SCRATCH, WorkFolder, is_ours, shared_lock
-from alignvl_cli.locks import Lock, held
-from alignvl_cli.provenance import read_json, write_json
+from alignvl_cli.extraction.shards import LOCK, PLAN, POLL_SECONDS, SCRATCH, WorkFolder, is_ours, shared_lock
 
 SHOWN_FILES = 3
 ENTRY_SECONDS = 20.0

@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignvl_cli.artifacts import fingerprint, library_versions
 from alignvl_cli.config import ExtractConfig
-from alignvl_cli.encoders.records import VERSIONS, encoder_hash
-from alignvl_cli.pairs.items import Dataset
-from alignvl_cli.provenance import fingerprint, library_versions
+from alignvl_cli.datasets.dataset import Dataset
+from alignvl_cli.encoders.records import VERSIONS
 from alignvl_cli.store.reader import read_made_by
+from alignvl_cli.store.schema import encoder_hash
 
 if TYPE_CHECKING:
     from alignvl_cli.encoders.text import TextEncoder

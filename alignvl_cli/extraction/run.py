@@ -1,30 +1,92 @@
-"""An extraction from end to end: images, splits, texts, store."""
+"""An extraction from end to end: images, splits, texts, store.
+
+The last stage: finished shards, streamed into one store.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import h5py
+import numpy as np
 
-from alignvl_cli.config import ExtractConfig, too_many_rejected
+from alignvl_cli.artifacts import made_by
+from alignvl_cli.config import ExtractConfig, StoreDtype, too_many_rejected
+from alignvl_cli.datasets.dataset import Dataset
+from alignvl_cli.datasets.splits import SplitPlan, split_rows
+from alignvl_cli.distributed import ALONE, Ranks, choose_workers, started_workers
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.extraction.assembly import Encoded, assemble
-from alignvl_cli.extraction.events import Event, ExtractSummary, Finished, Note, Seconds
+from alignvl_cli.extraction.encoding import Stopwatch
+from alignvl_cli.extraction.events import Event, ExtractSummary, Finished, Note, Seconds, Stage
 from alignvl_cli.extraction.images import EncodedImages, encode_images
 from alignvl_cli.extraction.occupancy import remove_leftover, work_folder
 from alignvl_cli.extraction.plan import Batches, Plan, existing_store_matches, make_plan, store_differences
-from alignvl_cli.extraction.ranks import ALONE, Ranks
-from alignvl_cli.extraction.stopwatch import Stopwatch
-from alignvl_cli.extraction.texts import encode_texts, gather_captions
-from alignvl_cli.extraction.workers import choose_workers, started_workers
-from alignvl_cli.pairs.items import Dataset
-from alignvl_cli.pairs.splits import split_rows
-from alignvl_cli.provenance import made_by
+from alignvl_cli.extraction.shards import WorkFolder
+from alignvl_cli.extraction.texts import Captions, encode_texts, gather_captions
+from alignvl_cli.store.schema import Rejected
+from alignvl_cli.store.writer import StoreAbout, StoreRows, Written, write_store
 
 if TYPE_CHECKING:
     from alignvl_cli.encoders.text import TextEncoder
     from alignvl_cli.encoders.vision import VisionEncoder
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """All that the earlier stages found."""
+
+    images: EncodedImages
+    captions: Captions
+    splits: SplitPlan
+
+
+def assemble(
+    folder: WorkFolder,
+    dataset: Dataset,
+    vision: "VisionEncoder",
+    text: "TextEncoder",
+    encoded: Encoded,
+    plan: Plan,
+    made_by: dict[str, Any],
+    output: Path,
+) -> Written:
+    """Write the store that will be `output` into the work folder; memory holds a block of latents at a time."""
+    images, captions = encoded.images, encoded.captions
+    accepted = images.accepted
+    items = [dataset.items[row] for row in accepted.tolist()]
+    rows = StoreRows(
+        image_id=[item.id for item in items],
+        image_uri=[item.uri for item in items],
+        image_label=[item.label for item in items],
+        image_sha256=images.sha256[accepted],
+        image_split=encoded.splits.codes,
+        split_names=encoded.splits.names,
+        text_image=captions.image,
+        text_caption=captions.caption,
+        rejected=[
+            Rejected(dataset.items[row].id, dataset.items[row].uri, reason)
+            for row, reason in sorted(images.reasons.items())
+        ],
+    )
+    about = StoreAbout(
+        vision={"record": vision.record, "about": vision.about},
+        text={"record": text.record, "about": text.about},
+        encoder_hash=plan.encoder_hash,
+        dataset={"name": dataset.name, **dataset.record},
+        made_by=made_by,
+    )
+    text_starts = np.arange(0, len(captions.distinct), plan.text_shard).tolist()
+    return write_store(
+        folder.assembled,
+        rows,
+        about,
+        folder.gather(Stage.images, images.starts, images.content[accepted]),
+        folder.gather(Stage.texts, text_starts, captions.number),
+        dtype=StoreDtype(plan.dtype),
+        named=output,
+    )
 
 
 def run_extraction(

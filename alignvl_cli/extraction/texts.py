@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
+from alignvl_cli.artifacts import canonical_json
+from alignvl_cli.datasets.dataset import Item
 from alignvl_cli.errors import DataError
-from alignvl_cli.extraction.encoding import require_storable, within_memory
+from alignvl_cli.extraction.encoding import Stopwatch, require_storable, within_memory
 from alignvl_cli.extraction.events import Progress, Stage
 from alignvl_cli.extraction.plan import Plan
-from alignvl_cli.extraction.stopwatch import Stopwatch
-from alignvl_cli.extraction.work_folder import WorkFolder
-from alignvl_cli.pairs.items import Item
-from alignvl_cli.provenance import canonical_json
+from alignvl_cli.extraction.shards import WorkFolder
 
 if TYPE_CHECKING:
     from alignvl_cli.encoders.text import TextEncoder

@@ -1,4 +1,7 @@
-"""What a look over a dataset found: a table, the JSON document, and the warnings in words."""
+"""What a look over a dataset found: a table, the JSON document, and the warnings in words.
+
+What an extraction would take, as a table.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -9,10 +12,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from alignvl_cli.report.text import safe
+from alignvl_cli.extraction.estimate import Estimate
+from alignvl_cli.report.text import as_size, as_time, safe
 
 if TYPE_CHECKING:
-    from alignvl_cli.extraction.check import Bad, DataReport, Duplicates, Member
+    from alignvl_cli.datasets.check import Bad, DataReport, Duplicates, Member
 
 SCHEMA = "alignvl.data-check/1"
 SHOWN = 8
@@ -131,3 +135,27 @@ def _ids(group: Sequence["Member"]) -> Text:
 
 def _title(what: str, count: int) -> Text:
     return Text(what, style="bold") + Text(f", the first {SHOWN} of {count:,}" if count > SHOWN else "")
+
+
+def estimate_table(store: str, found: Estimate) -> Table:
+    """A line a question: how much, how fast, where to, how long."""
+    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    counted = "" if found.hashed_images == found.images else f" among the first {found.hashed_images:,}"
+    rejected = f"; {found.rejected_in_sample} of {found.sampled_images} sampled ones cannot be read"
+    rows = {
+        "store": store,
+        "images": f"{found.images:,}, {found.distinct_images:,} distinct{counted}"
+        + (rejected if found.rejected_in_sample else ""),
+        "captions": f"{found.captions:,}, {found.distinct_captions:,} distinct",
+        "speed": f"{found.images_per_second:,.1f} images/s, {found.captions_per_second:,.1f} captions/s",
+        "batches": f"{found.image_batch} images, {found.text_batch} captions; {found.workers} decoding processes",
+        "disk": f"{as_size(found.store_bytes)}, at the worst moment {as_size(found.work_bytes)}; "
+        f"{as_size(found.free_bytes)} free",
+        "memory": "unknown" if found.memory_bytes is None else as_size(found.memory_bytes),
+        "time": f"about {as_time(found.seconds)}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, safe(value))
+    return table

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignvl_cli.artifacts import committed
 from alignvl_cli.errors import UsageError
-from alignvl_cli.provenance import committed
 from alignvl_cli.report.text import visible
 
 if TYPE_CHECKING:

@@ -1,17 +1,55 @@
 """A report as one self-contained page: what may stand in it, and the page itself.
 
 Nothing is loaded from anywhere, there is no script, and every text is escaped; pictures and plots are inside it.
+
+HTML from the templates of this room: every value escaped, nothing left undefined, one style for all pages.
+
+Small pictures for a page: bytes of an image file in, a data URI out.
 """
 
+import base64
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from alignvl_cli.config import MAX_PIXELS
+from alignvl_cli.encoders.decoding import UnreadableImage, decode_image
+from alignvl_cli.errors import UsageError
 from alignvl_cli.grammar import by_flag
-from alignvl_cli.report.artefacts import flat, shown
+from alignvl_cli.report.artifacts import flat, shown
 from alignvl_cli.report.figures import Plot, inline_svg, styled
 from alignvl_cli.report.tables import Table
-from alignvl_cli.report.templates import render
+from alignvl_cli.report.text import visible
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+def render(template: str, **values: Any) -> str:
+    """`template` of this room filled in; UsageError without jinja2.
+
+    `{{ text | shown }}` shows control characters instead of letting them act.
+    """
+    return _environment().get_template(template).render(**values)
+
+
+def _environment() -> "Environment":
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as problem:
+        raise UsageError('a page needs jinja2: pip install "alignvl[report]"') from problem
+
+    environment = Environment(
+        loader=PackageLoader("alignvl_cli.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["shown"] = visible
+    return environment
+
 
 TEMPLATE = "page.html"
 
@@ -168,3 +206,23 @@ def section(anchor: str, title: str, *blocks: Block | None) -> Section | None:
 
 def sections(*parts: Section | None) -> tuple[Section, ...]:
     return tuple(part for part in parts if part is not None)
+
+
+EDGE = 224
+"""Longest side in pixels."""
+QUALITY = 82
+
+
+def thumbnail(data: bytes, edge: int = EDGE) -> str | None:
+    """A JPEG of at most `edge` x `edge` pixels as a `data:` URI; None for bytes that are no readable picture.
+
+    What a page embeds was decoded and encoded anew here: nothing of the file's own bytes gets into it.
+    """
+    try:
+        image = decode_image(data, MAX_PIXELS)
+    except UnreadableImage:
+        return None
+    image.thumbnail((edge, edge))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()

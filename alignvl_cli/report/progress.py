@@ -1,8 +1,16 @@
 """Live displays of the long stages: they take a stage's records and draw on the console of stderr.
 
 In a terminal a bar moves; elsewhere a plain line comes now and then; with `--quiet` nothing does.
+
+The live display of an extraction, and what is said of it when it is over.
+
+The live display of a training run.
+
+The live display of a study: runs done, the last one, and the time left.
 """
 
+import json
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -12,8 +20,10 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from alignvl_cli.report.text import safe
-from alignvl_cli.training import records
+from alignvl_cli.ablation import run
+from alignvl_cli.extraction import events
+from alignvl_cli.report.text import as_time, counted, roughly, safe
+from alignvl_cli.training import state as records
 
 
 class _Bar:
@@ -69,3 +79,233 @@ class Display:
 
 def joined(parts: list[str]) -> str:
     return ", ".join(filter(None, parts))
+
+
+LINE_SHARE = 0.1
+"""A plain line comes when this share more is done, ..."""
+LINE_SECONDS = 60.0
+"""... or this long after the last one, ..."""
+LINE_PAUSE = 5.0
+"""... but not sooner than this after it."""
+
+
+class ExtractionProgress(Display):
+    """Pictures and captions done, rate and time left, as an extraction's events come in."""
+
+    def __init__(self, console: Console, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(console, quiet=quiet)
+        self._handlers = {
+            events.Progress: self._progressed,
+            events.Note: self._noted,
+            events.Finished: self._finished,
+        }
+        self._clock = clock
+        self._said: tuple[events.Stage, float, float] | None = None
+
+    def show(self, event: events.Event) -> None:
+        """Draw one event."""
+        self._show(event)
+
+    def _progressed(self, progress: events.Progress) -> None:
+        left = as_time((progress.total - progress.done) / progress.rate) + " left" if progress.rate else ""
+        rate = f"{progress.rate:,.1f}/s" if progress.rate else ""
+        if self._bar:
+            beneath = Text(joined([rate, left]))
+            self._bar.update(progress.stage.value, progress.done, progress.total, beneath)
+        elif self._is_due(progress):
+            self._say(joined([f"{progress.stage.value} {progress.done:,}/{progress.total:,}", rate, left]))
+
+    def _is_due(self, progress: events.Progress) -> bool:
+        """Whether to say a plain line now: the first and last of a stage, and some between."""
+        now, share = self._clock(), progress.done / max(1, progress.total)
+        if self._said and self._said[0] is progress.stage and progress.done < progress.total:
+            _, when, before = self._said
+            waited = now - when
+            if waited < LINE_PAUSE or (share - before < LINE_SHARE and waited < LINE_SECONDS):
+                return False
+        self._said = (progress.stage, now, share)
+        return True
+
+    def _noted(self, note: events.Note) -> None:
+        self._say(note.text)
+
+    def _finished(self, finished: events.Finished) -> None:
+        if self._bar:
+            self._bar.stop()
+        for line in extraction_summary(finished.summary):
+            self._say(line)
+
+
+def extraction_summary(summary: events.ExtractSummary) -> list[str]:
+    """What a person should know of a finished extraction, a line each; figures that are zero are left out."""
+    splits = ", ".join(f"{name} {count:,}" for name, count in summary.split_sizes.items())
+    counts = {
+        "images share the content of another": summary.images - summary.distinct_images,
+        "images stand in more than one split": summary.leaks,
+        "images have no caption: they are in the gallery, and never a query": summary.images_without_captions,
+        "captions repeat another and share its latent": summary.repeated_captions,
+        "captions are longer than the text encoder reads: their ends are cut": summary.truncated_captions,
+        "captions held NUL or broken characters, which were replaced": summary.cleaned_captions,
+        "captions are blank": summary.blank_captions,
+        "images could not be read; the store's /rejected says why": summary.rejected,
+    }
+    seconds = summary.seconds
+    lines = [f"{summary.images:,} images, {summary.captions:,} captions; {splits}"]
+    lines += [f"{count:,} {what}" for what, count in counts.items() if count]
+    if summary.rounding_error is not None:
+        lines.append(f"float16 moved a latent's entry by {summary.rounding_error:.2g} at most")
+    lines.append(
+        f"{seconds.total:.1f} s: decoding {seconds.decode:.1f}, encoding images {seconds.encode_images:.1f} and texts "
+        f"{seconds.encode_texts:.1f}, writing {seconds.write:.1f}"
+    )
+    return lines
+
+
+class TrainingProgress(Display):
+    """Loss, hard-target loss, tau and validation recall of a training run, as its records come in."""
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        super().__init__(console, quiet=quiet)
+        self._handlers = {
+            records.Started: self._started,
+            records.Step: self._stepped,
+            records.Validated: self._validated,
+            records.Tried: self._tried,
+            records.Warned: self._warned,
+            records.Finished: self._finished,
+        }
+        self._start: records.Started | None = None
+        self._step: records.Step | None = None
+        self._last: records.Validated | None = None
+        self._best: records.Validated | None = None
+
+    def show(self, record: records.Record) -> None:
+        """Draw one record; the first must be the `Started` one."""
+        self._show(record)
+
+    def _started(self, start: records.Started) -> None:
+        self._start = start
+        work = f"{start.epochs:,} epochs of {start.steps_per_epoch:,} steps of {start.batch_size:,} rows"
+        self._say(
+            f"{start.pairs:,} pairs of {start.images:,} images; {work if start.epochs else 'a closed form'}; "
+            f"{start.parameters:,} parameters; {start.device}, {start.precision}, {counted(start.threads, 'thread')}"
+        )
+        if start.first_step:
+            self._say(f"going on after step {start.first_step:,} of {start.total_steps:,}")
+        if start.noise_share is not None:
+            shares = " and ".join(
+                f"{share:.1%} of the {name} latents' RMS" for name, share in start.noise_share.items()
+            )
+            self._say(f"noise: its standard deviation is {shares}")
+        for note in start.notes:
+            self._say(note)
+
+    def _stepped(self, step: records.Step) -> None:
+        self._step = step
+        self._draw()
+
+    def _warned(self, warned: records.Warned) -> None:
+        self._say(f"warning: step {warned.step:,}: {warned.text}", "yellow")
+
+    def _tried(self, tried: records.Tried) -> None:
+        ridge = "" if tried.ridge is None else f"ridge {tried.ridge:g}: "
+        best = " (the best so far)" if tried.best else ""
+        self._say(f"{ridge}validation mean recall {tried.metrics['mean_recall']:.2f}{best}")
+
+    def _validated(self, validated: records.Validated) -> None:
+        self._last = validated
+        if validated.best:
+            self._best = validated
+        if self._bar:
+            self._draw()
+        elif self._start:
+            place = f"epoch {validated.epoch:,}/{self._start.epochs:,}" if validated.epoch else "the start"
+            self._say(f"{place}: {joined(self._figures())}")
+
+    def _finished(self, finished: records.Finished) -> None:
+        if self._bar:
+            self._bar.stop()
+        if self._best:
+            what = f"epoch {self._best.epoch:,}" if self._best.epoch else "the start"
+            self._say(
+                f"kept {what}: validation mean recall {self._best.metrics['mean_recall']:.2f}, "
+                f"RSUM {self._best.metrics['rsum']:.1f}"
+            )
+        if (share := finished.result.get("share_of_peak")) is not None:
+            self._say(
+                f"{finished.result['pairs_per_s']:,.0f} pairs/s: {share:.0%} of what matrix products reach here "
+                f"({finished.result['precision']})"
+            )
+
+    def _draw(self) -> None:
+        if self._bar and self._start and self._step:
+            self._bar.update(
+                f"epoch {self._step.epoch:,}/{self._start.epochs:,}",
+                self._step.step,
+                self._start.total_steps,
+                Text(joined([*self._figures(), _left(self._start, self._step)])),
+            )
+
+    def _figures(self) -> list[str]:
+        figures = []
+        if self._step:
+            figures = [
+                f"loss {self._step.loss:.3f}",
+                f"hard-target loss {self._step.hard_loss:.3f}",
+                f"tau {self._step.tau:.4f}",
+                f"{self._step.pairs_per_s:,.0f} pairs/s",
+            ]
+        if self._last and self._best:
+            best = "the best" if self._last.best else f"best {self._best.metrics['mean_recall']:.2f}"
+            figures.append(f"validation mean recall {self._last.metrics['mean_recall']:.2f} ({best})")
+        return figures
+
+
+def _left(start: records.Started, step: records.Step) -> str:
+    if not step.pairs_per_s:
+        return ""
+    return as_time((start.total_steps - step.step) * start.batch_size / step.pairs_per_s) + " left"
+
+
+class StudyProgress(Display):
+    """Takes a study's events; `verdicts` is there after the last."""
+
+    def __init__(self, console: Console, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(console, quiet=quiet)
+        self._handlers = {run.Begun: self._begun, run.RunMade: self._made, run.Finished: lambda _: None}
+        self._clock = clock
+        self._since = 0.0
+        self._new = 0
+        self.verdicts: dict[str, Any] = {}
+        """As in `verdicts.json`."""
+
+    def show(self, event: run.Event) -> None:
+        if isinstance(event, run.Finished):
+            self.verdicts = json.loads(json.dumps(event.verdicts.to_json()))
+        self._show(event)
+
+    def _begun(self, begun: run.Begun) -> None:
+        self._since = self._clock()
+        reused = f", {begun.reused:,} of them finished before" if begun.reused else ""
+        threads = counted(begun.threads, "thread")
+        how = f"; {begun.processes} at a time on {begun.device}, {threads} each" if begun.reused < begun.runs else ""
+        self._say(f"{begun.runs:,} runs{reused}{how}")
+        if self._bar and begun.reused < begun.runs:
+            self._bar.update("runs", begun.reused, begun.runs, Text(""))
+
+    def _made(self, event: run.RunMade) -> None:
+        self._new += 1
+        made = event.made
+        left = (self._clock() - self._since) / self._new * (event.runs - event.done)
+        what = f"{made.arm}, seed {made.seed}: "
+        what += f"mean recall {made.mean_recall:.2f}" if made.failure is None else f"failed: {made.failure}"
+        what += f" ({roughly(made.seconds)})"
+        for warning in made.warnings:
+            self._say(f"{made.arm}, seed {made.seed}: {warning}", "yellow")
+        ahead = f", about {roughly(left)} left" if event.done < event.runs else ""
+        if self._bar:
+            self._bar.update("runs", event.done, event.runs, safe(what + ahead))
+            if made.failure is not None:
+                self._say(what)
+        else:
+            self._say(f"{event.done:,}/{event.runs:,} {what}{ahead}")

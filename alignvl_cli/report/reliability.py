@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from alignvl_cli.report.evaluation import DIRECTIONS, short_names
 from alignvl_cli.report.figures import COLOURS, INK, SOFT, new_figure, save_figure, styled
-from alignvl_cli.report.retrieval import DIRECTIONS, short_names
 from alignvl_cli.report.text import safe, visible
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from alignvl_cli.retrieval.calibration import AtTemperature, Calibration, Modesty
-    from alignvl_cli.retrieval.evaluation import Evaluation
+    from alignvl_cli.retrieval.evaluate import Evaluation
 
 MODESTY_COLUMNS = (
     "tau", "accuracy", "confidence", "overconfidence", "ECE", "ECE equal mass", "NLL", "Brier", "AUROC", "AURC",

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from alignvl_cli.report.evaluation import HUBNESS_COLUMNS, hubness_notes, hubness_rows, recall_grid, recall_notes
 from alignvl_cli.report.figures import Plot
-from alignvl_cli.report.hubness import HUBNESS_COLUMNS, hubness_notes, hubness_rows
 from alignvl_cli.report.page import (
     Block,
     Code,
@@ -19,14 +19,13 @@ from alignvl_cli.report.page import (
     shown_settings,
 )
 from alignvl_cli.report.reliability import MODESTY_COLUMNS, STATES, modesty_notes, modesty_rows, reliability_figure
-from alignvl_cli.report.retrieval import recall_grid, recall_notes
 from alignvl_cli.report.study_plots import learning_plot
 from alignvl_cli.report.tables import Cell, Table
 
 if TYPE_CHECKING:
-    from alignvl_cli.ablation.learning import LearningCurve
-    from alignvl_cli.retrieval.evaluation import Evaluation
-    from alignvl_cli.runs.folder import Run
+    from alignvl_cli.ablation.analysis import LearningCurve
+    from alignvl_cli.retrieval.evaluate import Evaluation
+    from alignvl_cli.training.run_folder import Run
 
 Json = Mapping[str, Any]
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from alignvl_cli.provenance import canonical_json
-from alignvl_cli.report.amounts import counted
-from alignvl_cli.report.artefacts import shown
+from alignvl_cli.artifacts import canonical_json
+from alignvl_cli.report.artifacts import shown
+from alignvl_cli.report.evaluation import DIRECTIONS
 from alignvl_cli.report.figures import Plot
 from alignvl_cli.report.page import (
     Block,
@@ -27,10 +27,10 @@ from alignvl_cli.report.page import (
     shown_settings,
 )
 from alignvl_cli.report.reproduce import study_toml
-from alignvl_cli.report.retrieval import DIRECTIONS
 from alignvl_cli.report.study import study_notes, study_tables
 from alignvl_cli.report.study_plots import RELIABILITY
 from alignvl_cli.report.tables import Cell, Table
+from alignvl_cli.report.text import counted
 
 Json = Mapping[str, Any]
 TONES = {

@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from alignvl_cli.provenance import canonical_json
-from alignvl_cli.report.amounts import counted
+from alignvl_cli.artifacts import canonical_json
+from alignvl_cli.report.evaluation import DIRECTIONS
 from alignvl_cli.report.figures import COLOURS, INK, SOFT, Plot, label, line_style, new_figure
-from alignvl_cli.report.retrieval import DIRECTIONS
+from alignvl_cli.report.text import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from alignvl_cli.ablation.learning import LearningCurve
-    from alignvl_cli.ablation.reliability import Reliability
+    from alignvl_cli.ablation.analysis import LearningCurve, Reliability
 
 Json = Mapping[str, Any]
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from alignvl_cli.retrieval.metrics import DIRECTIONS, RECALL_SUM, QueryRanks, query_values
-from alignvl_cli.retrieval.protocol import RECALL_AT
+from alignvl_cli.retrieval.metrics import DIRECTIONS, RECALL_AT, RECALL_SUM, QueryRanks, query_values
 
 RESAMPLES = 2000
 SEED = 0

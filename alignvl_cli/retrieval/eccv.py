@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from alignvl_cli.align.ranks import Relevant, rank_queries, recalls
+from alignvl_cli.artifacts import read_json
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.provenance import read_json
 from alignvl_cli.retrieval.embeddings import Embeddings
 from alignvl_cli.retrieval.metrics import DIRECTIONS
 from alignvl_cli.store.reader import Store

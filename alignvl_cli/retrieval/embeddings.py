@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from alignvl_cli.errors import DataError, MismatchError
-from alignvl_cli.runs.folder import Run
 from alignvl_cli.store.reader import SplitRows, Store
+from alignvl_cli.training.run_folder import Run
 
 PROJECT_ROWS = 4096
 """Latents that go through an adapter at a time."""

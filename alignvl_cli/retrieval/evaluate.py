@@ -1,21 +1,31 @@
-"""Evaluates a run on a split: exact ranks both ways, the agreement of FAISS galleries, and what was counted."""
+"""What an evaluation is: the values that tables, JSON and studies are views of.
+
+Evaluates a run on a split: exact ranks both ways, the agreement of FAISS galleries, and what was counted.
+
+Writes an evaluation beside the run that it is of.
+"""
 
 import hashlib
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import torch
 from torch import Tensor
 
 from alignvl_cli.align.ranks import rank_queries
+from alignvl_cli.artifacts import check_parts, committed, file_sha256, made_by, read_json, write_json
+from alignvl_cli.config import HubnessReport
 from alignvl_cli.errors import MismatchError, UsageError
-from alignvl_cli.provenance import made_by
-from alignvl_cli.retrieval.bootstrap import resample
+from alignvl_cli.retrieval.bootstrap import Resampled, resample
 from alignvl_cli.retrieval.calibration import Modesty, modesty
-from alignvl_cli.retrieval.eccv import beyond_pairs
+from alignvl_cli.retrieval.eccv import BeyondPairs, beyond_pairs
 from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
-from alignvl_cli.retrieval.evaluation import Evaluation, EvaluationTable
 from alignvl_cli.retrieval.hubness import (
     BANK_SPLIT,
     Correction,
@@ -25,12 +35,108 @@ from alignvl_cli.retrieval.hubness import (
     inverted_softmax_penalties,
     normalisation_penalties,
 )
-from alignvl_cli.retrieval.metrics import DIRECTIONS, QueryRanks, RetrievalMetrics, direction_metrics
-from alignvl_cli.retrieval.nearest import Agreement, flat_index, found_shares
-from alignvl_cli.retrieval.protocol import DEFAULT_PROTOCOL, HubnessReport, Protocol
-from alignvl_cli.retrieval.relevance import Fold, cut_folds, relevance
-from alignvl_cli.runs.folder import Run
+from alignvl_cli.retrieval.metrics import (
+    DEFAULT_PROTOCOL,
+    DIRECTIONS,
+    Fold,
+    Protocol,
+    QueryRanks,
+    RetrievalMetrics,
+    cut_folds,
+    direction_metrics,
+    relevance,
+)
+from alignvl_cli.retrieval.nearest import FLAT, Agreement, flat_index, found_shares
 from alignvl_cli.store.reader import SplitRows, Store
+from alignvl_cli.training.run_folder import Run
+
+SCHEMA, TABLE_SCHEMA = "alignvl.eval/1", "alignvl.eval-table/1"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `alignvl eval` found for one run on one split."""
+
+    run: str
+    store: str
+    split: str
+    selection_split: str
+    images: int
+    """In the gallery; those without a caption are never queries."""
+    captions: int
+    repeated_captions: int
+    """Captions less distinct captions: each is a tie for another one of the very same text."""
+    captions_per_image: tuple[int, int]
+    """Fewest and most."""
+    metrics: RetrievalMetrics
+    agreement: Agreement
+    image_to_text: QueryRanks
+    text_to_image: QueryRanks
+    warnings: tuple[str, ...]
+    evaluation_set: str
+    """Hash of the split's images and captions, whatever encoders made the latents: equal means comparable."""
+    provenance: dict[str, Any]
+    protocol: Protocol = DEFAULT_PROTOCOL
+    resampled: Resampled | None = None
+    """None without `--bootstrap`."""
+    modesty: Modesty | None = None
+    """None without `--calibration`."""
+    hubness: Hubness | None = None
+    """None without `--hubness`."""
+    beyond: BeyondPairs | None = None
+    """None without `--eccv`."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "run": self.run,
+            "store": self.store,
+            "split": self.split,
+            "selection_split": self.selection_split,
+            "images": self.images,
+            "captions": self.captions,
+            "repeated_captions": self.repeated_captions,
+            "captions_per_image": list(self.captions_per_image),
+            "queries": {
+                "image_to_text": len(self.image_to_text.rank_Q),
+                "text_to_image": len(self.text_to_image.rank_Q),
+            },
+            "folds": self.protocol.folds,
+            "identical_hits": self.protocol.identical_hits,
+            "protocol": self.protocol.text,
+            "metrics": self.metrics.to_json(),
+            "ci95": self.resampled and self.resampled.ci95(),
+            "calibration": self.modesty and self.modesty.to_json(),
+            "hubness": self.hubness and self.hubness.to_json(),
+            "eccv": self.beyond and self.beyond.to_json(),
+            "index": {"factory": FLAT, "agreement_at_10": self.agreement.share, "queries": self.agreement.queries},
+            "warnings": list(self.warnings),
+            "evaluation_set": self.evaluation_set,
+            "provenance": self.provenance,
+        }
+
+
+@dataclass(frozen=True)
+class EvaluationTable:
+    """Several runs on one evaluation set, in the order asked; the first is what the others are compared with."""
+
+    evaluations: tuple[Evaluation, ...]
+
+    def differences(self) -> list[dict[str, Any] | None]:
+        """Interval of each run's difference to the first, resampled together; None for the first, and without
+        `--bootstrap`."""
+        first = self.evaluations[0].resampled
+        return [
+            evaluation.resampled.less(first).ci95() if number and first and evaluation.resampled else None
+            for number, evaluation in enumerate(self.evaluations)
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": TABLE_SCHEMA,
+            "results": [evaluation.to_json() for evaluation in self.evaluations],
+            "difference_to_first_ci95": self.differences(),
+        }
 
 
 def evaluate(
@@ -237,4 +343,50 @@ def _where(evaluation: Evaluation) -> str:
     return (
         f"{evaluation.run} on {evaluation.store}, split {evaluation.split!r} "
         f"({evaluation.images} images, {evaluation.captions} captions),"
+    )
+
+
+def save_evaluation(run: Run, evaluation: Evaluation) -> Path:
+    """Write `RUN/eval/STORE-SPLIT.json` and the ranks beside it, each whole or not at all; returns the JSON's path.
+
+    The Parquet has a row a query: direction, query_row (in the store's `/image` or `/text`), query_id (the image's, or
+    the caption's image's) and rank, 0 being a hit at 1. Another protocol than the default is part of the name. An
+    earlier evaluation of this name is replaced.
+    """
+    path = evaluation_path(run.path, Path(evaluation.store), evaluation.split, evaluation.protocol)
+    path.parent.mkdir(exist_ok=True)
+    ranks = path.with_suffix(".parquet")
+    with committed(ranks) as scratch:
+        pyarrow.parquet.write_table(_ranks_table(evaluation), scratch)
+    write_json(path, {**evaluation.to_json(), "sha256": {ranks.name: file_sha256(ranks)}})
+    return path
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """A saved evaluation, whose ranks beside it are verified; DataError for one that is missing or damaged."""
+    evaluation = read_json(path, "evaluation")
+    check_parts(path.parent, evaluation.get("sha256", {}), "evaluation's ranks")
+    return evaluation
+
+
+def evaluation_path(run: Path, store: Path, split: str, protocol: Protocol = DEFAULT_PROTOCOL) -> Path:
+    """Where the evaluation of a run on a split is saved; its ranks, `.parquet`, are there when it is."""
+    name = f"{store.stem}-{split}"
+    name += f"-{protocol.folds}-folds" if protocol.folds > 1 else ""
+    name += "-identical-hits" if protocol.identical_hits else ""
+    return run / "eval" / (re.sub(r"[^\w.+-]", "_", name) + ".json")
+
+
+def _ranks_table(evaluation: Evaluation) -> pyarrow.Table:
+    directions: dict[str, QueryRanks] = {
+        "image_to_text": evaluation.image_to_text,
+        "text_to_image": evaluation.text_to_image,
+    }
+    return pyarrow.table(
+        {
+            "direction": [name for name, ranks in directions.items() for _ in ranks.id_Q],
+            "query_row": np.concatenate([ranks.row_Q for ranks in directions.values()]).astype(np.int64),
+            "query_id": [query for ranks in directions.values() for query in ranks.id_Q],
+            "rank": np.concatenate([ranks.rank_Q for ranks in directions.values()]).astype(np.int64),
+        }
     )

@@ -1,19 +1,87 @@
-"""Retrieval metrics from per-query ranks.
+"""How an evaluation counts: settings and their words.
+
+Loads no heavy library, so that the command line can name them.
+
+Retrieval metrics from per-query ranks.
 
 A rank is the number of wrong candidates that score at least as well as the match: 0 is a hit at 1.
 What papers on image-text retrieval call R@K is the hit rate: the share of queries with any relevant item among the
 first K. It is called so in code and R@K where it is shown. (Information retrieval's recall, found over total,
 could not exceed 20 % at K = 1 with five captions per image.)
+
+Which gallery rows answer a query: its own pairs, or also those of the very same text.
 """
 
-# Q queries, F folds, M metrics.
-
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
-from alignvl_cli.retrieval.protocol import RECALL_AT
+from alignvl_cli.align.ranks import Relevant, captions_of_images, images_of_captions
+from alignvl_cli.errors import DataError, UsageError, check_flag
+from alignvl_cli.store.reader import SplitRows
+
+RECALL_AT = (1, 5, 10)
+"""The K of RSUM and of every default table."""
+TIE = "1e-06"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Protocol:
+    """What counts as a hit, and among how many."""
+
+    recall_at: tuple[int, ...] = RECALL_AT
+    """K of the recalls that are reported; RSUM is always of 1, 5 and 10 (`--recall-k`)."""
+    folds: int = 1
+    """Galleries into which the images are cut, in their order; figures are means over them (`--folds`)."""
+    identical_hits: bool = False
+    """Whether a caption of the very same text is a match too (`--identical-hits`)."""
+
+    def __post_init__(self) -> None:
+        if not self.recall_at or min(self.recall_at) < 1 or len(set(self.recall_at)) < len(self.recall_at):
+            raise UsageError(f"--recall-k: wanted distinct numbers from 1, e.g. 1,5,10, got {_listed(self.recall_at)}")
+        check_flag(self.folds >= 1, "folds", "at least 1", self.folds)
+
+    @classmethod
+    def parse(cls, recall_k: str, *, folds: int = 1, identical_hits: bool = False) -> "Protocol":
+        """The protocol for `recall_k` as it is typed, `1,5,10`; UsageError for what is no list of numbers."""
+        try:
+            recall_at = tuple(int(part) for part in recall_k.split(","))
+        except ValueError as problem:
+            raise UsageError(f"--recall-k: wanted numbers with commas, e.g. 1,5,10, got '{recall_k}'") from problem
+        return cls(recall_at=recall_at, folds=folds, identical_hits=identical_hits)
+
+    @property
+    def text(self) -> str:
+        """The protocol in words, printed under every table."""
+        return "; ".join(self._sentences())
+
+    def _sentences(self) -> Iterator[str]:
+        yield (
+            "R@K = share of queries with a match among the first K: for an image any of its captions, for a caption "
+            "its image"
+        )
+        if self.identical_hits:
+            yield "IDENTICAL HITS: a caption of the very same text is a match too, and so is such a caption's image"
+        if self.folds > 1:
+            yield (
+                f"the gallery is every caption, or every image, of a fold: means over {self.folds} folds of "
+                "consecutive images"
+            )
+        else:
+            yield "the gallery is every caption, or every image, of the split"
+        yield f"exact cosines, and a tie (within {TIE} of the match) loses"
+        yield "ranks count from 1"
+
+
+DEFAULT_PROTOCOL = Protocol()
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ",".join(map(str, numbers)) or "nothing"
+
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 RECALL_SUM = "recall_sum"
@@ -142,3 +210,68 @@ def predicted(share: float, trials: float) -> tuple[float, float]:
     half = np.sqrt(tilt * tilt + 4 * scale * square * share * (1 - share))
     low, high = share + (tilt - half) / (2 * scale), share + (tilt + half) / (2 * scale)
     return float(max(0.0, low)), float(min(1.0, high))
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One gallery: positions within a split."""
+
+    image_I: np.ndarray
+    text_T: np.ndarray
+    text_image_T: np.ndarray
+    """Position of each caption's image *within* `image_I`."""
+
+
+def cut_folds(rows: SplitRows, folds: int) -> list[Fold]:
+    """The split as `folds` galleries of consecutive images, equal up to one; DataError when one has no caption."""
+    if folds > len(rows.image):
+        raise DataError(f"--folds {folds}: the split has only {len(rows.image)} images")
+    made = []
+    for image_I in np.array_split(np.arange(len(rows.image)), folds):
+        text_T = np.flatnonzero((rows.text_image >= image_I[0]) & (rows.text_image <= image_I[-1]))
+        if not len(text_T):
+            raise DataError(f"--folds {folds}: a fold of {len(image_I)} images has no caption; use fewer folds")
+        made.append(Fold(image_I, text_T, rows.text_image[text_T] - image_I[0]))
+    return made
+
+
+def relevance(fold: Fold, captions: Sequence[str], protocol: Protocol, device: torch.device) -> dict[str, Relevant]:
+    """Direction -> what answers its queries. `captions` are those of the fold."""
+    text_image_T = torch.from_numpy(fold.text_image_T).to(device)
+    if not protocol.identical_hits:
+        return {
+            "image_to_text": captions_of_images(text_image_T, len(fold.image_I)),
+            "text_to_image": images_of_captions(text_image_T),
+        }
+    by_image, by_text = _identical(fold.text_image_T, captions, len(fold.image_I))
+    return {
+        direction: Relevant(torch.from_numpy(row_M).to(device), torch.from_numpy(count_Q).to(device))
+        for direction, (row_M, count_Q) in (("image_to_text", by_image), ("text_to_image", by_text))
+    }
+
+
+def _identical(
+    text_image_T: np.ndarray, captions: Sequence[str], images: int
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Matches by text, ragged: (rows, count of each query) of images asking captions, and of captions asking images."""
+    number_of: dict[str, int] = {}
+    group_T = np.array([number_of.setdefault(caption, len(number_of)) for caption in captions])
+    groups = len(number_of)
+    texts_by_group, texts_in_G = np.argsort(group_T, kind="stable"), np.bincount(group_T, minlength=groups)
+    # Distinct (group, image) pairs: an image that has one text twice has it once here.
+    pair_P = np.unique(group_T * images + text_image_T)
+    group_P, image_P = pair_P // images, pair_P % images
+    images_in_G = np.bincount(group_P, minlength=groups)
+
+    by_image_P = np.argsort(image_P, kind="stable")
+    asked_P = group_P[by_image_P]
+    row_M = texts_by_group[_ragged((texts_in_G.cumsum() - texts_in_G)[asked_P], texts_in_G[asked_P])]
+    count_I = np.bincount(image_P, weights=texts_in_G[group_P], minlength=images).astype(np.int64)
+    image_M = image_P[_ragged((images_in_G.cumsum() - images_in_G)[group_T], images_in_G[group_T])]
+    return (row_M, count_I), (image_M, images_in_G[group_T])
+
+
+def _ragged(first_P: np.ndarray, count_P: np.ndarray) -> np.ndarray:
+    """`first`, `first + 1`, ... `count` of them, one stretch after the other."""
+    end_P = count_P.cumsum()
+    return np.arange(end_P[-1]) + np.repeat(first_P - (end_P - count_P), count_P)

@@ -2,13 +2,43 @@
 
 # Q queries, E shared width, K nearest.
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
+from alignvl_cli.config import Gallery
 from alignvl_cli.errors import MismatchError
-from alignvl_cli.retrieval.encoder import DualEncoder
-from alignvl_cli.retrieval.hits import Gallery, Hit
+from alignvl_cli.retrieval.dual_encoder import DualEncoder
 from alignvl_cli.retrieval.index import Index, Items
 from alignvl_cli.retrieval.nearest import nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One result, duplicates folded into it."""
+
+    rank: int
+    """From 1."""
+    score: float
+    """Cosine; of an index with a hub correction, cosine less the penalty."""
+    id: str
+    """Of the image; of a caption, the id of its image."""
+    uri: str
+    caption: str
+    """The caption found, or the image's first one; empty for an image without captions."""
+    count: int
+    """Gallery rows that this hit stands for: images with the same content, or captions with the same text."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "rank": self.rank,
+            "score": self.score,
+            "id": self.id,
+            "uri": self.uri,
+            "caption": self.caption,
+            "count": self.count,
+        }
 
 
 def search(

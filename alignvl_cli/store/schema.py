@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from alignvl_cli.provenance import fingerprint
+from alignvl_cli.artifacts import fingerprint
 
 FORMAT = "alignvl.store/1"
 FORMAT_FAMILY = "alignvl.store/"
@@ -153,3 +153,8 @@ def metadata_digest(
             "splits": list(split_names),
         }
     )
+
+
+def encoder_hash(vision_record: Mapping[str, Any], text_record: Mapping[str, Any]) -> str:
+    """The hash that binds a store, a run and an index to one pair of encoders."""
+    return fingerprint({"vision": vision_record, "text": text_record})

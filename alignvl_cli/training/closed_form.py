@@ -17,8 +17,7 @@ from alignvl_cli.align.losses import contrastive
 from alignvl_cli.config import Loss, Method
 from alignvl_cli.errors import DataError
 from alignvl_cli.training.data import SplitLatents
-from alignvl_cli.training.records import Tried
-from alignvl_cli.training.state import Best, Plan, TrainState, copied
+from alignvl_cli.training.state import Best, Plan, TrainState, Tried, copied
 from alignvl_cli.training.validation import validate
 
 BLOCK_PAIRS = 256

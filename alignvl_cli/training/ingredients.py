@@ -1,6 +1,10 @@
 """What happens to a batch between the store and the loss: an ablated ingredient is absent from these lists.
 
 Letters: N rows of the batch, D and C widths of image and text latents, E shared width; K keys a row.
+
+Which pairs a step sees. Anchors and partners of one step are disjoint, and every arm takes equally many steps.
+
+Letters: P pairs, N rows of a batch.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,10 +19,33 @@ from alignvl_cli.align.perturbation import MULTIPLICATIVE, NOISE, Sampler, stand
 from alignvl_cli.align.smoothing import Frozen
 from alignvl_cli.align.streams import Stream, Streams
 from alignvl_cli.config import EsTarget, MixCoefficient, NoiseKind, NoisePosition, NoiseUnits, TrainConfig
-from alignvl_cli.training.batches import Slices
-from alignvl_cli.training.data import SplitLatents
-from alignvl_cli.training.machine import sent
-from alignvl_cli.training.windows import WindowedLatents
+from alignvl_cli.devices import sent
+from alignvl_cli.errors import UsageError
+from alignvl_cli.training.data import SplitLatents, WindowedLatents
+
+
+class Slices(NamedTuple):
+    """Two slices of one permutation: the step's anchors, and the next step's, from which partners come."""
+
+    anchor_N: Tensor
+    next_N: Tensor
+
+
+def steps_per_epoch(pairs: int, batch_size: int) -> int:
+    """`floor(pairs / batch_size)`; UsageError when fewer than two batches fit, whether or not the arm mixes."""
+    if batch_size > pairs // 2:
+        raise UsageError(
+            f"--batch-size {batch_size}: with {pairs} training pairs it may be at most {pairs // 2}, in every arm, "
+            "so that a pair is never mixed with one of its own batch"
+        )
+    return pairs // batch_size
+
+
+def epoch_slices(order_P: Tensor, batch_size: int) -> Iterator[Slices]:
+    """One epoch: a permutation of all pairs cut into whole slices; the last one's next is the first."""
+    slices = order_P.split(batch_size)[: len(order_P) // batch_size]
+    for number, anchor_N in enumerate(slices):
+        yield Slices(anchor_N, slices[(number + 1) % len(slices)])
 
 
 class Batch(NamedTuple):

@@ -10,18 +10,16 @@ from torch import Tensor
 from alignvl_cli.align.adapters import Adapter, AdapterShape, new_pair
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.config import Init, Method, NoiseKind, NoisePosition, Precision, TrainConfig
-from alignvl_cli.devices import choose_precision
+from alignvl_cli.devices import automatic_tile, choose_precision, fits_on
 from alignvl_cli.errors import UsageError
 from alignvl_cli.grammar import subset_of
 from alignvl_cli.store.reader import Store
-from alignvl_cli.training.averaging import Average
-from alignvl_cli.training.batches import steps_per_epoch
-from alignvl_cli.training.chosen import ChosenPairs, choose_pairs
 from alignvl_cli.training.closed_form import start_at_cca
 from alignvl_cli.training.data import (
     FLOAT_BYTES,
     SplitLatents,
     StoredRows,
+    WindowedLatents,
     blocks,
     is_within,
     load_split,
@@ -32,14 +30,12 @@ from alignvl_cli.training.data import (
     root_mean_square,
     shared_images,
 )
+from alignvl_cli.training.data_parallel import Team
 from alignvl_cli.training.health import Skips
-from alignvl_cli.training.ingredients import Gather, input_transforms, noise_std, output_transforms
-from alignvl_cli.training.machine import automatic_tile, fits_on
-from alignvl_cli.training.optimiser import adamw
-from alignvl_cli.training.records import Started
-from alignvl_cli.training.state import Plan, TrainState
-from alignvl_cli.training.team import Team
-from alignvl_cli.training.windows import WindowedLatents
+from alignvl_cli.training.ingredients import Gather, input_transforms, noise_std, output_transforms, steps_per_epoch
+from alignvl_cli.training.optimizer import Average, adamw
+from alignvl_cli.training.state import Plan, Started, TrainState
+from alignvl_cli.training.subsets import ChosenPairs, choose_pairs
 
 ALONE = Team()
 TRAIN, VAL = "train", "val"

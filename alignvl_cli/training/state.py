@@ -1,7 +1,10 @@
-"""What stays the same while a run trains, its plan, and what changes, its state."""
+"""What a training run says while it goes on: small frozen values, for a display, a log or a test.
+
+What stays the same while a run trains, its plan, and what changes, its state.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -10,12 +13,112 @@ from torch import Tensor
 from alignvl_cli.align.adapters import AdapterPair
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.config import Precision, TrainConfig
-from alignvl_cli.training.averaging import Average
 from alignvl_cli.training.data import SplitLatents
+from alignvl_cli.training.data_parallel import Team
 from alignvl_cli.training.health import Skips
 from alignvl_cli.training.ingredients import Gather, Transform
-from alignvl_cli.training.team import Team
+from alignvl_cli.training.optimizer import Average
 from alignvl_cli.training.validation import is_validation_epoch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Started:
+    """Said once, before the first step."""
+
+    pairs: int
+    """Training pairs: text rows with their image."""
+    images: int
+    val_images: int
+    val_captions: int
+    epochs: int
+    steps_per_epoch: int
+    total_steps: int
+    batch_size: int
+    parameters: int
+    device: str
+    precision: str
+    threads: int
+    latent_rms: dict[str, float]
+    """Root mean square of the training latents' entries, after `--latent-norm`, by modality."""
+    noise_share: dict[str, float] | None
+    """Standard deviation of the noise over that RMS, by modality; None without RP or with noise on the output."""
+    first_step: int
+    """Steps done before, by the process that this one goes on from; 0 in a new run."""
+    notes: tuple[str, ...]
+    """Sentences that the user should read."""
+    selection: dict[str, Any] = field(default_factory=dict)
+    """`corruption` and `subset`, where there were any, with the numbers of pairs that they touched."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """Means over the steps since the previous one of these."""
+
+    step: int
+    """Steps done, of `Started.total_steps`."""
+    epoch: int
+    """The epoch that this step belongs to, from 1."""
+    loss: float
+    """Nats; what is minimised."""
+    hard_loss: float
+    """Nats, against the hard target: comparable between arms."""
+    tau: float
+    lr: float
+    skipped: int
+    """Steps since the beginning whose loss or gradient was not finite: they changed nothing, and have no part in the
+    means."""
+    pairs_per_s: float
+    """Rows in the loss a second."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Validated:
+    """Recall on the validation split, in percent."""
+
+    step: int
+    epoch: int
+    """Epochs done; 0: what is validated is a start at CCA."""
+    metrics: dict[str, Any]
+    """`image_to_text` and `text_to_image` ({"R@1", "R@5", "R@10"}), `rsum`, `mean_recall`; and by modality
+    `mean_squared_cosine`, that of two embeddings (near 1: collapsed)."""
+    best: bool
+    """Whether this is the best so far, which is kept; a tie keeps the earlier."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Warned:
+    """Something that may spoil the run; each cause is said once."""
+
+    step: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tried:
+    """A closed form with one ridge, and its recall on the validation split."""
+
+    ridge: float | None
+    """In units of the latents' mean variance; None: the form has none."""
+    metrics: dict[str, Any]
+    """As `Validated.metrics`."""
+    best: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """Said once, when the run is complete."""
+
+    result: dict[str, Any]
+    """What `result.json` holds."""
+
+
+Record = Started | Step | Validated | Tried | Warned | Finished
+
+
+def log_line(record: Step | Validated | Tried | Warned) -> dict[str, Any]:
+    """The line of `metrics.jsonl` for a record."""
+    return {"kind": type(record).__name__.lower(), **asdict(record)}
+
 
 LOGGED_STEPS = 200
 """A run logs about this often, and at each validation."""

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from alignvl_cli.ablation.crossed import ImageHits, crossed_interval, image_resamples
-from alignvl_cli.ablation.statistics import t_interval
+from alignvl_cli.ablation.statistics import ImageHits, crossed_interval, image_resamples, t_interval
 from alignvl_cli.retrieval.metrics import QueryRanks, RetrievalMetrics, direction_metrics
 
 

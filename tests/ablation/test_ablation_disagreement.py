@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from alignvl_cli.ablation.disagreement import Ranked, disagreements, read_ranks
+from alignvl_cli.ablation.analysis import Ranked, disagreements, read_ranks
 from alignvl_cli.ablation.records import Outcome, Ranks, write_outcomes
 from alignvl_cli.errors import DataError
 

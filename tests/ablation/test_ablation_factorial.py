@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from alignvl_cli.ablation.factorial import effects
+from alignvl_cli.ablation.statistics import effects
 
 FACTORS = {"mixing": ("no-mix", "mix"), "noise": ("no-rp", "rp"), "smoothing": ("no-es", "es")}
 

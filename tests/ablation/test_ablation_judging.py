@@ -7,7 +7,6 @@ import numpy as np
 import pandas
 import pytest
 
-from alignvl_cli.ablation.judging import judge
 from alignvl_cli.ablation.records import (
     PRIMARY,
     RANKS,
@@ -21,7 +20,7 @@ from alignvl_cli.ablation.records import (
     write_outcomes,
 )
 from alignvl_cli.ablation.study import parse_study
-from alignvl_cli.ablation.verdicts import Verdict
+from alignvl_cli.ablation.verdicts import Verdict, judge
 from alignvl_cli.errors import DataError
 
 IMAGES = 40

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from alignvl_cli.ablation.learning import learning_curve, read_validations
+from alignvl_cli.ablation.analysis import learning_curve, read_validations
 from alignvl_cli.errors import DataError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignvl_cli.ablation.reliability import read_reliability
+from alignvl_cli.ablation.analysis import read_reliability
 from alignvl_cli.errors import DataError
 
 STORE = Path("elsewhere/pairs.h5")

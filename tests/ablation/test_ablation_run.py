@@ -10,23 +10,21 @@ from dataclasses import replace
 
 import pandas
 import pytest
-from fakes import make_store
-from studies import STUDY, write_study
+from support.fakes import make_store
+from support.studies import STUDY, write_study
 
 from alignvl_cli.ablation import jobs as jobs_module
-from alignvl_cli.ablation.plan import plan_study
+from alignvl_cli.ablation.plan import plan_study, set_up
 from alignvl_cli.ablation.records import RANKS, RESULTS, VERDICTS, read_study, read_verdicts, run_folder
 from alignvl_cli.ablation.run import Begun, Finished, RunMade, run_study
-from alignvl_cli.ablation.setup import set_up
 from alignvl_cli.ablation.study import load_study
+from alignvl_cli.artifacts import read_json
 from alignvl_cli.config import Device
 from alignvl_cli.devices import computing_with
 from alignvl_cli.errors import DataError, DivergedError, MismatchError, UsageError
-from alignvl_cli.provenance import read_json
-from alignvl_cli.runs.folder import load_run
-from alignvl_cli.training.records import Validated
-from alignvl_cli.training.resume import resume_run
-from alignvl_cli.training.run import train_run
+from alignvl_cli.training.run import resume_run, train_run
+from alignvl_cli.training.run_folder import load_run
+from alignvl_cli.training.state import Validated
 
 RECORDS = (VERDICTS, RESULTS, RANKS)
 

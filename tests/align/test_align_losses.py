@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from alignvl_cli.align.losses import contrastive
-from alignvl_cli.align.products import tensor_cores
 from alignvl_cli.align.smoothing import Frozen, Smoothing, smoothing_at
+from alignvl_cli.align.tiles import tensor_cores
 from alignvl_cli.config import EsSchedule, EsTarget, Loss
 
 N, E = 9, 5

@@ -9,7 +9,7 @@ import torch
 from test_align_losses import KEYS, SMOOTHINGS, E, N, inputs
 
 from alignvl_cli.align.losses import contrastive
-from alignvl_cli.align.peers import Peers
+from alignvl_cli.align.tiles import Peers
 from alignvl_cli.config import Loss
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from alignvl_cli.align import dropout as dropout_module
-from alignvl_cli.align.dropout import StreamDropout
+from alignvl_cli.align import adapters as dropout_module
+from alignvl_cli.align.adapters import StreamDropout
 from alignvl_cli.align.streams import Stream, Streams, stream_seed
 
 

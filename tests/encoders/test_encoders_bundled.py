@@ -9,9 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from alignvl_cli.config import Precision
+from alignvl_cli.config import DEFAULT_TEXT, DEFAULT_VISION, Precision
 from alignvl_cli.encoders import bundled
-from alignvl_cli.encoders.names import DEFAULT_TEXT, DEFAULT_VISION
 from alignvl_cli.encoders.text import load_text, reload_text
 from alignvl_cli.encoders.vision import load_vision, reload_vision
 from alignvl_cli.errors import DataError, UsageError

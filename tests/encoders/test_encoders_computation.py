@@ -4,14 +4,14 @@ import copy
 import json
 
 import pytest
-import tiny_models
 import torch
 import transformers
+from support import tiny_models
 from transformers import AutoConfig, AutoModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
 from alignvl_cli.config import Pooling, Precision
-from alignvl_cli.encoders.computation import HOUSEKEEPING, computation_record
+from alignvl_cli.encoders.records import HOUSEKEEPING, computation_record
 from alignvl_cli.encoders.text import load_text, reload_text
 from alignvl_cli.encoders.vision import load_vision, reload_vision
 from alignvl_cli.errors import MismatchError

@@ -1,8 +1,8 @@
 """What a user may type for a model, and one clear message for each way in which it leads nowhere."""
 
 import pytest
-import tiny_models
 from huggingface_hub import constants
+from support import tiny_models
 
 from alignvl_cli.encoders import folders
 from alignvl_cli.encoders.folders import Side, find_model, spec_of

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from tiny_models import save_dinov2, save_resnet
+from support.tiny_models import save_dinov2, save_resnet
 from torch import nn
 from transformers import EfficientNetConfig, EfficientNetModel
 from transformers.models.efficientnet.modeling_efficientnet import EfficientNetSqueezeExciteLayer
 
 from alignvl_cli.config import Precision
-from alignvl_cli.encoders.folding import folded
-from alignvl_cli.encoders.vision import load_vision
+from alignvl_cli.encoders.vision import folded, load_vision
 
 
 class Output:

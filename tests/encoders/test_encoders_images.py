@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from alignvl_cli.config import MAX_PIXELS
-from alignvl_cli.encoders.images import UnreadableImage, decode_image
+from alignvl_cli.encoders.decoding import UnreadableImage, decode_image
 
 
 def saved(image, kind, **options):

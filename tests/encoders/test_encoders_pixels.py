@@ -7,16 +7,23 @@ import sys
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
 import transformers
 from PIL import Image
+from support import tiny_models
 
+from alignvl_cli.encoders.decoding import UnreadableImage
 from alignvl_cli.encoders.folders import Side, find_model
-from alignvl_cli.encoders.images import UnreadableImage
-from alignvl_cli.encoders.pixels import MOST_RESIZED, ProcessorCall, ResizeCrop, resized_window
-from alignvl_cli.encoders.processors import load_processor, preprocess_of, processor_record
-from alignvl_cli.encoders.values import values_of
+from alignvl_cli.encoders.preprocessing import (
+    MOST_RESIZED,
+    ProcessorCall,
+    ResizeCrop,
+    load_processor,
+    preprocess_of,
+    processor_record,
+    resized_window,
+)
+from alignvl_cli.encoders.vision import values_of
 from alignvl_cli.errors import DataError, UsageError
 
 SIZES = [(1, 1), (64, 64), (65, 64), (33, 90), (100, 37), (500, 333), (21, 2000)]
@@ -91,7 +98,7 @@ def test_workers_need_neither_torch_nor_transformers(tmp_path):
     (tmp_path / "p.pickle").write_bytes(pickle.dumps(preprocess_of(FAST["clip"], "clip")))
     picture(50, 70).save(tmp_path / "p.png")
     code = (
-        "import pickle, sys; from pathlib import Path; from alignvl_cli.encoders.images import decode_image\n"
+        "import pickle, sys; from pathlib import Path; from alignvl_cli.encoders.decoding import decode_image\n"
         "folder = Path(sys.argv[1]); preprocess = pickle.loads((folder / 'p.pickle').read_bytes())\n"
         "print(preprocess(decode_image((folder / 'p.png').read_bytes(), 10**6)).shape)\n"
         "print([name for name in ('torch', 'transformers', 'huggingface_hub') if name in sys.modules])\n"

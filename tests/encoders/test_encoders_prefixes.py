@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import tiny_models
+from support import tiny_models
 from transformers import AutoConfig
 
 from alignvl_cli.config import Pooling, Precision

@@ -1,9 +1,9 @@
 """The hashes tell encoders apart, and nothing but encoders."""
 
 import pytest
-import tiny_models
 import torch
 import transformers
+from support import tiny_models
 from torch import nn
 
 from alignvl_cli.encoders.records import encoder_hash, require_same, weights_sha256

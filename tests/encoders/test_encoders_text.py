@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
 import transformers
+from support import tiny_models
 from tokenizers import processors
 
 from alignvl_cli.config import Pooling, Precision

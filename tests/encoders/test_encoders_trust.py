@@ -4,20 +4,20 @@ import json
 import sys
 
 import pytest
-import tiny_models
 import torch
-from fake_runs import make_run
-from fakes import make_store
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support import tiny_models
+from support.fake_runs import make_run
+from support.fakes import make_store
 from transformers import Dinov2Model
 
+from alignvl_cli.artifacts import read_json
 from alignvl_cli.config import Pooling, Precision, Trust
 from alignvl_cli.encoders.text import load_text, reload_text
 from alignvl_cli.encoders.vision import load_vision, reload_vision
 from alignvl_cli.errors import DataError, MismatchError
-from alignvl_cli.provenance import read_json
-from alignvl_cli.retrieval.encoder import DualEncoder
+from alignvl_cli.retrieval.dual_encoder import DualEncoder
 from alignvl_cli.store.reader import open_store
 
 NONE, CODE, PICKLE = Trust(), Trust(remote_code=True), Trust(pickle=True)

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
 import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support import tiny_models
 
 from alignvl_cli.config import Pooling, Precision
 from alignvl_cli.encoders.vision import load_vision, reload_vision

@@ -1,15 +1,15 @@
 """Pictures that change, come back or vanish while an extraction is under way: the store is that of the files there."""
 
 import pytest
-from fakes import FakeText, FakeVision, make_dataset
 from PIL import Image
-from stored import differing, stored_datasets
+from support.fakes import FakeText, FakeVision, make_dataset
+from support.stored import differing, stored_datasets
 
 from alignvl_cli.config import ExtractConfig
+from alignvl_cli.distributed import ALONE, Ranks
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction import images
 from alignvl_cli.extraction.events import Finished, Progress, Stage
-from alignvl_cli.extraction.ranks import ALONE, Ranks
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.store.reader import open_store
 

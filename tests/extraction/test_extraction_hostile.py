@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from fakes import FakeText, FakeVision
 from PIL import Image
+from support.fakes import FakeText, FakeVision
 
 from alignvl_cli.config import ExtractConfig
-from alignvl_cli.extraction.pictures import MOST_BYTES
+from alignvl_cli.datasets.dataset import Dataset, ImageSource, Item
+from alignvl_cli.extraction.images import MOST_BYTES
 from alignvl_cli.extraction.run import run_extraction
-from alignvl_cli.pairs.items import Dataset, ImageSource, Item
 from alignvl_cli.store.reader import open_store
 
 SECONDS = 120

@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 
 import pytest
-from fakes import FakeText, FakeVision
-from killable import CONFIG, IMAGE_SHARD, TEXT_SHARD, Killable, kill
-from stored import differing, stored_datasets
+from support.fakes import FakeText, FakeVision
+from support.killable import CONFIG, IMAGE_SHARD, TEXT_SHARD, Killable, kill
+from support.stored import differing, stored_datasets
 
 from alignvl_cli.extraction.run import run_extraction
 

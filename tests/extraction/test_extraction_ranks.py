@@ -10,19 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny_models
 import torch
-from fakes import FakeText, FakeVision, make_dataset
-from killable import CONFIG, Killable
-from stored import differing, stored_datasets
+from support import tiny_models
+from support.fakes import FakeText, FakeVision, make_dataset
+from support.killable import CONFIG, Killable
+from support.stored import differing, stored_datasets
 from typer.testing import CliRunner
 
-from alignvl_cli.app import app
+from alignvl_cli.artifacts import Lock
+from alignvl_cli.cli.app import app
+from alignvl_cli.distributed import ALONE, Ranks, ranks_here
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.extraction.events import Finished, Progress, Stage
-from alignvl_cli.extraction.ranks import ALONE, Ranks, ranks_here
 from alignvl_cli.extraction.run import run_extraction
-from alignvl_cli.locks import Lock
 
 SECONDS = 120
 """Long past any honest run: beyond it something waits for ever."""
@@ -182,7 +182,7 @@ def test_nobody_throws_away_what_others_may_be_using(tmp_path, alone, option):
 
 
 def test_sharing_needs_locks(tmp_path, alone, monkeypatch):
-    monkeypatch.setattr("alignvl_cli.locks.fcntl", None)
+    monkeypatch.setattr("alignvl_cli.artifacts.fcntl", None)
     with closing(Lock(tmp_path / "any")) as lock:
         assert lock.take()
     with pytest.raises(DataError, match="one process"):

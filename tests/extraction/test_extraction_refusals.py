@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fakes import FakeText, FakeVision, make_dataset
+from support.fakes import FakeText, FakeVision, make_dataset
 
 from alignvl_cli.config import ExtractConfig, StoreDtype
+from alignvl_cli.distributed import ALONE, Ranks
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.extraction.events import Finished
-from alignvl_cli.extraction.ranks import ALONE, Ranks
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.store.reader import open_store
 

@@ -3,13 +3,13 @@
 import datasets
 import numpy as np
 import pytest
-from data_samples import SAMPLES, write_sample, write_twin
-from fakes import FakeText, FakeVision
-from stored import stored_datasets
+from support.data_samples import SAMPLES, write_sample, write_twin
+from support.fakes import FakeText, FakeVision
+from support.stored import stored_datasets
 
 from alignvl_cli.config import DatasetFormat, DatasetOptions, ExtractConfig
+from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.extraction.run import run_extraction
-from alignvl_cli.pairs.dataset import open_dataset
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
+from alignvl_cli.distributed import choose_workers, started_workers
 from alignvl_cli.errors import DataError
-from alignvl_cli.extraction.workers import choose_workers, started_workers
 
 
 def slow_square(number, seconds):
@@ -49,12 +49,12 @@ def test_a_dead_worker_is_an_error_and_not_a_wait_for_ever():
 
 
 def test_the_number_of_workers_is_as_asked_or_by_machine_and_size(monkeypatch):
-    monkeypatch.setattr("alignvl_cli.extraction.workers.usable_cores", lambda: 4)
+    monkeypatch.setattr("alignvl_cli.distributed.usable_cores", lambda: 4)
     assert choose_workers(5, 10) == 5
     assert choose_workers(0, 10**6) == 0
     assert choose_workers(None, 100) == 0
     assert choose_workers(None, 10**6) == 3
-    monkeypatch.setattr("alignvl_cli.extraction.workers.usable_cores", lambda: 64)
+    monkeypatch.setattr("alignvl_cli.distributed.usable_cores", lambda: 64)
     assert choose_workers(None, 10**6) == 8
-    monkeypatch.setattr("alignvl_cli.extraction.workers.usable_cores", lambda: 2)
+    monkeypatch.setattr("alignvl_cli.distributed.usable_cores", lambda: 2)
     assert choose_workers(None, 10**6) == 0

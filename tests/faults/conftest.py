@@ -8,23 +8,22 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from coloured_tar import write_tar
-from fakes import FakeText, FakeVision, make_dataset, make_store
-from killable import CONFIG
-from killable_training import settings
-from studies import write_study
+from support.coloured_tar import write_tar
+from support.fakes import FakeText, FakeVision, make_dataset, make_store
+from support.killable import CONFIG
+from support.killable_training import settings
+from support.studies import write_study
 
+from alignvl_cli.ablation.plan import set_up
 from alignvl_cli.ablation.run import run_study
-from alignvl_cli.ablation.setup import set_up
 from alignvl_cli.ablation.study import load_study
 from alignvl_cli.config import Device
 from alignvl_cli.extraction.run import run_extraction
-from alignvl_cli.retrieval.evaluate import evaluate
-from alignvl_cli.retrieval.index_builder import build_index
-from alignvl_cli.retrieval.saving import save_evaluation
-from alignvl_cli.runs.folder import load_run
+from alignvl_cli.retrieval.evaluate import evaluate, save_evaluation
+from alignvl_cli.retrieval.index import build_index
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.run import train_run
+from alignvl_cli.training.run_folder import load_run
 
 TIMES = int(os.environ.get("ALIGNVL_FAULTS", "1"))
 """`make test-faults` tries this many times as much as `make test` does."""

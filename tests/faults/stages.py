@@ -58,7 +58,7 @@ class Stages:
 
 def fake_extraction(folder: Path) -> None:
     """`alignvl extract`, with fakes: FOLDER/data into FOLDER/s.h5."""
-    from killable import CONFIG, Killable
+    from support.killable import CONFIG, Killable
 
     from alignvl_cli.errors import DataError
 
@@ -72,7 +72,7 @@ def fake_extraction(folder: Path) -> None:
 
 
 def run(words: list[str]) -> int:
-    from alignvl_cli import app as application
+    from alignvl_cli.cli import app as application
 
     if words[0] == "extract":
 
@@ -104,9 +104,11 @@ def serve() -> None:
 
 def _load() -> None:
     """What a stage would import."""
-    import fakes  # noqa: F401
-    import killable  # noqa: F401
     import torch
+    from support import (
+        fakes,  # noqa: F401
+        killable,  # noqa: F401
+    )
 
     from alignvl_cli.retrieval.nearest import faiss
 

@@ -12,27 +12,24 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
-from fakes import FakeText, FakeVision, make_dataset
-from killable import CONFIG as EXTRACT_CONFIG
+from support.fakes import FakeText, FakeVision, make_dataset
+from support.killable import CONFIG as EXTRACT_CONFIG
 
-from alignvl_cli.ablation.disagreement import read_ranks
-from alignvl_cli.ablation.learning import read_validations
+from alignvl_cli.ablation.analysis import read_ranks, read_validations
 from alignvl_cli.ablation.records import RESULTS, read_study, read_verdicts
-from alignvl_cli.config import DatasetOptions
+from alignvl_cli.artifacts import read_json
+from alignvl_cli.config import DatasetOptions, Gallery
+from alignvl_cli.datasets.dataset import Dataset
+from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.extraction.again import compare_pictures
 from alignvl_cli.extraction.plan import existing_store_matches, make_plan
 from alignvl_cli.extraction.run import run_extraction
-from alignvl_cli.pairs.dataset import open_dataset
-from alignvl_cli.pairs.items import Dataset
-from alignvl_cli.provenance import read_json
-from alignvl_cli.retrieval.hits import Gallery
+from alignvl_cli.retrieval.evaluate import read_evaluation
 from alignvl_cli.retrieval.index import open_index
-from alignvl_cli.retrieval.saving import read_evaluation
-from alignvl_cli.runs.checkpoint import read_checkpoint
-from alignvl_cli.runs.folder import ENVIRONMENT, METRICS, load_run, load_unfinished
-from alignvl_cli.runs.writer import RunWriter
 from alignvl_cli.store.reader import open_store
+from alignvl_cli.training.checkpoint import read_checkpoint
+from alignvl_cli.training.run_folder import ENVIRONMENT, METRICS, RunWriter, load_run, load_unfinished
 
 
 def of_arrays(arrays: dict[str, Any]) -> str:

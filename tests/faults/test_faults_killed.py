@@ -16,13 +16,13 @@ import pytest
 from stages import Stages
 
 from alignvl_cli.ablation.records import read_verdicts
+from alignvl_cli.artifacts import file_sha256
+from alignvl_cli.config import Gallery
 from alignvl_cli.errors import DataError
-from alignvl_cli.provenance import file_sha256
-from alignvl_cli.retrieval.hits import Gallery
+from alignvl_cli.retrieval.evaluate import read_evaluation
 from alignvl_cli.retrieval.index import open_index
-from alignvl_cli.retrieval.saving import read_evaluation
-from alignvl_cli.runs.folder import load_run
 from alignvl_cli.store.reader import open_store
+from alignvl_cli.training.run_folder import load_run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and signals as on Linux")
 

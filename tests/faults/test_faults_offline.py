@@ -5,9 +5,9 @@ import socket
 from pathlib import Path
 
 import pytest
-from coloured_squares import train_on_colours
-from command_line import CommandLine
-from tiny_models import save_dinov2, save_sentence_transformer
+from support.coloured_squares import train_on_colours
+from support.command_line import CommandLine
+from support.tiny_models import save_dinov2, save_sentence_transformer
 
 
 @pytest.fixture

@@ -8,19 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
-from fakes import make_store
-from killable_training import outcome, settings
+from support.fakes import make_store
+from support.killable_training import outcome, settings
 
-from alignvl_cli.app import leave_with
+from alignvl_cli.artifacts import read_json, write_json
+from alignvl_cli.cli.app import leave_with
 from alignvl_cli.errors import DataError
-from alignvl_cli.provenance import read_json, write_json
-from alignvl_cli.retrieval.index import open_index
-from alignvl_cli.retrieval.index_builder import build_index
-from alignvl_cli.runs.folder import load_run
-from alignvl_cli.runs.writer import held_run
+from alignvl_cli.retrieval.index import build_index, open_index
 from alignvl_cli.store.reader import open_store
-from alignvl_cli.training.resume import resume_run
-from alignvl_cli.training.run import train_run
+from alignvl_cli.training.run import resume_run, train_run
+from alignvl_cli.training.run_folder import held_run, load_run
 
 
 def test_a_second_process_in_a_run_folder_is_refused(copied):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 from rich.console import Console
 
-from alignvl_cli.report.artefacts import facts_text, findings_table, workspace_table
+from alignvl_cli.report.artifacts import facts_text, findings_table, workspace_table
 
 
 def drawn(renderable) -> list[str]:

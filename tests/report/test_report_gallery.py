@@ -5,11 +5,12 @@ import io
 import subprocess
 
 import pytest
-from pages import BROWSER, Reader
 from PIL import Image
+from support.pages import BROWSER, Reader
 
-from alignvl_cli.report.gallery import SearchPage, gallery_page
-from alignvl_cli.retrieval.hits import Gallery, Hit
+from alignvl_cli.config import Gallery
+from alignvl_cli.report.search import SearchPage, gallery_page
+from alignvl_cli.retrieval.search import Hit
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}\x1b[2J'
 

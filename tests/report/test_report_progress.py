@@ -8,9 +8,8 @@ import pytest
 from rich.console import Console
 
 from alignvl_cli.extraction import events
-from alignvl_cli.report.extraction_progress import ExtractionProgress, extraction_summary
-from alignvl_cli.report.training_progress import TrainingProgress
-from alignvl_cli.training import records
+from alignvl_cli.report.progress import ExtractionProgress, TrainingProgress, extraction_summary
+from alignvl_cli.training import state as records
 
 STARTED = records.Started(
     pairs=3600, images=1311, val_images=200, val_captions=500, epochs=4, steps_per_epoch=10, total_steps=40,

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_evaluations import evaluation
 from PIL import Image
 from rich.console import Console
+from support.fake_evaluations import evaluation
 
 from alignvl_cli.report.reliability import modesty_table, save_reliability
 from alignvl_cli.retrieval.calibration import AtTemperature, Judged, Modesty, calibration

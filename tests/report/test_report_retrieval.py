@@ -5,14 +5,13 @@ import re
 
 import numpy as np
 import pytest
-from fake_evaluations import evaluation
 from rich.console import Console
+from support.fake_evaluations import evaluation
 
-from alignvl_cli.report.hubness import hubness_table
-from alignvl_cli.report.retrieval import beyond_table, evaluation_table, short_names
+from alignvl_cli.report.evaluation import beyond_table, evaluation_table, hubness_table, short_names
 from alignvl_cli.retrieval.bootstrap import Resampled
 from alignvl_cli.retrieval.eccv import BeyondPairs, Judgement
-from alignvl_cli.retrieval.evaluation import Evaluation
+from alignvl_cli.retrieval.evaluate import Evaluation
 from alignvl_cli.retrieval.hubness import Corrected, Hubness, Occurrence
 from alignvl_cli.retrieval.metrics import RECALL_SUM
 

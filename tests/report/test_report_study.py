@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from alignvl_cli.ablation.judging import judge
 from alignvl_cli.ablation.records import Outcome, Ranks
 from alignvl_cli.ablation.study import parse_study
+from alignvl_cli.ablation.verdicts import judge
 from alignvl_cli.report.study import CSV_COLUMNS, study_notes, study_rows, study_tables
 
 FACTS = {

@@ -5,16 +5,15 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from alignvl_cli.app import app
-from alignvl_cli.config import DatasetOptions, ExtractConfig, Precision
-from alignvl_cli.encoders.names import DEFAULT_TEXT, DEFAULT_VISION
+from alignvl_cli.cli.app import app
+from alignvl_cli.config import DEFAULT_TEXT, DEFAULT_VISION, DatasetOptions, ExtractConfig, Precision
+from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.encoders.text import load_text
 from alignvl_cli.encoders.vision import load_vision
 from alignvl_cli.extraction.run import run_extraction
-from alignvl_cli.pairs.dataset import open_dataset
 from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
-from alignvl_cli.runs.folder import Run, load_run
 from alignvl_cli.store.reader import Store, open_store
+from alignvl_cli.training.run_folder import Run, load_run
 
 PIECE = {"train": 80, "val": 15, "test": 55}
 SHORT = ["--epochs", "12", "--batch-size", "48", "--embed-dim", "64", "--device", "cpu"]

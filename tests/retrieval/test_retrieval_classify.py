@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from fake_runs import make_run
-from fakes import concept, make_store
+from support.fake_runs import make_run
+from support.fakes import concept, make_store
 
 from alignvl_cli.errors import DataError, MismatchError, UsageError
 from alignvl_cli.retrieval.classify import classify, read_labels
-from alignvl_cli.runs.folder import load_run
 from alignvl_cli.store.reader import open_store
+from alignvl_cli.training.run_folder import load_run
 
 IMAGES, CLASSES = 50, 5
 

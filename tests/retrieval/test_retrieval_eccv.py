@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_runs import make_run
-from fakes import make_store
+from support.fake_runs import make_run
+from support.fakes import make_store
 
 from alignvl_cli.errors import DataError
 from alignvl_cli.retrieval.eccv import beyond_pairs
 from alignvl_cli.retrieval.embeddings import embed_split
-from alignvl_cli.runs.folder import load_run
 from alignvl_cli.store.reader import open_store
+from alignvl_cli.training.run_folder import load_run
 
 WIDTH = 8
 NEAR_TIES = 0.05
@@ -52,7 +52,7 @@ def coco(tmp_path_factory, truth):
     latent = draw.standard_normal((len(images), WIDTH)).astype(np.float32)
     text = np.repeat(latent, 5, axis=0) + draw.standard_normal((len(sentences), WIDTH)).astype(np.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fakes.StoreRows", named(images))
+        patch.setattr("support.fakes.StoreRows", named(images))
         path = make_store(
             folder / "coco.h5",
             images=len(images),

@@ -4,19 +4,18 @@ import json
 
 import numpy as np
 import pytest
-from fake_runs import make_run
-from fakes import make_store
+from support.fake_runs import make_run
+from support.fakes import make_store
 
+from alignvl_cli.config import Gallery, HubnessReport
 from alignvl_cli.errors import DataError
-from alignvl_cli.retrieval.encoder import DualEncoder
+from alignvl_cli.retrieval.dual_encoder import DualEncoder
 from alignvl_cli.retrieval.evaluate import evaluate
-from alignvl_cli.retrieval.hits import Gallery
-from alignvl_cli.retrieval.index import open_index
-from alignvl_cli.retrieval.index_builder import build_index
-from alignvl_cli.retrieval.protocol import HubnessReport, Protocol
+from alignvl_cli.retrieval.index import build_index, open_index
+from alignvl_cli.retrieval.metrics import Protocol
 from alignvl_cli.retrieval.search import search
-from alignvl_cli.runs.folder import load_run
 from alignvl_cli.store.reader import open_store
+from alignvl_cli.training.run_folder import load_run
 
 TRAIN_VAL = ["train"] * 6 + ["val"] * 4
 BOTH = ("image_to_text", "text_to_image")

@@ -7,17 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_runs import make_run
-from fakes import make_store
 from pyarrow import parquet
+from support.fake_runs import make_run
+from support.fakes import make_store
 
+from alignvl_cli.artifacts import read_json
 from alignvl_cli.errors import DataError, MismatchError
-from alignvl_cli.provenance import read_json
 from alignvl_cli.retrieval.embeddings import project
-from alignvl_cli.retrieval.evaluate import compare, evaluate
-from alignvl_cli.retrieval.saving import save_evaluation
-from alignvl_cli.runs.folder import load_run
+from alignvl_cli.retrieval.evaluate import compare, evaluate, save_evaluation
 from alignvl_cli.store.reader import open_store
+from alignvl_cli.training.run_folder import load_run
 
 EVERY = {"train": 0.0, "val": 0.0, "test": 1.0}
 

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
+from alignvl_cli.report.examples import best_and_worst, first_answers
 from alignvl_cli.retrieval.embeddings import Embeddings
-from alignvl_cli.retrieval.examples import best_and_worst, first_answers
 from alignvl_cli.retrieval.metrics import QueryRanks
 from alignvl_cli.store.reader import SplitRows
 

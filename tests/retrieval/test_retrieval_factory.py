@@ -8,13 +8,7 @@ import pytest
 import torch
 
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.retrieval.factory import (
-    FLAT_UP_TO,
-    available_memory,
-    build_vectors,
-    choose_factory,
-    memory_bytes,
-)
+from alignvl_cli.retrieval.factory import FLAT_UP_TO, available_memory, build_vectors, choose_factory, memory_bytes
 from alignvl_cli.retrieval.nearest import agreement, faiss, nearest
 
 GIB = 2**30

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fake_runs import make_run
-from fakes import make_store
+from support.fake_runs import make_run
+from support.fakes import make_store
 
+from alignvl_cli.config import HubnessReport
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.retrieval.embeddings import Embeddings
 from alignvl_cli.retrieval.evaluate import evaluate
@@ -20,9 +21,9 @@ from alignvl_cli.retrieval.hubness import (
     occurrence,
     sides,
 )
-from alignvl_cli.retrieval.protocol import HubnessReport, Protocol
-from alignvl_cli.runs.folder import load_run
+from alignvl_cli.retrieval.metrics import Protocol
 from alignvl_cli.store.reader import open_store
+from alignvl_cli.training.run_folder import load_run
 
 
 def unit(rows: int, width: int, seed: int) -> torch.Tensor:

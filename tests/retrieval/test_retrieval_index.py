@@ -4,21 +4,19 @@ import json
 
 import numpy as np
 import pytest
-from fake_runs import make_run
-from fakes import make_store
 from pyarrow import parquet
+from support.fake_runs import make_run
+from support.fakes import make_store
 
+from alignvl_cli.artifacts import file_sha256, read_json
+from alignvl_cli.config import Gallery, HubCorrection
 from alignvl_cli.errors import DataError, MismatchError, UsageError
-from alignvl_cli.provenance import file_sha256, read_json
-from alignvl_cli.retrieval import index_builder as index_module
-from alignvl_cli.retrieval.encoder import DualEncoder
-from alignvl_cli.retrieval.hits import Gallery
-from alignvl_cli.retrieval.index import open_index
-from alignvl_cli.retrieval.index_builder import build_index
-from alignvl_cli.retrieval.protocol import HubCorrection
+from alignvl_cli.retrieval import index as index_module
+from alignvl_cli.retrieval.dual_encoder import DualEncoder
+from alignvl_cli.retrieval.index import build_index, open_index
 from alignvl_cli.retrieval.search import search
-from alignvl_cli.runs.folder import load_run
 from alignvl_cli.store.reader import open_store
+from alignvl_cli.training.run_folder import load_run
 
 
 @pytest.fixture

@@ -2,16 +2,15 @@
 
 import numpy as np
 import pytest
-from fake_runs import make_run
-from fakes import make_store
+from support.fake_runs import make_run
+from support.fakes import make_store
 
 from alignvl_cli.align.ranks import TIE as EXACT_TIE
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.retrieval.evaluate import compare, evaluate
-from alignvl_cli.retrieval.protocol import TIE, Protocol
-from alignvl_cli.retrieval.relevance import cut_folds
-from alignvl_cli.runs.folder import load_run
+from alignvl_cli.retrieval.metrics import TIE, Protocol, cut_folds
 from alignvl_cli.store.reader import SplitRows, open_store
+from alignvl_cli.training.run_folder import load_run
 
 
 @pytest.mark.parametrize("typed", ["", "0", "1,x", "1,,5", "5,5", "-1", "1.5"])

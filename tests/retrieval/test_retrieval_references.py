@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fake_runs import make_run
-from fakes import make_store
+from support.fake_runs import make_run
+from support.fakes import make_store
 from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
@@ -13,9 +13,9 @@ from alignvl_cli.align.ranks import image_to_text_ranks, images_of_captions, ran
 from alignvl_cli.retrieval.calibration import calibration, judge
 from alignvl_cli.retrieval.embeddings import embed_split
 from alignvl_cli.retrieval.evaluate import evaluate
-from alignvl_cli.retrieval.protocol import Protocol
-from alignvl_cli.runs.folder import load_run
+from alignvl_cli.retrieval.metrics import Protocol
 from alignvl_cli.store.reader import open_store
+from alignvl_cli.training.run_folder import load_run
 
 KS = (1, 5, 10)
 

@@ -2,17 +2,16 @@
 
 import numpy as np
 import pytest
-from fake_runs import make_run
-from fakes import make_store
+from support.fake_runs import make_run
+from support.fakes import make_store
 
+from alignvl_cli.config import Gallery
 from alignvl_cli.errors import MismatchError
-from alignvl_cli.retrieval.encoder import DualEncoder
-from alignvl_cli.retrieval.hits import Gallery
-from alignvl_cli.retrieval.index import open_index
-from alignvl_cli.retrieval.index_builder import build_index
+from alignvl_cli.retrieval.dual_encoder import DualEncoder
+from alignvl_cli.retrieval.index import build_index, open_index
 from alignvl_cli.retrieval.search import search
-from alignvl_cli.runs.folder import load_run
 from alignvl_cli.store.reader import open_store
+from alignvl_cli.training.run_folder import load_run
 
 
 def opened(folder, **store):
@@ -102,7 +101,7 @@ def test_an_index_of_other_adapters_is_refused(tmp_path):
 
 
 def test_hits_are_json():
-    from alignvl_cli.retrieval.hits import Hit
+    from alignvl_cli.retrieval.search import Hit
 
     hit = Hit(rank=1, score=0.5, id="a", uri="a.png", caption="one", count=2)
     assert hit.to_json() == {"rank": 1, "score": 0.5, "id": "a", "uri": "a.png", "caption": "one", "count": 2}

@@ -6,7 +6,7 @@ import io
 import pytest
 from PIL import Image
 
-from alignvl_cli.retrieval.thumbnails import EDGE, thumbnail
+from alignvl_cli.report.page import EDGE, thumbnail
 
 
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:

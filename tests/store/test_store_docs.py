@@ -6,7 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from fakes import make_store
+from support.fakes import make_store
 
 from alignvl_cli.config import StoreDtype
 from alignvl_cli.store.schema import ATTRIBUTES, DATASETS, Rejected

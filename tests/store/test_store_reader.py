@@ -5,7 +5,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from fakes import concept, make_store
+from support.fakes import concept, make_store
 
 from alignvl_cli.errors import DataError
 from alignvl_cli.store.reader import creation_counter, open_store
@@ -239,7 +239,7 @@ def test_latents_that_are_not_finite_are_refused_with_their_row(tmp_path, monkey
 
 
 def test_row_pointers_and_ids_are_checked_on_opening(tmp_path, monkeypatch):
-    monkeypatch.setattr("fakes.np.repeat", lambda rows, counts: np.array([0, 1, 2, 9]))
+    monkeypatch.setattr("support.fakes.np.repeat", lambda rows, counts: np.array([0, 1, 2, 9]))
     latent = np.ones((4, 3), np.float32)
     path = resealed(tmp_path / "pointer.h5", monkeypatch, text_latent=latent, captions=list("abcd"))
     with pytest.raises(DataError, match="text/image"):
@@ -247,7 +247,7 @@ def test_row_pointers_and_ids_are_checked_on_opening(tmp_path, monkeypatch):
 
 
 def test_split_codes_are_checked_on_opening(tmp_path, monkeypatch):
-    monkeypatch.setattr("fakes._split_codes", lambda splits, images: (["train"], [0, 0, 1, 0]))
+    monkeypatch.setattr("support.fakes._split_codes", lambda splits, images: (["train"], [0, 0, 1, 0]))
     with pytest.raises(DataError, match="/image/split holds 1"):
         open_store(resealed(tmp_path / "s.h5", monkeypatch))
 

@@ -4,15 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import xxhash
-from fakes import make_store
 from hypothesis import given
 from hypothesis import strategies as st
+from support.fakes import make_store
 
 from alignvl_cli.config import StoreDtype
 from alignvl_cli.errors import DataError
@@ -128,8 +127,8 @@ def test_a_writer_that_is_killed_leaves_the_former_store(tmp_path):
     before = path.read_bytes()
     code = f"""
 import sys, os, signal
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-import alignvl_cli.store.writer as writer, fakes
+import alignvl_cli.store.writer as writer
+from support import fakes
 writer._Writer.attributes = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
 fakes.make_store(fakes.Path({str(path)!r}), images=50, dim=200, seed=2)
 """

@@ -5,23 +5,22 @@ import json
 import numpy as np
 import pytest
 import torch
-from fakes import make_store
-from killable_training import outcome
+from support.fakes import make_store
+from support.killable_training import outcome
 
 from alignvl_cli.align.closed_forms import CLOSED_FORMS, moments, rank
 from alignvl_cli.align.ranks import image_to_text_ranks, text_to_image_ranks
 from alignvl_cli.align.ranks import recalls as recalls_of
 from alignvl_cli.config import Method
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.runs.folder import METRICS, load_run
 from alignvl_cli.settings import resolve_train, run_name
 from alignvl_cli.store.reader import open_store
-from alignvl_cli.training import snapshot
+from alignvl_cli.training import checkpoint as snapshot
 from alignvl_cli.training.closed_form import fitted_tau
 from alignvl_cli.training.data import load_split
-from alignvl_cli.training.records import Finished, Started, Tried, Validated
-from alignvl_cli.training.resume import resume_run
-from alignvl_cli.training.run import train_run
+from alignvl_cli.training.run import resume_run, train_run
+from alignvl_cli.training.run_folder import METRICS, load_run
+from alignvl_cli.training.state import Finished, Started, Tried, Validated
 from alignvl_cli.training.validation import validate
 
 METHODS = ["procrustes", "cca", "ridge"]

@@ -2,16 +2,15 @@
 
 import pytest
 import torch
-from fakes import make_store
-from killable_training import outcome
+from support.fakes import make_store
+from support.killable_training import outcome
 
 from alignvl_cli.align.losses import LossParts
 from alignvl_cli.settings import resolve_train
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training import ingredients, loop, prepare
-from alignvl_cli.training.batches import epoch_slices
-from alignvl_cli.training.resume import resume_run
-from alignvl_cli.training.run import train_run
+from alignvl_cli.training.ingredients import epoch_slices
+from alignvl_cli.training.run import resume_run, train_run
 
 DEVICES = [
     "cpu",

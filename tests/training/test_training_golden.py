@@ -9,11 +9,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from fakes import make_store
+from support.fakes import make_store
 
 from alignvl_cli.settings import resolve_train
-from alignvl_cli.training.records import Step, Validated
 from alignvl_cli.training.run import train_run
+from alignvl_cli.training.state import Step, Validated
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
 ARMS = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fakes import make_store
+from support.fakes import make_store
 
 from alignvl_cli.align.adapters import AdapterPair, AdapterShape, new_pair
 from alignvl_cli.align.latent_norm import Standardize
@@ -18,7 +18,6 @@ from alignvl_cli.errors import DataError, MismatchError, UsageError
 from alignvl_cli.settings import resolve_train
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training import data as training_data
-from alignvl_cli.training.batches import Slices, epoch_slices, steps_per_epoch
 from alignvl_cli.training.data import (
     SplitLatents,
     blocks,
@@ -30,8 +29,18 @@ from alignvl_cli.training.data import (
     root_mean_square,
     shared_images,
 )
-from alignvl_cli.training.ingredients import FuseMix, Gather, Perturb, input_transforms, noise_std, output_transforms
-from alignvl_cli.training.optimiser import WEIGHT_DECAY, adamw, learning_rate
+from alignvl_cli.training.ingredients import (
+    FuseMix,
+    Gather,
+    Perturb,
+    Slices,
+    epoch_slices,
+    input_transforms,
+    noise_std,
+    output_transforms,
+    steps_per_epoch,
+)
+from alignvl_cli.training.optimizer import WEIGHT_DECAY, adamw, learning_rate
 from alignvl_cli.training.validation import is_validation_epoch
 
 RMS = {"image": 2.0, "text": 0.5}

@@ -9,21 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import make_store
-from killable_training import begin, end, outcome, settings, small_store
+from support.fakes import make_store
+from support.killable_training import begin, end, outcome, settings, small_store
 
+from alignvl_cli.artifacts import SEAL, read_json
 from alignvl_cli.config import TrainConfig
 from alignvl_cli.errors import DataError, MismatchError, UsageError
-from alignvl_cli.provenance import SEAL, read_json
-from alignvl_cli.runs import checkpoint
-from alignvl_cli.runs.checkpoint import FOLDER, STATE, read_checkpoint
-from alignvl_cli.runs.folder import ADAPTERS, CONFIG, ENVIRONMENT, METRICS, RESULT, load_run
-from alignvl_cli.runs.writer import held_run
 from alignvl_cli.settings import resolve_train
-from alignvl_cli.training import snapshot
-from alignvl_cli.training.records import Step, Validated
-from alignvl_cli.training.resume import resume_run
-from alignvl_cli.training.run import train_run
+from alignvl_cli.training import checkpoint
+from alignvl_cli.training import checkpoint as snapshot
+from alignvl_cli.training.checkpoint import FOLDER, STATE, read_checkpoint
+from alignvl_cli.training.run import resume_run, train_run
+from alignvl_cli.training.run_folder import ADAPTERS, CONFIG, ENVIRONMENT, METRICS, RESULT, held_run, load_run
+from alignvl_cli.training.state import Step, Validated
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +151,7 @@ def test_checkpoints_rest_between_steps_and_take_a_twentieth_of_the_time(store, 
         clock[0] += 4.0  # what a write takes
 
     monkeypatch.setattr(snapshot, "time", Time)
-    monkeypatch.setattr("alignvl_cli.runs.writer.RunWriter.save_checkpoint", save)
+    monkeypatch.setattr("alignvl_cli.training.run_folder.RunWriter.save_checkpoint", save)
     for record in train_run([store], tmp_path / "run", settings(), checkpoint_s=30.0):
         clock[0] += 10.0 if isinstance(record, Step | Validated) else 0.0
     pauses = [later - earlier - 4.0 for (_, earlier), (_, later) in pairwise(written)]

@@ -6,16 +6,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from fakes import make_store
+from support.fakes import make_store
 
+from alignvl_cli import devices as machine
 from alignvl_cli.align.ranks import image_to_text_ranks, recalls, text_to_image_ranks
 from alignvl_cli.errors import DataError, DivergedError, MismatchError, UsageError
-from alignvl_cli.runs.folder import ADAPTERS, CONFIG, METRICS, RESULT, load_run
 from alignvl_cli.settings import resolve_train
 from alignvl_cli.store.reader import open_store
-from alignvl_cli.training import machine
-from alignvl_cli.training.records import Finished, Started, Step, Validated
 from alignvl_cli.training.run import count_pairs, train_run
+from alignvl_cli.training.run_folder import ADAPTERS, CONFIG, METRICS, RESULT, load_run
+from alignvl_cli.training.state import Finished, Started, Step, Validated
 
 
 @pytest.fixture(scope="module")

@@ -4,20 +4,19 @@ import json
 
 import pytest
 import torch
-from fakes import make_store
+from support.fakes import make_store
 
 from alignvl_cli.align import neighbours
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.config import CorruptKind, SubsetKind
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.runs.folder import CONFIG, load_run
 from alignvl_cli.settings import resolve_train
 from alignvl_cli.store.reader import open_store
-from alignvl_cli.training import selection
-from alignvl_cli.training.chosen import choose_pairs
+from alignvl_cli.training import subsets as selection
 from alignvl_cli.training.data import StoredRows
 from alignvl_cli.training.run import count_pairs, train_run
-from alignvl_cli.training.selection import SUBSETS, Latents, agreement, corrupt
+from alignvl_cli.training.run_folder import CONFIG, load_run
+from alignvl_cli.training.subsets import SUBSETS, Latents, agreement, choose_pairs, corrupt
 
 SMALL = {"epochs": 3, "batch-size": 16, "embed-dim": 8, "adapter-depth": 1, "device": "cpu", "precision": "fp32"}
 

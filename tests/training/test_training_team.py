@@ -8,13 +8,13 @@ import time
 
 import pytest
 import torch
-from fakes import make_store
 from safetensors.torch import load_file
-from team_training import start, train_together
+from support.fakes import make_store
+from support.team_training import start, train_together
 
-from alignvl_cli.align.dropout import StreamDropout
+from alignvl_cli.align.adapters import StreamDropout
 from alignvl_cli.errors import UsageError
-from alignvl_cli.training.team import Team, own_gpu
+from alignvl_cli.training.data_parallel import Team, own_gpu
 
 SETTINGS = {
     "batch-size": 24, "epochs": 4, "embed-dim": 8, "lr": 3e-3, "dropout": 0.5, "noise-std": 0.3, "ema": 0.5,

@@ -3,18 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from fakes import make_store
-from killable_training import outcome
+from support.fakes import make_store
+from support.killable_training import outcome
 
 from alignvl_cli.errors import UsageError
 from alignvl_cli.settings import resolve_train
 from alignvl_cli.store.reader import open_store
-from alignvl_cli.training.batches import epoch_slices
-from alignvl_cli.training.data import load_split, stored_split
-from alignvl_cli.training.records import Started, Validated
-from alignvl_cli.training.resume import resume_run
-from alignvl_cli.training.run import train_run
-from alignvl_cli.training.windows import WINDOW_BLOCKS, WindowedLatents
+from alignvl_cli.training.data import WINDOW_BLOCKS, WindowedLatents, load_split, stored_split
+from alignvl_cli.training.ingredients import epoch_slices
+from alignvl_cli.training.run import resume_run, train_run
+from alignvl_cli.training.state import Started, Validated
 
 ROWS, PAIR_BYTES = 24, 4 * (12 + 10)
 BUDGET = 2 * WINDOW_BLOCKS * 20 * PAIR_BYTES

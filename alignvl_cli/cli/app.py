@@ -1,0 +1,256 @@
+"""The Typer app: registers the commands and is the one door through which errors leave.
+
+Importing this module loads none of the heavy libraries; a command's room is imported in its body.
+"""
+
+import errno
+import functools
+import inspect
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from alignvl_cli.cli import (
+    ablate,
+    classify,
+    completion,
+    data,
+    doctor,
+    eval,
+    export,
+    extract,
+    index,
+    probe,
+    report,
+    search,
+    train,
+)
+from alignvl_cli.cli import inspect as inspect_
+from alignvl_cli.cli import store as exchange
+from alignvl_cli.cli.console import Session
+from alignvl_cli.cli.workspace import Workspace
+from alignvl_cli.errors import AlignvlError, DataError, UsageError
+
+_LOOK: dict[str, Any] = {
+    "no_args_is_help": True,
+    "add_help_option": False,  # ours below: Typer converts the value of its own, and loads pydantic for that
+    "add_completion": False,
+    "rich_markup_mode": None,  # rich's help costs more time than the rest of `--help` together
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 110},
+}
+app = typer.Typer(**_LOOK)
+data_app = typer.Typer(**_LOOK)
+app.add_typer(data_app, name="data")
+store_app = typer.Typer(**_LOOK)
+app.add_typer(store_app, name="store")
+
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+"""A disk, a file or a quota that takes no more."""
+
+SHARED = {
+    "workspace": Annotated[
+        Path,
+        typer.Option(
+            envvar="ALIGNVL_WORKSPACE", help="Folder of artefacts without an explicit path.", show_default=True
+        ),
+    ],
+    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; warnings stay.")],
+    "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks with errors.")],
+}
+SHARED_DEFAULTS = {"workspace": Path("alignvl-workspace"), "quiet": False, "verbose": False}
+
+
+class SectionedHelp(TyperCommand):
+    """Plain help, with the options under the headings that their `rich_help_panel` names."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        if given.get("help"):  # before Typer loads what it converts values with, which takes as long as all the rest
+            typer.echo(ctx.get_help())
+            ctx.exit()
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as problem:
+            problem.message = problem.message.removeprefix("Value error, ")  # pydantic's, and no word for a user
+            raise
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                sections.setdefault(getattr(parameter, "rich_help_panel", None) or kind, []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+AGAIN = "run the same command again"
+AFTER_INTERRUPTION = {
+    "extract": "run the same command again to go on where it stopped",
+    "ablate": "run the same command again to go on where it stopped",
+}
+"""Command -> what the user does next; for the others the same command again is all there is to do. What a command
+adds to the exception as a note goes before."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: unwinds like Ctrl-C, so that what is resumable stays so, and leaves with 143."""
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def register(function: Callable[..., None], name: str, group: typer.Typer = app) -> None:
+    """Add `function(session, ...)` to `group`: its own options, the shared ones, and the error boundary."""
+
+    @functools.wraps(function)
+    def command(*, workspace: Path, quiet: bool, verbose: bool, **arguments: Any) -> None:
+        with _sigterm_unwinds():
+            session = Session(Workspace(workspace), quiet)
+
+            def work() -> None:
+                _require_name(arguments.get("output"))
+                function(session, **arguments)
+
+            code = leave_with(work, verbose, AFTER_INTERRUPTION.get(name, AGAIN))
+        raise typer.Exit(code)
+
+    own = list(inspect.signature(function).parameters.values())[1:]
+    shared = [
+        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=SHARED_DEFAULTS[key], annotation=kind)
+        for key, kind in SHARED.items()
+    ]
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + shared
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del command.__wrapped__
+    group.command(name, cls=SectionedHelp)(command)
+
+
+def _require_name(output: Path | None) -> None:
+    """UsageError for an --output that names nothing to make; an empty one, of a variable that is not set, is `.`."""
+    if output is not None and not output.name:
+        raise UsageError(f"--output: wanted the name of what is to be made, got '{output}'; is a variable in it empty?")
+
+
+def leave_with(work: Callable[[], None], verbose: bool, next_step: str = AGAIN) -> int:
+    """Run `work`, turn whatever leaves it into one message on stderr, and return the exit code."""
+    try:
+        work()
+        sys.stdout.flush()
+    except AlignvlError as problem:
+        return _failed(str(problem), problem.exit_code, verbose)
+    except Terminated as stop:
+        return _failed("; ".join(["terminated", *getattr(stop, "__notes__", [next_step])]), 143, verbose)
+    except KeyboardInterrupt as stop:
+        return _failed("; ".join(["interrupted", *getattr(stop, "__notes__", [next_step])]), 130, verbose)
+    except BrokenPipeError:  # the reader of our stdout has gone (`| head`): nothing to say, nobody to hear it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as problem:
+        where = f"{problem.filename}: " if problem.filename else ""
+        room = "; make room there, or write elsewhere, and run it again" if problem.errno in FULL else ""
+        return _failed(f"{where}{problem.strerror or problem}{room}", DataError.exit_code, verbose)
+    except Exception as problem:
+        hint = "" if verbose else " Run it again with --verbose for the traceback."
+        return _failed(
+            f"this is a bug in alignvl: {type(problem).__name__}: {problem}.{hint}"
+            " Please report it with the traceback and what `alignvl doctor` prints.",
+            1,
+            verbose,
+        )
+    return 0
+
+
+def _failed(message: str, code: int, verbose: bool) -> int:
+    """Say `message`, unwrapped so that it can be searched for, and with `--verbose` where it came from."""
+    if verbose:
+        traceback.print_exc()
+    from alignvl_cli.report.text import visible_lines
+
+    typer.secho(f"alignvl: {visible_lines(message)}", err=True, fg="red")
+    return code
+
+
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """While a command runs, SIGTERM raises Terminated; afterwards the former handler is back."""
+    former = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def _print_help(ctx: typer.Context, wanted: bool) -> None:
+    if wanted:
+        typer.echo(ctx.get_help())
+        raise typer.Exit()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from alignvl_cli.artifacts import alignvl_version
+
+        print(f"alignvl {alignvl_version()}")
+        raise typer.Exit()
+
+
+HelpOption = Annotated[
+    bool, typer.Option("--help", "-h", callback=_print_help, is_eager=True, help="Show this message and exit.")
+]
+
+
+@app.callback()
+def alignvl(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    show_help: HelpOption = False,
+) -> None:
+    """Align two frozen encoders, a vision model and a text model, and find out what helped.
+
+    In an empty folder, on the built-in demo: alignvl extract, then alignvl train, then alignvl eval
+    and alignvl search "red heart". Each takes up where the last one left off.
+    """
+
+
+@data_app.callback()
+def data_(show_help: HelpOption = False) -> None:
+    """Look at a dataset before anything is made of it."""
+
+
+@store_app.callback()
+def store_(show_help: HelpOption = False) -> None:
+    """Exchange latents with other programs."""
+
+
+register(extract.extract, "extract")
+register(train.train, "train")
+register(eval.eval_, "eval")
+register(index.index, "index")
+register(search.search, "search")
+register(classify.classify, "classify")
+register(ablate.ablate, "ablate")
+register(report.report, "report")
+register(probe.probe, "probe")
+register(export.export, "export")
+register(inspect_.inspect_, "inspect")
+register(doctor.doctor, "doctor")
+register(completion.completion, "completion")
+register(data.check, "check", data_app)
+register(exchange.export, "export", store_app)
+register(exchange.import_, "import", store_app)

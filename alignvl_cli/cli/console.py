@@ -1,0 +1,81 @@
+"""What every command shares: where results and messages go, and the workspace."""
+
+import os
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignvl_cli.cli.workspace import Workspace
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PIPED_WIDTH = 140
+"""Columns of a table that goes to a file or a pipe: nothing is wrapped there by the size of some window."""
+
+
+@dataclass
+class Session:
+    """The outside of one command: stdout for the result alone, stderr for everything else."""
+
+    workspace: Workspace
+    quiet: bool = False
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that speaks and claims places: `torchrun` starts several."""
+        return os.environ.get("RANK", "0") == "0"
+
+    @cached_property
+    def out(self) -> "Console":
+        """The console of the result."""
+        from rich.console import Console
+
+        piped = not sys.stdout.isatty()
+        return Console(width=PIPED_WIDTH if piped and "COLUMNS" not in os.environ else None, highlight=False)
+
+    @cached_property
+    def err(self) -> "Console":
+        """The console of progress, summaries and warnings."""
+        from rich.console import Console
+
+        piped = not sys.stderr.isatty()
+        return Console(stderr=True, highlight=False, soft_wrap=piped)
+
+    def newest_run(self) -> Path:
+        """The workspace's newest run, said on stderr: the user named none."""
+        path = self.workspace.newest_run()
+        self.note(f"using the newest run, {path}")
+        return path
+
+    def result(self, line: str | Path) -> None:
+        """Print the one line that scripts read: never wrapped, styled or shortened."""
+        if self.leads:
+            print(line, flush=True)
+
+    def document(self, value: Any) -> None:
+        """Print the result as JSON, in which no character acts on a terminal."""
+        from alignvl_cli.report.text import json_text
+
+        self.result(json_text(value))
+
+    def show(self, renderable: Any, *, is_whole: bool = False) -> None:
+        """Print the result as rich renders it; `is_whole` leaves lines that are too long to the terminal."""
+        self.out.print(renderable, soft_wrap=is_whole)
+
+    def note(self, text: str) -> None:
+        """Say on stderr what was chosen or done, unless `--quiet`."""
+        if self.leads and not self.quiet:
+            self.err.print(_shown(text), style="dim", markup=False)
+
+    def warn(self, text: str) -> None:
+        """Say on stderr what may mislead; `--quiet` does not silence it."""
+        self.err.print(f"warning: {_shown(text)}", style="yellow", markup=False)
+
+
+def _shown(text: str) -> str:
+    from alignvl_cli.report.text import visible_lines
+
+    return visible_lines(text)

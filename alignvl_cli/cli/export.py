@@ -1,0 +1,36 @@
+"""`alignvl export`: a run for other programs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignvl_cli.cli.console import Session
+from alignvl_cli.cli.options import PickleOption
+from alignvl_cli.config import ExportTarget, Trust
+
+
+def export(
+    session: Session,
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="Run to export. Default: the newest run.")] = None,
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.")],
+    to: Annotated[ExportTarget, typer.Option("--to", help="What will load it.")],
+    allow_pickle: PickleOption = False,
+) -> None:
+    """Write a run as ONNX, sentence-transformers or safetensors.
+
+    A model card is written beside it. The embeddings are compared with the run's, on its store where that is
+    found; above 1e-4 nothing is written. Prints the folder.
+    """
+    from alignvl_cli.cli.workspace import find_store
+    from alignvl_cli.export.export import export_run
+    from alignvl_cli.training.run_folder import load_run
+
+    trained = load_run(run or session.newest_run(), "cpu")
+    store = find_store(session, trained.store_hash, trained.store_path)
+    if store is None:
+        session.note("the store it was trained on is not here: compared on random latents and a few captions")
+    for found in export_run(trained, store, to, output, Trust(pickle=allow_pickle)):
+        session.note(f"parity: {found.what}, {found.rows} rows: largest difference {found.largest:.2g}")
+    session.result(output)

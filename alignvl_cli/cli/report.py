@@ -1,0 +1,203 @@
+"""`alignvl report`: a finished study or a run, as a page, a table, or for a paper.
+
+The page of a study or of a run, gathered from what its folder holds, its store, and the pictures.
+"""
+
+from collections.abc import Callable
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from alignvl_cli.cli.console import Session
+from alignvl_cli.cli.options import DeviceOption
+from alignvl_cli.cli.workspace import MARKS, find_store, store_of
+from alignvl_cli.config import Device
+from alignvl_cli.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from alignvl_cli.report.pages import Views
+
+
+class ReportFormat(StrEnum):
+    table = "table"
+    markdown = "markdown"
+    latex = "latex"
+    csv = "csv"
+    json = "json"
+    html = "html"
+
+
+SUFFIXES = {
+    ".md": ReportFormat.markdown,
+    ".tex": ReportFormat.latex,
+    ".csv": ReportFormat.csv,
+    ".json": ReportFormat.json,
+    ".html": ReportFormat.html,
+}
+"""What a file's name says of its format."""
+
+
+def report(
+    session: Session,
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="STUDY_OR_RUN", help="A folder, or a study's name in the workspace. Default: newest study."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write: .html, .md, .tex, .csv or .json.")
+    ] = None,
+    form: Annotated[
+        ReportFormat | None,
+        typer.Option("--format", help="json and csv hold every figure of a study. Default: by --output, else table."),
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(help="Folder to write every plot to, as PNG and SVG.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Store to use. Default: that of the study, or of the run's training.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split that a run is evaluated on. [default: test]")] = None,
+    device: DeviceOption = Device.auto,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+) -> None:
+    """Show a finished study or a run, as a page or as tables.
+
+    A page is one file with everything inside it: verdicts, tables, plots, examples with pictures, and how to make it
+    again. A run is evaluated anew for its page; tables of runs are those of `alignvl eval`.
+    """
+    chosen = form or (ReportFormat.table if output is None else _by_name(output))
+    if chosen is ReportFormat.table and output is not None:
+        raise UsageError("--format table is for the terminal: leave --output out, or name another format")
+    if output is not None:
+        require_free(output, overwrite)
+    folder = _folder(session, path)
+    is_run = (folder / MARKS["run"]).is_file()
+    if is_run and chosen is not ReportFormat.html and plots is None:
+        raise UsageError(f"a run is reported as a page: add -o page.html; its table: alignvl eval {folder}")
+    if split is not None and not is_run:
+        raise UsageError("--split is for a run: a study is about the split that it was evaluated on; leave it out")
+    if chosen is ReportFormat.html or plots is not None:
+        views = _views(session, folder, is_run, data, split, device)
+        if plots is not None:
+            _save_plots(session, views, plots, overwrite)
+    if chosen is ReportFormat.html:
+        from alignvl_cli.report.page import page_html
+
+        _deliver(session, page_html(views.page()), output)
+    elif not is_run:
+        _tables(session, folder, chosen, output)
+
+
+def _tables(session: Session, folder: Path, form: ReportFormat, output: Path | None) -> None:
+    from alignvl_cli.ablation.records import read_verdicts
+    from alignvl_cli.report.study import study_notes, study_tables
+    from alignvl_cli.report.tables import terminal
+
+    verdicts = read_verdicts(folder)
+    if form is ReportFormat.table:
+        session.show(terminal(study_tables(verdicts), study_notes(verdicts), verdicts["warnings"]))
+        return
+    _deliver(session, WRITERS[form](verdicts), output)
+
+
+def _views(
+    session: Session, folder: Path, is_run: bool, data: Path | None, split: str | None, device: Device
+) -> "Views":
+    from alignvl_cli.devices import choose_device
+    from alignvl_cli.report.pages import run_views, study_views
+
+    place = choose_device(device)
+    if is_run:
+        from alignvl_cli.training.run_folder import load_run
+
+        run = load_run(folder, place)
+        return run_views(run, store_of(session, run, data), split or "test", place)
+    return study_views(folder, data, place, find=partial(find_store, session), warn=session.warn)
+
+
+def _save_plots(session: Session, views: "Views", folder: Path, overwrite: bool) -> None:
+    from alignvl_cli.report.figures import SAVED, save_plots
+
+    for plot in views.plots:
+        for suffix in SAVED:
+            require_free(folder / f"{plot.name}.{suffix}", overwrite)
+    for saved in save_plots(views.plots, folder):
+        session.note(f"drew {saved}")
+
+
+def _deliver(session: Session, text: str, output: Path | None) -> None:
+    """`text` on stdout; or into a file, whole or not at all, and then its path."""
+    from alignvl_cli.artifacts import committed
+
+    if output is None:
+        session.result(text.rstrip("\n"))
+        return
+    with committed(output) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+    session.result(output)
+
+
+def _by_name(output: Path) -> ReportFormat:
+    form = SUFFIXES.get(output.suffix.lower())
+    if form is None:
+        raise UsageError(f"--output {output}: wanted a name in {', '.join(SUFFIXES)}, or say which --format")
+    return form
+
+
+def require_free(path: Path, overwrite: bool) -> None:
+    """UsageError when `path` is a folder, or a file that is not to be replaced."""
+    if path.is_dir():
+        raise UsageError(f"{path}: a folder is there; name a file")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path}: a file is there already; add --overwrite to replace it")
+
+
+def _folder(session: Session, study: Path | None) -> Path:
+    """The folder that the user means; without a name, the newest finished study."""
+    if study is not None:
+        inside = session.workspace.root / "studies" / study
+        if study.exists() or inside.is_dir():
+            return study if study.exists() else inside
+        names = ", ".join(path.name for path in session.workspace.studies()) or "none"
+        raise DataError(f"{study}: no such run or study (studies in the workspace: {names})")
+    newest = session.workspace.newest_study()
+    session.note(f"the newest study, {newest}")
+    return newest
+
+
+def _markdown(verdicts: dict[str, Any]) -> str:
+    from alignvl_cli.report.study import study_notes, study_tables
+    from alignvl_cli.report.tables import as_markdown
+
+    return as_markdown(study_tables(verdicts), study_notes(verdicts), verdicts["warnings"])
+
+
+def _latex(verdicts: dict[str, Any]) -> str:
+    from alignvl_cli.report.study import study_notes, study_tables
+    from alignvl_cli.report.tables import as_latex
+
+    return as_latex(study_tables(verdicts), study_notes(verdicts), verdicts["warnings"])
+
+
+def _csv(verdicts: dict[str, Any]) -> str:
+    from alignvl_cli.report.study import CSV_COLUMNS, study_rows
+    from alignvl_cli.report.tables import as_csv
+
+    return as_csv(CSV_COLUMNS, study_rows(verdicts))
+
+
+def _json(verdicts: dict[str, Any]) -> str:
+    from alignvl_cli.report.text import json_text
+
+    return json_text(verdicts)
+
+
+WRITERS: dict[ReportFormat, Callable[[dict[str, Any]], str]] = {
+    ReportFormat.markdown: _markdown,
+    ReportFormat.latex: _latex,
+    ReportFormat.csv: _csv,
+    ReportFormat.json: _json,
+}

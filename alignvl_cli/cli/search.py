@@ -1,0 +1,157 @@
+"""`alignvl search`: ask an index with words or with a picture.
+
+The page that `alignvl search --html` writes.
+"""
+
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from alignvl_cli.cli.console import Session
+from alignvl_cli.cli.options import DeviceOption, JsonOption, PickleOption, TrustOption
+from alignvl_cli.cli.report import require_free
+from alignvl_cli.config import Device, Gallery
+from alignvl_cli.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from alignvl_cli.report.search import SearchPage
+    from alignvl_cli.retrieval.search import Hit
+
+
+def search(
+    session: Session,
+    text: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Queries, one an argument.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", "-i", help="A picture to search with; may be repeated.")
+    ] = None,
+    queries: Annotated[Path | None, typer.Option(help="File of texts to search with, one a line.")] = None,
+    index: Annotated[
+        Path | None, typer.Option(help="Index to ask. Default: the newest; none: one is built for the newest run.")
+    ] = None,
+    of: Annotated[
+        Gallery | None, typer.Option(help="What to search. Default: images by text, captions by picture.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Hits a query.")] = 10,
+    threshold: Annotated[float | None, typer.Option(help="Leave out hits that score less.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write the hits as a page, pictures inside it.")] = None,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Show that page in a browser. Default place: the workspace.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is at --html; a search's page always is.")
+    ] = False,
+    device: DeviceOption = Device.auto,
+    trust_remote_code: TrustOption = False,
+    allow_pickle: PickleOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find images by words, or captions by a picture.
+
+    Duplicates (the same caption text, the same image content) are folded into one hit.
+    """
+    if bool(text or queries) == bool(image):
+        raise UsageError('search wants either TEXT or --image FILE, e.g. `alignvl search "red heart"`')
+
+    from alignvl_cli.cli.workspace import open_or_make_index
+    from alignvl_cli.devices import choose_device
+    from alignvl_cli.report.search import hits_table
+    from alignvl_cli.retrieval.dual_encoder import DualEncoder
+    from alignvl_cli.retrieval.search import search as ask
+
+    if any(not words.strip() for words in text or []):
+        raise UsageError('search: TEXT is blank; say what to look for, e.g. `alignvl search "red heart"`')
+    asked = [*(text or []), *(_lines(queries) if queries else []), *map(str, image or [])]
+    place = choose_device(device)
+    page_path = gallery_place(session, html, overwrite) if html or open_page else None
+    opened = open_or_make_index(session, index, place)
+    if not opened.run_path.is_dir():
+        raise DataError(
+            f"{opened.path}: the run it was made of is gone ({opened.run_path}); index another with `alignvl index RUN`"
+        )
+    encoder = DualEncoder.load(
+        opened.run_path, device=place, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+    )
+    query_QE = encoder.encode_image(asked) if image else encoder.encode_text(asked)
+    gallery = of or (Gallery.text if image else Gallery.image)
+    found = ask(opened, encoder, query_QE, k=k, of=gallery, threshold=threshold)
+    if page_path is not None:
+        from alignvl_cli.report.search import SearchPage
+
+        pictures = [query_picture(path) for path in image] if image else [None] * len(asked)
+        page = SearchPage(
+            index=str(opened.path),
+            gallery=gallery,
+            items=len(opened.items[gallery].id),
+            measure=opened.record.metric,
+            threshold=threshold,
+            answers=list(zip(asked, pictures, found, strict=True)),
+        )
+        write_gallery(session, page, page_path, is_shown=open_page)
+    if as_json:
+        results = [
+            {"query": query, "hits": [hit.to_json() for hit in hits]} for query, hits in zip(asked, found, strict=True)
+        ]
+        answer = {"schema": "alignvl.search/1", "index": str(opened.path), "of": gallery.value, "results": results}
+        session.document(answer)
+        return
+    for query, hits in zip(asked, found, strict=True):
+        session.show(hits_table(query, gallery, hits, is_cosine=opened.record.hubness is None))
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file that are not blank."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as problem:
+        raise DataError(f"{path}: not a file of texts, one a line (not UTF-8: {problem.reason})") from problem
+    if not (found := [line.strip() for line in lines if line.strip()]):
+        raise DataError(f"{path}: no text in it; write one query a line")
+    return found
+
+
+HEAD_BYTES = 1024
+"""Of a page, within which it says what made it."""
+
+
+def gallery_place(session: Session, output: Path | None, overwrite: bool) -> Path:
+    """Where the page goes (default: `search.html` in the workspace). UsageError when a file is there that is no page
+    of an earlier search, unless `overwrite` is set."""
+    from alignvl_cli.report.search import GENERATOR
+
+    path = output or session.workspace.root / "search.html"
+    if path.is_file():
+        with open(path, "rb") as stream:
+            overwrite |= f'name="generator" content="{GENERATOR}"'.encode() in stream.read(HEAD_BYTES)
+    require_free(path, overwrite)
+    return path
+
+
+def write_gallery(session: Session, page: "SearchPage", path: Path, *, is_shown: bool) -> None:
+    """Write `page` to `path`, and show it in a browser if asked."""
+    from alignvl_cli.artifacts import committed
+    from alignvl_cli.report.search import gallery_page
+
+    html = gallery_page(page, _picture)
+    with committed(path) as scratch:
+        scratch.write_text(html, encoding="utf-8")
+    session.note(f"wrote {path}")
+    if is_shown and not webbrowser.open(path.resolve().as_uri()):
+        session.warn(f"no browser to show it with; open {path} yourself")
+
+
+def query_picture(path: Path) -> str | None:
+    """The thumbnail of a picture that was searched with."""
+    from alignvl_cli.datasets.dataset import ImageSource
+    from alignvl_cli.report.page import thumbnail
+
+    return thumbnail(ImageSource(path).read())
+
+
+def _picture(hit: "Hit") -> str | None:
+    from alignvl_cli.datasets.formats import picture_bytes
+    from alignvl_cli.report.page import thumbnail
+
+    data = picture_bytes(hit.uri)
+    return None if data is None else thumbnail(data)

@@ -1,0 +1,252 @@
+"""What lies beside a picture, in a folder or in a tar: `.txt` and `.json` files with its captions.
+
+A `.txt` holds one caption a line; blank lines do not count. A `.json` holds an object with `captions`
+(a list) or `caption`, and optionally `split` and `label`. Where a picture has both, the `.txt` speaks
+and the `.json` is not read, unless a column of captions was asked for.
+
+A folder of pictures, each with its captions beside it in a file of the same stem (as img2dataset writes them).
+"""
+
+import io
+import json
+import os
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alignvl_cli.config import DatasetFormat, DatasetOptions
+from alignvl_cli.datasets.dataset import (
+    UNSTORABLE,
+    CaptionCleaner,
+    Dataset,
+    ImageSource,
+    Item,
+    listing_sha256,
+    make_dataset,
+    spelled,
+    storable,
+)
+from alignvl_cli.datasets.splits import split_name
+from alignvl_cli.errors import DataError
+
+IMAGE_SUFFIXES = frozenset(
+    {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "tga"}
+    | {"jp2", "j2k", "avif", "qoi"}
+)
+"""Lower case, without the dot."""
+TEXT_SUFFIX, JSON_SUFFIX = "txt", "json"
+SIDECAR_SUFFIXES = frozenset({TEXT_SUFFIX, JSON_SUFFIX})
+MOST_BYTES = 16 << 20
+"""Of a sidecar: more is none."""
+SHOWN = 3
+SHOWN_CHARACTERS = 60
+
+
+class UnreadableSidecar(Exception):
+    """A sidecar without usable captions; the text is the short reason."""
+
+
+@dataclass(slots=True)
+class _Odd:
+    """Sidecars that are not as they should be: how many, and the first few with the reason."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, name: str, reason: object) -> None:
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append(f"{name}: {reason}")
+
+    def __str__(self) -> str:
+        return "; ".join(self.first) + ("; ..." if self.count > len(self.first) else "")
+
+
+@dataclass(slots=True)
+class SidecarReader:
+    """Makes items of pictures and what lies beside them, and counts what could not be used.
+
+    One damaged sidecar among a million does not end the reading: its picture has no captions then. Nor does an odd
+    label, which is dropped; an odd split does, since the picture would go where it was kept out of.
+    """
+
+    options: DatasetOptions
+    cleaner: CaptionCleaner = field(default_factory=CaptionCleaner)
+    bare: int = 0
+    """Pictures with no sidecar."""
+    unreadable: _Odd = field(default_factory=_Odd)
+    labels: _Odd = field(default_factory=_Odd)
+    """Labels that are not text."""
+
+    def item(
+        self, identity: str, uri: str, picture: ImageSource, sidecars: Mapping[str, tuple[str, ImageSource]]
+    ) -> Item:
+        """`sidecars` has the name and place of each, by lower-case suffix. DataError for a split that is no text."""
+        captions: list[str] = []
+        split, label = None, ""
+        suffix = self._speaking(sidecars)
+        if suffix is None:
+            self.bare += 1
+        else:
+            name, source = sidecars[suffix]
+            try:
+                captions, declared, labelled = self._read(suffix, source)
+            except UnreadableSidecar as problem:
+                self.unreadable.add(name, problem)
+            else:
+                split, label = _split(uri, name, declared), self._label(name, labelled)
+        return Item(identity, uri, tuple(self.cleaner.clean(captions)), split, label, picture)
+
+    def notes(self) -> list[str]:
+        """What the user should know of pictures without captions or labels."""
+        notes = []
+        if self.bare:
+            notes.append(f"{self.bare} images have no .txt or .json beside them: kept, without captions")
+        if self.unreadable.count:
+            notes.append(f"{self.unreadable.count} images have a sidecar that cannot be used ({self.unreadable})")
+        if self.labels.count:
+            notes.append(
+                f"{self.labels.count} images have a label that is not text, and are read without it ({self.labels})"
+            )
+        return notes
+
+    def _speaking(self, sidecars: Mapping[str, Any]) -> str | None:
+        """The suffix of the sidecar that counts."""
+        order = (JSON_SUFFIX,) if self.options.caption_column else (TEXT_SUFFIX, JSON_SUFFIX)
+        return next((suffix for suffix in order if suffix in sidecars), None)
+
+    def _read(self, suffix: str, source: ImageSource) -> tuple[list[str], Any, Any]:
+        """Captions, and split and label as they stand there."""
+        try:
+            text = source.read(at_most=MOST_BYTES).decode("utf-8-sig")
+        except OSError as problem:
+            raise UnreadableSidecar(problem.strerror or str(problem)) from problem
+        except UnicodeDecodeError as problem:
+            raise UnreadableSidecar(f"not UTF-8 text at byte {problem.start}") from problem
+        if suffix == TEXT_SUFFIX:
+            return [line.strip() for line in io.StringIO(text, newline=None)], None, None
+        return self._of_json(text)
+
+    def _of_json(self, text: str) -> tuple[list[str], Any, Any]:
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as problem:
+            raise UnreadableSidecar("not valid JSON") from problem
+        if not isinstance(value, dict):
+            raise UnreadableSidecar("no JSON object")
+        column = self.options.caption_column or ("captions" if value.get("captions") else "caption")
+        found = value.get(column)
+        captions = [found] if isinstance(found, str) else [] if found is None else found
+        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+            raise UnreadableSidecar(f"{column!r} is neither text nor a list of texts")
+        return captions, spelled(value.get("split")), spelled(value.get("label"))
+
+    def _label(self, name: str, found: Any) -> str:
+        if found is None or _is_storable(found):
+            return found or ""
+        self.labels.add(name, _shown(found))
+        return ""
+
+
+def _split(uri: str, name: str, found: Any) -> str | None:
+    if found is not None and not _is_storable(found):
+        raise DataError(
+            f"{uri}: {name} has {_shown(found)} under 'split', not the name of a split; write one like \"train\", or "
+            "leave the key out"
+        )
+    return split_name(found) if found and found.strip() else None
+
+
+def pairing_name(stem: str) -> str:
+    """`stem` as it is compared with others (NFC): macOS may write a letter and its accent as two characters."""
+    return unicodedata.normalize("NFC", stem)
+
+
+def _is_storable(value: object) -> bool:
+    return isinstance(value, str) and not UNSTORABLE.search(value)
+
+
+def _shown(value: object) -> str:
+    return ascii(value)[:SHOWN_CHARACTERS]
+
+
+def open_folder(path: Path, options: DatasetOptions) -> Dataset:
+    """The pictures in `path` and then in the folders below it, sorted by name; hidden ones are passed over.
+
+    A picture and a sidecar belong together when their paths are equal up to the last dot; suffixes may
+    be in upper case. The id is the path from `path` on. Folders that are links are not followed.
+    DataError when there is no picture, no pair, or when two pictures share a stem: whose the captions
+    are would be a guess.
+    """
+    if not path.is_dir():
+        raise DataError(f"{path}: not a folder")
+    root = os.path.abspath(path)
+    pictures: dict[str, str] = {}
+    sidecars: dict[str, dict[str, tuple[str, ImageSource]]] = {}
+    for name, stem, suffix in _files(root):
+        if suffix in IMAGE_SUFFIXES:
+            if stem in pictures:
+                raise DataError(f"{path}: {pictures[stem]} and {name} share the stem {stem!r}; rename one of them")
+            pictures[stem] = name
+        elif suffix in SIDECAR_SUFFIXES:
+            beside = sidecars.setdefault(stem, {})
+            if suffix in beside:
+                raise DataError(f"{path}: {beside[suffix][0]} and {name} differ in case alone; rename one of them")
+            beside[suffix] = (name, ImageSource(Path(root, name)))
+    if not pictures:
+        raise DataError(f"{path}: no picture in this folder or below ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    if not pictures.keys() & sidecars.keys():
+        raise DataError(f"{path}: {_no_pair(pictures, sidecars)}")
+    reader = SidecarReader(options)
+    items = [
+        reader.item(
+            storable(name), storable(os.path.join(root, name)), ImageSource(Path(root, name)), sidecars.get(stem, {})
+        )
+        for stem, name in pictures.items()
+    ]
+    strays = len(sidecars.keys() - pictures.keys())
+    notes = reader.notes()
+    if strays:
+        notes.append(f"{strays} .txt or .json files have no picture beside them, and were left out")
+    return make_dataset(
+        path,
+        items,
+        reader.cleaner,
+        kind=DatasetFormat.folder,
+        sha256=listing_sha256(items),
+        name=os.path.basename(root),
+        options={"image_root": root, "caption_column": options.caption_column},
+        notes=notes,
+    )
+
+
+def _files(root: str) -> Iterator[tuple[str, str, str]]:
+    """Path from `root` on, the same without its suffix as it pairs, and the lower-case suffix, of each file below
+    `root`."""
+
+    def fail(problem: OSError) -> None:
+        raise problem
+
+    for folder, below, files in os.walk(root, onerror=fail):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        inner = os.path.relpath(folder, root)
+        for file in sorted(files):
+            name = file if inner == "." else f"{inner}/{file}"
+            stem, dot, suffix = name.rpartition(".")
+            if dot and not file.startswith("."):
+                yield name, pairing_name(stem), suffix.lower()
+
+
+def _no_pair(pictures: dict[str, str], sidecars: dict[str, dict[str, tuple[str, ImageSource]]]) -> str:
+    picture = next(iter(pictures.values()))
+    if not sidecars:
+        return (
+            f"{len(pictures)} pictures and not one .txt or .json file; beside {picture} there should be one of its stem"
+        )
+    name, _ = next(iter(next(iter(sidecars.values())).values()))
+    return (
+        f"not one of {len(pictures)} pictures has a sidecar: a picture like {picture} and a file like {name} "
+        "belong together when they lie in one folder and are named alike up to the last dot"
+    )

@@ -1,0 +1,246 @@
+"""The one door to data: a demo by name, or a file, folder or pattern by the format that it has.
+
+A new format is its name in `config.DatasetFormat` and one file of that name, whose `open_NAME` makes a Dataset; and a
+way to tell it in `detection.py`.
+
+Which format a dataset has, told from its path and, where that is not enough, from what stands there first.
+
+Where a picture is found again, from the uri that a store keeps.
+"""
+
+import os
+import re
+import stat
+import tarfile
+from collections.abc import Callable
+from dataclasses import fields
+from functools import cache, partial
+from importlib import import_module
+from pathlib import Path
+
+from alignvl_cli.config import DatasetFormat, DatasetOptions
+from alignvl_cli.datasets.annotations import is_csv_header, is_token_line, open_annotations, open_flickr
+from alignvl_cli.datasets.braces import expanded
+from alignvl_cli.datasets.dataset import Dataset, ImageSource, Item
+from alignvl_cli.datasets.demo import open_emoji
+from alignvl_cli.datasets.folders import IMAGE_SUFFIXES, open_folder
+from alignvl_cli.datasets.grouping import open_manifest
+from alignvl_cli.datasets.huggingface import HUB, is_saved
+from alignvl_cli.datasets.splits import check_declared
+from alignvl_cli.datasets.tables import csv_rows, jsonl_rows, parquet_rows, tsv_rows
+from alignvl_cli.datasets.webdataset import PACKED_SUFFIXES, SEPARATOR, open_tars
+from alignvl_cli.errors import AlignvlError, DataError, UsageError
+
+FIRST_BYTES = 4096
+
+
+def detect(path: Path, image_column: str) -> DatasetFormat:
+    """The format of the file, folder or pattern of tars at `path`; Parquet with pictures in `image_column` is a
+    Hugging Face dataset, with paths there a manifest.
+
+    UsageError when it cannot be told; DataError when there is nothing to read.
+    """
+    if not os.path.exists(path):  # a name with braces in it that is there is no pattern
+        first = next(iter(expanded(str(path).split(SEPARATOR)[0])))
+        if first != str(path):
+            if not first.lower().endswith(".tar"):
+                raise UsageError(f"{path}: a pattern names tars, like shard-{{0000..0009}}.tar")
+            return DatasetFormat.webdataset
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as problem:
+        raise DataError(f"{path}: cannot read this dataset: {problem.strerror}; give the path of {_KNOWN}") from problem
+    if stat.S_ISDIR(mode):
+        return _of_folder(path)
+    if path.name.lower().endswith(PACKED_SUFFIXES):
+        return DatasetFormat.webdataset  # whose reader says what to do
+    tell = BY_SUFFIX.get(path.suffix.lower())
+    if tell is None:
+        raise UsageError(f"{path}: cannot tell the format; a dataset is {_KNOWN}; or say which with --format")
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path}: not a regular file")
+    return tell(path, image_column)
+
+
+def _of_folder(path: Path) -> DatasetFormat:
+    """Told from the files in it: a saved dataset, pictures, tars or Parquet, whichever comes first in this list."""
+    if is_saved(path):
+        return DatasetFormat.huggingface
+    suffixes = set()
+    for _, below, files in os.walk(path):
+        below.sort()
+        suffixes |= {name.rpartition(".")[2].lower() for name in files if "." in name and not name.startswith(".")}
+        if suffixes & IMAGE_SUFFIXES:
+            return DatasetFormat.folder
+    if any(entry.suffix.lower() == ".tar" for entry in path.iterdir()):
+        return DatasetFormat.webdataset
+    if "parquet" in suffixes:
+        return DatasetFormat.huggingface
+    seen = ", ".join(f".{suffix}" for suffix in sorted(suffixes)[:8]) or "nothing"
+    raise DataError(f"{path}: a folder with no picture, no tar and no Parquet file in it (it has: {seen})")
+
+
+def _of_csv(path: Path, image_column: str) -> DatasetFormat:
+    return DatasetFormat.flickr_csv if is_csv_header(_first_line(path)) else DatasetFormat.csv
+
+
+def _of_text(path: Path, image_column: str) -> DatasetFormat:
+    if is_token_line(_first_line(path)):
+        return DatasetFormat.flickr_token
+    raise UsageError(
+        f"{path}: cannot tell the format, its first line is not name.jpg#0<tab>caption as in Flickr's token files; "
+        "say which it is with --format (a list like image,caption is --format csv)"
+    )
+
+
+def _of_parquet(path: Path, image_column: str) -> DatasetFormat:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from alignvl_cli.datasets.huggingface import embeds
+
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError):  # the reader says what is wrong
+        return DatasetFormat.parquet
+    has_pictures = any(field.name == image_column and embeds(field.type) for field in schema)
+    return DatasetFormat.huggingface if has_pictures else DatasetFormat.parquet
+
+
+def _first_line(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return stream.readline(FIRST_BYTES).decode("utf-8-sig", errors="replace").rstrip("\r\n")
+
+
+BY_SUFFIX: dict[str, Callable[[Path, str], DatasetFormat]] = {
+    ".jsonl": lambda path, image_column: DatasetFormat.jsonl,
+    ".csv": _of_csv,
+    ".tsv": lambda path, image_column: DatasetFormat.tsv,
+    ".parquet": _of_parquet,
+    ".json": lambda path, image_column: DatasetFormat.karpathy,  # or COCO: its reader tells them apart
+    ".txt": _of_text,
+    ".token": lambda path, image_column: DatasetFormat.flickr_token,
+    ".tar": lambda path, image_column: DatasetFormat.webdataset,
+}
+_KNOWN = (
+    "a manifest (.jsonl, .csv, .tsv, .parquet), an annotation file (.json, .token, .txt), a folder of pictures, "
+    "tars, a Hugging Face dataset (a folder, or hf:org/name), or demo:emoji"
+)
+
+
+__all__ = ["Dataset", "ImageSource", "Item", "open_dataset"]
+
+DEMO = "demo:"
+DEMOS: dict[str, Callable[[], Dataset]] = {f"{DEMO}emoji": open_emoji}
+Reader = Callable[[Path, DatasetOptions], Dataset]
+READERS: dict[DatasetFormat, Reader] = {
+    DatasetFormat.jsonl: partial(open_manifest, kind="jsonl", read_rows=jsonl_rows),
+    DatasetFormat.csv: partial(open_manifest, kind="csv", read_rows=csv_rows),
+    DatasetFormat.tsv: partial(open_manifest, kind="tsv", read_rows=tsv_rows),
+    DatasetFormat.parquet: partial(open_manifest, kind="parquet", read_rows=parquet_rows),
+    DatasetFormat.karpathy: open_annotations,
+    DatasetFormat.coco: open_annotations,
+    DatasetFormat.flickr_token: partial(open_flickr, kind=DatasetFormat.flickr_token),
+    DatasetFormat.flickr_csv: partial(open_flickr, kind=DatasetFormat.flickr_csv),
+    DatasetFormat.folder: open_folder,
+    DatasetFormat.webdataset: open_tars,
+}
+"""Formats that share a file, or whose file has another name."""
+ROOT_ONLY = frozenset({"image_root"})
+CAPTIONS_ONLY = frozenset({"caption_column"})
+USED: dict[DatasetFormat, frozenset[str]] = {
+    DatasetFormat.karpathy: ROOT_ONLY,
+    DatasetFormat.coco: ROOT_ONLY,
+    DatasetFormat.flickr_token: ROOT_ONLY,
+    DatasetFormat.flickr_csv: ROOT_ONLY,
+    DatasetFormat.folder: CAPTIONS_ONLY,
+    DatasetFormat.webdataset: CAPTIONS_ONLY,
+}
+"""Options that act on a format; those not in this table use all. Any other option is refused: nobody must believe
+that it acted."""
+
+
+def open_dataset(spec: str, options: DatasetOptions) -> Dataset:
+    """The dataset that `spec` names: `demo:emoji`, `hf:org/name`, or a path, whose format is told from what is there
+    unless `options.format` says it.
+
+    UsageError for an empty text, a demo or format that there is not, and for options that it has no use for; DataError
+    for data that are missing, unreadable or invalid.
+    """
+    if not spec:  # as a path it would be the current folder
+        raise UsageError("the dataset's name is empty (an unset variable?); give a path, hf:org/name or demo:emoji")
+    dataset = _open_demo(spec, options) if spec.startswith(DEMO) else _open_path(spec, options)
+    check_declared([item.split for item in dataset.items])
+    return dataset
+
+
+def _open_demo(spec: str, options: DatasetOptions) -> Dataset:
+    if spec not in DEMOS:
+        raise UsageError(f"{spec}: there is no such demo; there is {', '.join(DEMOS)}")
+    _refuse_idle(spec, options, frozenset(), f"for {spec}")
+    return DEMOS[spec]()
+
+
+def _open_path(spec: str, options: DatasetOptions) -> Dataset:
+    path = Path(spec)
+    found = DatasetFormat.huggingface if spec.startswith(HUB) else options.format or detect(path, options.image_column)
+    if options.format not in (None, found):
+        raise UsageError(f"{spec}: an id of the Hugging Face Hub, so --format {options.format} does not fit")
+    if found in USED:
+        _refuse_idle(spec, options, USED[found] | {"format"}, f"with --format {found}")
+    try:
+        return reader_of(found)(path, options)
+    except OSError as problem:
+        raise DataError(
+            f"{problem.filename or path}: cannot read this dataset: {problem.strerror or problem}"
+        ) from problem
+
+
+def reader_of(found: DatasetFormat) -> Reader:
+    """As READERS says, else `open_NAME` of the file that has the format's name."""
+    if found in READERS:
+        return READERS[found]
+    reader: Reader = getattr(import_module(f"alignvl_cli.datasets.{found.name}"), f"open_{found.name}")
+    return reader
+
+
+def _refuse_idle(spec: str, options: DatasetOptions, used: frozenset[str], where: str) -> None:
+    for field in fields(options):
+        if field.name not in used and getattr(options, field.name) != field.default:
+            raise UsageError(f"{spec}: --{field.name.replace('_', '-')} has no effect {where}; leave it out")
+
+
+INSIDE_ARROW = re.compile(r"\.arrow#\d+$")
+"""The uri of a picture in a row of an Arrow file."""
+
+
+def picture_bytes(uri: str) -> bytes | None:
+    """The image file that a store's `uri` names: a file, a member of a tar, or one of a demo; None when it is gone.
+
+    A picture inside an Arrow file (`FILE.arrow#ROW`) is not looked for: those files are a cache, and go.
+    """
+    try:
+        if uri.startswith(DEMO):
+            return _demo_pictures(uri.partition("/")[0])[uri].read()
+        path = Path(uri)
+        if path.is_file():
+            return ImageSource(path).read()
+        tar = next((parent for parent in path.parents if parent.is_file()), None)
+        return None if tar is None else _tar_pictures(tar)[str(path.relative_to(tar))].read()
+    except (OSError, KeyError, tarfile.TarError, AlignvlError):
+        return None
+
+
+@cache
+def _demo_pictures(demo: str) -> dict[str, ImageSource]:
+    return {item.uri: item.source for item in DEMOS[demo]().items}
+
+
+@cache
+def _tar_pictures(tar: Path) -> dict[str, ImageSource]:
+    with tarfile.open(tar, "r:") as archive:
+        return {
+            member.name.removeprefix("./"): ImageSource(tar, member.offset_data, member.size)
+            for member in archive
+            if member.isreg()
+        }

@@ -1,0 +1,241 @@
+"""Rows become images: those of one image are put together, and what contradicts is refused.
+
+The user's own data: rows of a manifest become images with their captions.
+
+Columns: `image` (a path), `captions` (a list) or `caption` (one a row), and optionally `id`, `split`,
+`label`.
+"""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alignvl_cli.artifacts import file_sha256
+from alignvl_cli.config import DatasetOptions
+from alignvl_cli.datasets.dataset import (
+    UNSTORABLE,
+    CaptionCleaner,
+    Dataset,
+    ImageSource,
+    Item,
+    image_folder,
+    make_dataset,
+    spelled,
+)
+from alignvl_cli.datasets.splits import split_name
+from alignvl_cli.datasets.tables import Row, RowReader
+from alignvl_cli.errors import DataError
+
+LIST_OF_TEXTS = re.compile(r"""\s*\[\s*["'].*["']\s*\]\s*""", re.DOTALL)
+"""As Python prints it, or JSON with a slip in it; `[laughs] a man` is a caption."""
+
+
+@dataclass(slots=True)
+class _Draft:
+    """An image that may still get captions from rows to come."""
+
+    image: str
+    where: str
+    whole: bool
+    """Its one row held a list of captions: no other row may add to it."""
+    split: str | None
+    label: str
+    captions: list[str]
+
+
+@dataclass(slots=True)
+class Grouping:
+    """Groups rows by image and refuses what contradicts.
+
+    A row with a list of captions is a whole image; rows with single captions are grouped by image.
+    """
+
+    path: Path
+    options: DatasetOptions
+    drafts: dict[str, _Draft] = field(default_factory=dict)
+    """By id, in order of appearance."""
+    grouped: dict[str, str] = field(default_factory=dict)
+    """Id of each image that is spread over rows of single captions."""
+    columns: Sequence[str] = ()
+    """Of the first row."""
+    cleaner: CaptionCleaner = field(default_factory=CaptionCleaner)
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """Columns that may be read."""
+        return frozenset({self.options.image_column, *self.caption_columns, "id", "split", "label"})
+
+    @property
+    def caption_columns(self) -> tuple[str, ...]:
+        """Where captions may stand: the first of them that is not empty counts."""
+        return (self.options.caption_column,) if self.options.caption_column else ("captions", "caption")
+
+    def items(self, locate: Callable[[str], tuple[str, ImageSource]]) -> list[Item]:
+        """The images in the order of their first rows; `locate` knows uri and source of each image as written."""
+        if not self.drafts:
+            raise DataError(
+                f"{self.path}: this manifest is empty; it should have a row with an image and a caption at least"
+            )
+        if not any(draft.captions for draft in self.drafts.values()):
+            names = self.caption_columns
+            others = [column for column in self.columns if column not in names]
+            raise DataError(
+                f"{self.path}: not one caption for {len(self.drafts)} images in column "
+                f"{' or '.join(map(repr, names))} ({_columns_found(self.columns)}); "
+                f"{_advice('--caption-column', names[-1], others)}"
+            )
+        return [
+            Item(identity, uri, tuple(draft.captions), draft.split, draft.label, source)
+            for identity, draft in self.drafts.items()
+            for uri, source in [locate(draft.image)]
+        ]
+
+    def add(self, row: Row) -> None:
+        self.columns = self.columns or row.columns
+        image = self._image(row)
+        identity = self._name(row, "id") or image
+        split = (self._name(row, "split") or "").strip()
+        captions, whole = self._captions(row)
+        found = _Draft(
+            image, row.where, whole, split_name(split) if split else None, self._name(row, "label") or "", captions
+        )
+        if not whole and self.grouped.setdefault(image, identity) != identity:
+            raise self._error(
+                row,
+                f"image {image!r} has id {identity!r} here and {self.grouped[image]!r} before; rows of one image need "
+                "one id (drop the id column to group them by image, or give `captions` as a list to keep them apart)",
+            )
+        known = self.drafts.setdefault(identity, found)
+        if known is not found:
+            self._merge(row, identity, known, found)
+
+    def _merge(self, row: Row, identity: str, known: _Draft, more: _Draft) -> None:
+        if known.image == more.image == identity and (known.whole or more.whole):
+            raise self._error(
+                row,
+                f"image {identity!r} stands in {known.where} already, and one of the two has a list of captions: "
+                "give an image one row with all its captions and one split, or different ids",
+            )
+        if known.whole or more.whole or known.image != more.image:
+            raise self._error(
+                row,
+                f"duplicate id {identity!r}, already used in {known.where} "
+                f"(image {known.image!r} there, {more.image!r} here); ids must be unique",
+            )
+        if known.split and more.split and known.split != more.split:
+            raise self._error(
+                row, f"image {known.image!r} is in split {more.split!r} here and in {known.split!r} before"
+            )
+        if known.label and more.label and known.label != more.label:
+            raise self._error(row, f"image {known.image!r} has label {more.label!r} here and {known.label!r} before")
+        known.split = known.split or more.split
+        known.label = known.label or more.label
+        known.captions += more.captions
+
+    def _image(self, row: Row) -> str:
+        column = self.options.image_column
+        image = self._name(row, column)
+        if image is not None:
+            return image
+        if column in row.columns:
+            raise self._error(row, f"nothing in column {column!r}, which should hold the path of an image")
+        advice = _advice("--image-column", column, row.columns)
+        raise self._error(row, f"no column {column!r} ({_columns_found(row.columns)}); {advice}")
+
+    def _captions(self, row: Row) -> tuple[list[str], bool]:
+        """The row's captions, cleaned, without the blank ones; and whether they came as a list."""
+        values = {
+            column: listed(row.values.get(column), of_anything=column == "captions") for column in self.caption_columns
+        }
+        column = next((name for name in values if values[name] not in (None, "", [])), self.caption_columns[0])
+        value = values[column]
+        if isinstance(value, str) and LIST_OF_TEXTS.fullmatch(value):
+            raise self._error(
+                row,
+                f"column {column!r} holds a list that is not JSON: {_shown(value)}; write lists of captions as JSON, "
+                'like ["a red kite", "a kite"] (json.dumps in Python)',
+            )
+        whole = isinstance(value, list)
+        texts = value if isinstance(value, list) else [] if value is None else [value]
+        for text in texts:
+            if not isinstance(text, str):
+                raise self._error(row, f"a caption in column {column!r} is {_shown(text)}, not text")
+        return self.cleaner.clean(texts), whole
+
+    def _name(self, row: Row, column: str) -> str | None:
+        """Text of a column where nothing may be lost; numbers are spelled out; None for an empty cell."""
+        value = spelled(row.values.get(column))
+        if value is None or value == "":
+            return None
+        if not isinstance(value, str):
+            raise self._error(row, f"column {column!r} holds {_shown(value)}, which is not text")
+        if UNSTORABLE.search(value):
+            raise self._error(
+                row, f"column {column!r} holds {_shown(value)}, with a NUL or half a surrogate pair in it"
+            )
+        return value
+
+    def _error(self, row: Row, problem: str) -> DataError:
+        return DataError(f"{self.path}, {row.where}: {problem}")
+
+
+def listed(value: Any, *, of_anything: bool = False) -> Any:
+    """`value`, or the list with texts that it spells out in JSON, as tables do that have no lists. `[1]` is a text
+    itself, unless a list of `of_anything` is wanted."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    is_list = isinstance(found, list) and (of_anything or not found or any(isinstance(text, str) for text in found))
+    return found if is_list else value
+
+
+def _shown(value: object) -> str:
+    """A value in an error message: printable, and not the whole of a long one."""
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _columns_found(columns: Sequence[str]) -> str:
+    return "columns: " + (", ".join(map(repr, columns)) or "none")
+
+
+def _advice(flag: str, wanted: str, columns: Sequence[str]) -> str:
+    folded = {name.casefold(): name for name in columns}
+    nearest = difflib.get_close_matches(wanted.casefold(), folded, n=1)
+    return f"did you mean {flag} {folded[nearest[0]]!r}?" if nearest else f"name the column with {flag}"
+
+
+def open_manifest(path: Path, options: DatasetOptions, *, kind: str, read_rows: RowReader) -> Dataset:
+    """The images that the manifest names, in the order of their first rows; no image is opened.
+
+    DataError for a manifest that is empty, damaged, without images or captions, or ambiguous.
+    """
+    root = image_folder(path, options.image_root)
+    grouping = Grouping(path, options)
+    for row in read_rows(path, grouping.wanted):
+        grouping.add(row)
+
+    def locate(image: str) -> tuple[str, ImageSource]:
+        uri = os.path.join(root, image)
+        return uri, ImageSource(Path(uri))
+
+    return make_dataset(
+        path,
+        grouping.items(locate),
+        grouping.cleaner,
+        kind=kind,
+        sha256=file_sha256(path),
+        options={
+            "image_root": root,
+            "image_column": options.image_column,
+            "caption_column": options.caption_column,
+        },
+    )

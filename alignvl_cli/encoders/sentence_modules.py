@@ -1,0 +1,139 @@
+"""What a model's sentence-transformers files say about its vector: pooling, prompt, length, lower-casing."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignvl_cli.artifacts import read_json
+from alignvl_cli.config import Pooling
+from alignvl_cli.errors import DataError
+
+LEGACY_MODES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+"""Flags of older files, in the order in which several of them are concatenated."""
+
+POOLINGS = {
+    ("cls",): Pooling.cls,
+    ("mean",): Pooling.mean,
+    ("lasttoken",): Pooling.last,
+    ("cls", "mean"): Pooling.cls_mean,
+}
+
+CAPTION_PROMPTS = ("document", "passage", "corpus")
+"""Captions are what is searched, not the question: the prompts `encode_document` looks for, in its order."""
+
+
+@dataclass(frozen=True, slots=True)
+class SentenceModules:
+    """Settings of a sentence-transformers model. A Normalize module is read over: latents are stored raw, since
+    `--latent-norm l2` can divide by the norm at any time and nothing brings a discarded norm back."""
+
+    pooling: Pooling | None
+    """None: the files name none, or none that alignvl has."""
+    problem: str
+    """Why the vector that the files describe cannot be made; empty where it can, or where they describe none."""
+    prefix: str
+    """The one asked for, else the prompt for what is searched; empty where none is stated."""
+    states_prompts: bool
+    """Whether any prompt is stated, be it for questions alone. Newer files list empty ones for every model."""
+    max_length: int | None
+    lowercase: bool
+
+
+def transformer_folder(root: Path) -> Path:
+    """Where the transformers files are: `root`, or the folder that the first line of its modules.json names."""
+    modules = _modules(root)
+    return root / modules[0].get("path", "") if modules else root
+
+
+def read_modules(root: Path, asked_prefix: str | None = None) -> SentenceModules | None:
+    """What the module files say, or None for a model without any. DataError for files that are broken.
+
+    A prefix that is asked for stands in for the stated prompt.
+    """
+    modules = _modules(root)
+    if not modules:
+        return None
+    kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
+    encoder = _settings(transformer_folder(root), "sentence_*_config.json")
+    modes, whole_caption = _pooling_modes(root, modules, kinds)
+    prompts, default = _prompts(root)
+    stated = next((prompts[name] for name in (*CAPTION_PROMPTS, default) if name in prompts), "")
+    prefix = stated if asked_prefix is None else asked_prefix
+    extra = [kind for kind in kinds[1:] if kind not in ("Pooling", "Normalize", "Dropout")]
+    problem = ""
+    if extra:
+        problem = f"its vector goes through {' and '.join(extra)} after pooling, which alignvl does not apply"
+    elif modes and modes not in POOLINGS:
+        problem = f"its module files ask for {'+'.join(modes)} pooling"
+    elif prefix and not whole_caption:
+        problem = "its pooling leaves out the prompt, which alignvl does not do"
+    return SentenceModules(
+        pooling=POOLINGS[modes] if modes and not problem else None,
+        problem=problem,
+        prefix=prefix,
+        states_prompts=any(prompts.values()),
+        max_length=_length(root, encoder.get("max_seq_length")),
+        lowercase=bool(encoder.get("do_lower_case", False)),
+    )
+
+
+def _modules(root: Path) -> list[dict[str, Any]]:
+    path = root / "modules.json"
+    if not path.is_file():
+        return []
+    try:
+        modules = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise DataError(f"{path}: this list of modules is not valid JSON ({problem})") from problem
+    if not isinstance(modules, list) or not modules or not all(isinstance(module, dict) for module in modules):
+        raise DataError(f"{path}: this list of modules should hold at least one JSON object")
+    if not all(isinstance(module.get("path", ""), str) for module in modules):
+        raise DataError(f"{path}: the path of each module should be text")
+    return modules
+
+
+def _pooling_modes(root: Path, modules: list[dict[str, Any]], kinds: list[str]) -> tuple[tuple[str, ...], bool]:
+    """The modes that are concatenated, and whether the prompt's tokens count."""
+    if "Pooling" not in kinds:
+        return (), True
+    path = root / modules[kinds.index("Pooling")].get("path", "") / "config.json"
+    settings = read_json(path, "pooling module")
+    modes = settings.get("pooling_mode", [mode for flag, mode in LEGACY_MODES.items() if settings.get(flag)])
+    if not isinstance(modes, str) and not (isinstance(modes, list) and all(isinstance(mode, str) for mode in modes)):
+        raise DataError(f"{path}: its pooling_mode should be a name or a list of names, not {modes!r}")
+    return (modes,) if isinstance(modes, str) else tuple(modes), bool(settings.get("include_prompt", True))
+
+
+def _length(root: Path, stated: Any) -> int | None:
+    if stated is not None and (not isinstance(stated, int) or stated < 0):
+        raise DataError(
+            f"{root}: its sentence-transformers files give {stated!r} as max_seq_length, not a whole number"
+        )
+    return stated
+
+
+def _prompts(root: Path) -> tuple[dict[str, str], str | None]:
+    """The prompts that are stated, by name, and the name of the default one."""
+    path = root / "config_sentence_transformers.json"
+    if not path.is_file():
+        return {}, None
+    settings = read_json(path, "sentence-transformers configuration")
+    prompts = settings.get("prompts") or {}
+    if not isinstance(prompts, dict):
+        raise DataError(f"{path}: its prompts should be a JSON object, not a {type(prompts).__name__}")
+    return {name: str(prompt or "") for name, prompt in prompts.items()}, settings.get("default_prompt_name")
+
+
+def _settings(folder: Path, pattern: str) -> dict[str, Any]:
+    """The one JSON file that fits `pattern` (its name holds the model's family), or nothing."""
+    for path in sorted(folder.glob(pattern)):
+        return read_json(path, "sentence-transformers configuration")
+    return {}

@@ -1,0 +1,145 @@
+"""The model card: what an exported folder is, written from the run's own record and nothing else."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from alignvl_cli.artifacts import alignvl_version, read_json
+from alignvl_cli.config import ExportTarget, Method
+from alignvl_cli.export.parity import TOLERANCE, Parity
+from alignvl_cli.settings import ACT_ON_CLOSED_FORMS
+from alignvl_cli.training.run_folder import Run
+
+NOT_GIVEN = {
+    "temperature": "learned",
+    "loss_tile": "by batch size and memory",
+    "memory_budget": "all latents in memory",
+}
+"""What a setting without a value means."""
+RECALLS = ("R@1", "R@5", "R@10")
+KINDS = {
+    ExportTarget.onnx: "Two ONNX graphs, from latents of frozen encoders to a shared space of images and texts.",
+    ExportTarget.sentence_transformers: "A text encoder whose embeddings share a space with those of images.",
+    ExportTarget.safetensors: "The weights of two adapters, from frozen latents to a shared space.",
+}
+"""What the folder is."""
+USES = {
+    ExportTarget.onnx: """import numpy as np, onnxruntime
+
+session = onnxruntime.InferenceSession("text_adapter.onnx")
+latents = np.load("latents.npy")  # (rows, {text_width}) float32, from the frozen text encoder, not normalised
+(embeddings,) = session.run(None, {{"latent": latents}})  # (rows, {embed_dim}), of unit length""",
+    ExportTarget.sentence_transformers: """from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("."{trust})
+embeddings = model.encode(["a red heart"])  # (1, {embed_dim}), of unit length""",
+    ExportTarget.safetensors: """from safetensors.torch import load_file
+
+weights = load_file("adapters.safetensors")  # image.* and text.*; config.json has the shapes""",
+}
+"""How it is used."""
+assert KINDS.keys() == USES.keys() == set(ExportTarget)
+
+
+def model_card(run: Run, target: ExportTarget, compared: Sequence[Parity], folder: Path) -> str:
+    """Markdown with the metadata block that model hubs read."""
+    shape = run.adapters.shape
+    has_code = any(folder.glob("*.py"))
+    use = USES[target].format(
+        text_width=shape.text_width, embed_dim=shape.embed_dim, trust=", trust_remote_code=True" if has_code else ""
+    )
+    code = (
+        "\n`alignvl_blocks.py` holds two layers that sentence-transformers lacks; it is the only code here.\n"
+        if has_code
+        else ""
+    )
+    encoders = [_encoder("image", run.vision, shape.image_width), _encoder("text", run.text, shape.text_width)]
+    library = target.value if target is not ExportTarget.safetensors else "alignvl"
+    return f"""---
+library_name: {library}
+pipeline_tag: {"sentence-similarity" if target is ExportTarget.sentence_transformers else "feature-extraction"}
+tags: [alignvl, image-text-retrieval]
+---
+
+# {run.path.resolve().name}
+
+{KINDS[target]} It comes from a run of alignvl {alignvl_version()}: adapters of the kind `{shape.kind}` that put two
+frozen encoders into one space of {shape.embed_dim} dimensions. Embeddings have unit length; a dot product is a cosine,
+and `softmax(cosine / {run.temperature:.4g})` are the run's probabilities.
+
+```python
+{use}
+```
+{code}
+## Encoders
+
+Both were frozen. Their licences hold for what is made with them.
+
+{_table(("side", "model", "revision", "pooling", "width"), encoders)}
+
+## Training
+
+{_training(run)}
+
+{_table(("setting", "value"), _settings(run))}
+
+## Results
+
+{_results(run)}
+
+## Parity
+
+Compared with the run when this folder was written; above {TOLERANCE:g} it is not.
+
+{_table(("what", "rows", "largest difference"), [(one.what, one.rows, f"{one.largest:.2g}") for one in compared])}
+"""
+
+
+def _encoder(side: str, encoder: dict[str, Any], width: int) -> tuple[object, ...]:
+    about, record = encoder["about"], encoder["record"]
+    name = Path(about["id"]).name if Path(about["id"]).is_absolute() else about["id"]
+    return (side, name, about.get("commit") or "not pinned", record.get("pooling", "unknown"), width)
+
+
+def _training(run: Run) -> str:
+    stores = ", ".join(f"`{Path(one['path']).name}` ({one['content_hash'][:12]})" for one in run.config["stores"])
+    pairs = f" {run.result['pairs']:,} pairs of" if "pairs" in run.result else ""
+    if _is_solved(run):
+        return f"Solved for on{pairs} {stores}; the ridge was chosen on the split `{run.split_used}`."
+    return f"Trained on{pairs} {stores}; the epoch was selected on the split `{run.split_used}`."
+
+
+def _settings(run: Run) -> list[tuple[str, object]]:
+    """Every setting that acted, in its own words where it has no value."""
+    settings = dict(run.config.get("settings", {}))
+    meaning = dict(NOT_GIVEN)
+    if _is_solved(run):
+        settings = {key: value for key, value in settings.items() if key.replace("_", "-") in ACT_ON_CLOSED_FORMS}
+        meaning["temperature"] = f"fitted on the split {run.split_used}"
+    return [(key, meaning.get(key, "none") if value is None else value) for key, value in settings.items()]
+
+
+def _is_solved(run: Run) -> bool:
+    return run.config.get("settings", {}).get("method", Method.contrastive) != Method.contrastive
+
+
+def _results(run: Run) -> str:
+    """Recall on validation, and every evaluation that was saved beside the run."""
+    best = run.result.get("best", {})
+    rows = [_recalls(f"{run.split_used} (selected on)", best)] if "image_to_text" in best else []
+    for path in sorted((run.path / "eval").glob("*.json")):
+        saved = read_json(path, "evaluation")
+        rows.append(_recalls(path.stem, saved["metrics"]))
+    if not rows:
+        return "No recall was measured."
+    headers = ("evaluation", *(f"{arrow} {k}" for arrow in ("image to text", "text to image") for k in RECALLS))
+    return _table(headers, rows) + "\n\nPercentages; ties lose; an image is found when any of its captions is."
+
+
+def _recalls(name: str, metrics: dict[str, Any]) -> tuple[str, ...]:
+    return (name, *(f"{metrics[way][k]:.1f}" for way in ("image_to_text", "text_to_image") for k in RECALLS))
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,60 @@
+"""Writes a run for other programs: whole, compared with the run, and described, or not at all.
+
+The adapters as they are, for programs of one's own: weights in safetensors, all the rest in one JSON file.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from alignvl_cli.align.adapters import AdapterPair, AdapterShape
+from alignvl_cli.artifacts import new_folder, read_json, write_foreign_json
+from alignvl_cli.config import ExportTarget, Trust
+from alignvl_cli.export.card import model_card
+from alignvl_cli.export.onnx import write_onnx
+from alignvl_cli.export.parity import Parity, probe_latents, require_parity
+from alignvl_cli.export.sentence_transformers import write_sentence
+from alignvl_cli.store.reader import Store
+from alignvl_cli.training.run_folder import ADAPTERS, CONFIG, Run
+
+KEPT = ("adapters", "adapters_sha256", "encoder_hash", "vision", "text")
+"""Of a run's configuration: what rebuilds the map, no paths of the machine that trained it."""
+
+
+def write_safetensors(run: Run, store: Store | None, folder: Path, trust: Trust) -> list[Parity]:
+    """`adapters.safetensors`, byte for byte, and `config.json`; compared with a pair rebuilt from these two."""
+    shutil.copyfile(run.path / ADAPTERS, folder / ADAPTERS)
+    write_foreign_json(folder / CONFIG, {**{key: run.config[key] for key in KEPT}, "temperature": run.temperature})
+    rebuilt = AdapterPair(AdapterShape.from_json(read_json(folder / CONFIG, "exported configuration")["adapters"]))
+    rebuilt.load_state_dict(load_file(folder / ADAPTERS), strict=True, assign=True)
+    rebuilt.eval()
+    compared = []
+    for side in ("image", "text"):
+        probe_ND = torch.from_numpy(probe_latents(run, store, side))
+        ours, theirs = (getattr(pair, f"project_{side}")(probe_ND).numpy() for pair in (run.adapters, rebuilt))
+        compared.append(require_parity(f"{side} adapter", ours, theirs))
+    return compared
+
+
+TARGETS: dict[ExportTarget, Callable[[Run, Store | None, Path, Trust], list[Parity]]] = {
+    ExportTarget.onnx: write_onnx,
+    ExportTarget.sentence_transformers: write_sentence,
+    ExportTarget.safetensors: write_safetensors,
+}
+assert TARGETS.keys() == set(ExportTarget)
+CARD = "README.md"
+
+
+def export_run(run: Run, store: Store | None, target: ExportTarget, folder: Path, trust: Trust) -> list[Parity]:
+    """Fill `folder` for `target` and return the comparisons made, on rows of `store` where there is one.
+
+    The run must be on the CPU. UsageError when `folder` is there already or the target cannot hold this run;
+    DataError when an embedding differs by more than 1e-4. In either case nothing is left behind.
+    """
+    with new_folder(folder) as scratch:
+        compared = TARGETS[target](run, store, scratch, trust)
+        (scratch / CARD).write_text(model_card(run, target, compared, scratch), encoding="utf-8")
+    return compared

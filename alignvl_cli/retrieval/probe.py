@@ -1,0 +1,281 @@
+"""`alignvl probe`: a sample of a store, measured, and what it says of training on it.
+
+Letters: N pairs, D and C widths of image and text latents, I images, T captions, K shared width.
+
+How alike two spaces arrange the same pairs, row by row; each measure with what shuffled pairs would give.
+
+Letters: N pairs, D and C widths of image and text latents, K neighbours.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alignvl_cli.align.closed_forms import CLOSED_FORMS, Maps, Moments, moments, rank
+from alignvl_cli.align.neighbours import NEIGHBOURS, nearest_others
+from alignvl_cli.align.ranks import RECALL_AT, Ranks, image_to_text_ranks, recalls, text_to_image_ranks
+from alignvl_cli.config import Method
+from alignvl_cli.errors import DataError
+from alignvl_cli.store.reader import Store
+
+PERMUTATIONS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A measure, and the same of pairs that are shuffled."""
+
+    value: float
+    shuffled_mean: float
+    shuffled_max: float
+    """Of `PERMUTATIONS` shuffles."""
+
+
+def mutual_knn(image_ND: Tensor, text_NC: Tensor, generator: torch.Generator) -> Measured:
+    """Mean share of a pair's ten nearest others by image cosine that are among the ten by text cosine, 0 to 1; chance
+    is 10 / (N - 1). After Huh et al., "The Platonic Representation Hypothesis" (ICML 2024), section 2."""
+    kept = min(NEIGHBOURS, len(image_ND) - 1)
+    every_N = torch.arange(len(image_ND))
+    image_NK, text_NK = (nearest_others(x.__getitem__, len(x), every_N, kept) for x in (image_ND, text_NC))
+
+    def overlap(order_N: Tensor) -> float:
+        place_N = order_N.argsort()  # where each row of the texts stands once they are shuffled
+        moved_NK = place_N[text_NK[order_N]]
+        return (image_NK[:, :, None] == moved_NK[:, None, :]).any(dim=2).float().mean().item()
+
+    return _measured(overlap, len(image_ND), generator)
+
+
+def cka(image_ND: Tensor, text_NC: Tensor, generator: torch.Generator) -> Measured:
+    """Linear CKA with the unbiased HSIC: at most 1, and 0 on average for unrelated spaces whatever their widths, where
+    the plain one grows with D / N. Kornblith et al. (ICML 2019); Song et al. (JMLR 2012), equation 4.
+
+    In float64 and from D x C products, so that no N x N matrix is made.
+    """
+    image_ND, text_NC = image_ND.double(), text_NC.double()
+    image_ND, text_NC = image_ND - image_ND.mean(dim=0), text_NC - text_NC.mean(dim=0)
+    own = (_hsic(image_ND, image_ND) * _hsic(text_NC, text_NC)).clamp(min=0).sqrt()
+    if not own > 0:
+        return Measured(0.0, 0.0, 0.0)  # one side does not vary: nothing is shared
+    return _measured(lambda order_N: (_hsic(image_ND, text_NC[order_N]) / own).item(), len(image_ND), generator)
+
+
+def _hsic(x_ND: Tensor, y_NC: Tensor) -> Tensor:
+    """The unbiased estimator for linear kernels, whose Gram matrices have their diagonals set to zero."""
+    n = len(x_ND)
+    own_x_N, own_y_N = x_ND.square().sum(dim=1), y_NC.square().sum(dim=1)
+    sum_x_N, sum_y_N = x_ND @ x_ND.sum(dim=0) - own_x_N, y_NC @ y_NC.sum(dim=0) - own_y_N
+    trace = (x_ND.T @ y_NC).square().sum() - own_x_N @ own_y_N
+    total = sum_x_N.sum() * sum_y_N.sum() / ((n - 1) * (n - 2))
+    return (trace + total - 2 / (n - 2) * (sum_x_N @ sum_y_N)) / (n * (n - 3))
+
+
+def _measured(measure: Callable[[Tensor], float], pairs: int, generator: torch.Generator) -> Measured:
+    shuffled = [measure(torch.randperm(pairs, generator=generator)) for _ in range(PERMUTATIONS)]
+    return Measured(measure(torch.arange(pairs)), sum(shuffled) / PERMUTATIONS, max(shuffled))
+
+
+SAMPLE = 4000
+FEWEST = 20
+"""Images of a split below which neighbours and recalls say nothing."""
+CAPTIONS = 5
+"""Of one image, at most."""
+BLOCK_PAIRS = 512
+HELD_OUT = 5
+"""One training pair in so many chooses the ridge."""
+ALIGNS, UNRELATED_SE = 0.9, 3.0
+"""Ours: a match that beats nine in ten rivals; and standard errors within which it beats no more than half."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Sampled images of a split, each with its captions; `first_I` is one caption of each."""
+
+    image_ID: Tensor
+    text_TC: Tensor
+    text_image_T: Tensor
+    first_I: Tensor
+
+    @property
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """One caption an image: rows that are independent of each other."""
+        return self.image_ID, self.text_TC[self.first_I]
+
+
+@dataclass(frozen=True)
+class LinearRecall:
+    """What regularised CCA, fitted to training pairs, finds among validation pairs it has not seen."""
+
+    ridge: float
+    image_to_text: dict[str, float]
+    text_to_image: dict[str, float]
+    chance: dict[str, dict[str, float]]
+    """Direction -> recall of a random order."""
+    beats: float
+    """Share of the other images that a caption's own image scores above, ties losing; half by chance."""
+    beats_error: float
+    """Standard error of `beats` were every rank random."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """All that was measured of a store."""
+
+    store: str
+    vision: str
+    text: str
+    images: dict[str, int]
+    """Split -> images sampled, of `of`."""
+    of: dict[str, int]
+    captions: dict[str, int]
+    mutual_knn: dict[str, Measured]
+    cka: dict[str, Measured]
+    cca: LinearRecall
+
+    @property
+    def verdict(self) -> str:
+        """`aligns`, `weakly` or `unrelated`."""
+        if self.cca.beats >= ALIGNS:
+            return "aligns"
+        return "unrelated" if self.cca.beats <= 0.5 + UNRELATED_SE * self.cca.beats_error else "weakly"
+
+    @property
+    def reading(self) -> str:
+        """The verdict in words."""
+        share = f"a caption's own image scores above {100 * self.cca.beats:.0f} % of the others (50 % by chance)"
+        return {
+            "aligns": f"these two encoders will align: after one linear map {share}",
+            "weakly": f"these two encoders may align weakly: after one linear map {share}; recall is useful from 90 %."
+            " More or cleaner pairs, or other encoders, may get there",
+            "unrelated": f"these two encoders will not align on these pairs: after one linear map {share}."
+            " Look whether the captions belong to the images",
+        }[self.verdict]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema": "alignvl.probe/1", **asdict(self), "verdict": self.verdict, "reading": self.reading}
+
+
+def probe(store: Store, sample: int = SAMPLE, seed: int = 0) -> Probe:
+    """Measure at most `sample` images of the training split and of the validation split (else test), with at
+    most five captions each. DataError when a split is absent or too small."""
+    held = "val" if "val" in store.split_sizes() else "test"
+    generator = torch.Generator().manual_seed(seed)
+    found = {split: _sampled(store, split, sample, generator) for split in ("train", held)}
+    train, val = found["train"], found[held]
+    return Probe(
+        store=str(store.path),
+        vision=str(store.vision["about"].get("id")),
+        text=str(store.text["about"].get("id")),
+        images={split: len(pairs.image_ID) for split, pairs in found.items()},
+        of={split: store.split_sizes()[split] for split in found},
+        captions={split: len(pairs.text_TC) for split, pairs in found.items()},
+        mutual_knn={split: mutual_knn(*pairs.pairs, generator) for split, pairs in found.items()},
+        cka={split: cka(*pairs.pairs, generator) for split, pairs in found.items()},
+        cca=_linear_recall(train, val),
+    )
+
+
+def _sampled(store: Store, split: str, sample: int, generator: torch.Generator) -> Pairs:
+    """At most `sample` images that have a caption, copies of one picture counting once, and at most five captions of
+    each: what is held is (6 x sample) latents, however large the store."""
+    if split not in (sizes := store.split_sizes()):
+        there = ", ".join(f"{name} ({count:,} images)" for name, count in sizes.items())
+        raise DataError(
+            f"{store.path}: no image in split {split!r} (it has {there}); a probe wants train, and val or test"
+        )
+    rows = store.rows(split)
+    _, distinct = np.unique(store.image_sha256[rows.image], axis=0, return_index=True)
+    used = np.intersect1d(distinct, rows.text_image)
+    if len(used) < FEWEST:
+        raise DataError(
+            f"{store.path}: split {split!r} has {len(used)} different images with a caption; a probe wants {FEWEST}"
+        )
+    chosen = np.sort(used[torch.randperm(len(used), generator=generator)[:sample].numpy()])
+    position = np.full(len(rows.image), -1)
+    position[chosen] = np.arange(len(chosen))
+    order = torch.randperm(len(rows.text), generator=generator).numpy()
+    order = order[position[rows.text_image[order]] >= 0]
+    owner = position[rows.text_image[order]]
+    by_owner = np.argsort(owner, kind="stable")
+    start = np.searchsorted(owner[by_owner], np.arange(len(chosen)))
+    nth = np.arange(len(owner)) - start[owner[by_owner]]
+    kept = np.sort(order[by_owner][nth < CAPTIONS])
+    text_image = torch.from_numpy(position[rows.text_image[kept]])
+    first_I = torch.full((len(chosen),), len(kept)).scatter_reduce_(
+        0, text_image, torch.arange(len(kept)), reduce="amin"
+    )
+    return Pairs(
+        torch.from_numpy(store.image_block(rows.image[chosen])),
+        torch.from_numpy(store.text_block(rows.text[kept])),
+        text_image,
+        first_I,
+    )
+
+
+def _linear_recall(train: Pairs, val: Pairs) -> LinearRecall:
+    """The ridge is chosen on a fifth of the training images, and the validation images are looked at once."""
+    is_held_I = torch.arange(len(train.image_ID)) % HELD_OUT == 0
+    is_held_T = is_held_I[train.text_image_T]
+    fitted = moments(
+        (train.image_ID[train.text_image_T[pair_N]], train.text_TC[pair_N])
+        for pair_N in (~is_held_T).nonzero().squeeze(1).split(BLOCK_PAIRS)
+    )
+    width = rank(fitted)
+    if not width:
+        raise DataError("the latents of images and captions do not vary together: one side is constant")
+    held = _part(train, is_held_I)
+    candidates = list(CLOSED_FORMS[Method.cca](fitted, width))
+    scores = [_ranks(maps, fitted, held)[1].rank_Q.double().mean() for _, maps in candidates]
+    ridge, maps = candidates[int(torch.stack(scores).argmin())]
+    image_to_text, text_to_image = _ranks(maps, fitted, val)
+    images, captions = len(val.image_ID), len(val.text_TC)
+    own_I = torch.bincount(val.text_image_T, minlength=images)
+    return LinearRecall(
+        ridge=float(ridge or 0.0),
+        image_to_text=recalls(image_to_text.rank_Q),
+        text_to_image=recalls(text_to_image.rank_Q),
+        chance={
+            "image_to_text": {
+                f"R@{k}": 100 * float(np.mean([_found(captions, int(own), k) for own in own_I])) for k in RECALL_AT
+            },
+            "text_to_image": {f"R@{k}": 100 * _found(images, 1, k) for k in RECALL_AT},
+        },
+        beats=1 - text_to_image.rank_Q.double().mean().item() / (images - 1),
+        beats_error=1 / math.sqrt(12 * images),
+    )
+
+
+def _part(pairs: Pairs, is_kept_I: Tensor) -> Pairs:
+    """Some of the images, with their captions."""
+    is_kept_T = is_kept_I[pairs.text_image_T]
+    new_I, new_T = (is_kept.long().cumsum(0) - 1 for is_kept in (is_kept_I, is_kept_T))
+    return Pairs(
+        pairs.image_ID[is_kept_I],
+        pairs.text_TC[is_kept_T],
+        new_I[pairs.text_image_T[is_kept_T]],
+        new_T[pairs.first_I[is_kept_I]],
+    )
+
+
+def _ranks(maps: Maps, fitted: Moments, pairs: Pairs) -> tuple[Ranks, Ranks]:
+    """Image to text and text to image, ties losing."""
+    img_IK = F.normalize((pairs.image_ID.double() - fitted.image_mean_D) @ maps.image_KD.T, dim=1).float()
+    txt_TK = F.normalize((pairs.text_TC.double() - fitted.text_mean_C) @ maps.text_KC.T, dim=1).float()
+    return (
+        image_to_text_ranks(img_IK, txt_TK, pairs.text_image_T),
+        text_to_image_ranks(img_IK, txt_TK, pairs.text_image_T),
+    )
+
+
+def _found(gallery: int, own: int, k: int) -> float:
+    """The chance that one of `own` rows is among the first k of a random order: one minus a hypergeometric zero."""
+    missed = 1.0
+    for place in range(min(k, gallery)):
+        missed *= max(0, gallery - own - place) / (gallery - place)
+    return 1 - missed

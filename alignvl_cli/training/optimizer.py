@@ -1,0 +1,79 @@
+"""AdamW and its schedule, as the FuseMix release sets them.
+
+Weight averaging (`--ema`): an exponential moving average of the weights, validated and kept in their place.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from alignvl_cli.align.adapters import AdapterPair
+
+BETAS = (0.9, 0.999)
+WEIGHT_DECAY = 0.1
+"""On matrices only: none on biases, norms and the temperature."""
+FLOOR_LR = 1e-6
+"""Where the warm-up begins and the cosine ends."""
+WARMUP_STEPS = 100
+WARMUP_SHARE = 0.1
+"""A short run warms up for a tenth of its steps."""
+
+
+def adamw(adapters: AdapterPair) -> torch.optim.AdamW:
+    """The optimiser, fused; its learning rate is set with each step (`step_unless`)."""
+    trained = [parameter for parameter in adapters.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": WEIGHT_DECAY},
+        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=FLOOR_LR, betas=BETAS, fused=True)
+
+
+def learning_rate(step: int, total_steps: int, peak: float) -> float:
+    """The rate of step `step`, counted from 0: linear from the floor to `peak`, then cosine back to the floor."""
+    floor = min(FLOOR_LR, peak)
+    warmup = min(WARMUP_STEPS, int(total_steps * WARMUP_SHARE))
+    if step < warmup:
+        return floor + (peak - floor) * step / warmup
+    progress = (step - warmup) / max(1, total_steps - 1 - warmup)
+    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def gradients(optimiser: torch.optim.AdamW) -> list[Tensor]:
+    """The gradients of every parameter that has one."""
+    parameters = (parameter for group in optimiser.param_groups for parameter in group["params"])
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def step_unless(optimiser: torch.optim.AdamW, skipped: Tensor, rate: float) -> None:
+    """One step at learning rate `rate`; with `skipped` 1.0 nothing changes, not even the count of steps.
+
+    `skipped` lies on the parameters' device, where the fused kernel reads it: the host does not wait for it, but for
+    MPS's.
+    """
+    if skipped.device.type == "mps" and skipped.item():  # its fused kernel does not look at `found_inf`
+        return
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.found_inf = skipped  # type: ignore[attr-defined]  # as torch's GradScaler tells a fused optimiser
+    optimiser.step()
+
+
+class Average:
+    """`average = d * average + (1 - d) * weights` after each step, with `d = min(decay, (1 + step) / (10 + step))`:
+    early on the average is of few steps, and the initial weights are soon forgotten."""
+
+    def __init__(self, adapters: AdapterPair, decay: float) -> None:
+        """Begin as a copy of `adapters`, on their device."""
+        self.adapters = AdapterPair(adapters.shape).to_empty(device=adapters.temperature.device)
+        self.adapters.load_state_dict(adapters.state_dict())
+        self.adapters.requires_grad_(False)
+        self._decay = decay
+        self._averaged = [parameter.data for parameter in self.adapters.parameters()]
+        self._trained = [parameter.data for parameter in adapters.parameters()]
+
+    def update(self, step: int) -> None:
+        """Take in the weights after step `step`, counted from 1."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._averaged, self._trained, 1 - decay)

@@ -1,0 +1,80 @@
+"""Every adapter, under every latent norm and reduction, is the chain of modules that it is exported as."""
+
+import itertools
+from importlib import import_module
+
+import pytest
+import torch
+from torch import nn
+
+from alignvl_cli.align.adapters import AdapterShape, new_pair
+from alignvl_cli.align.latent_norm import AsStored
+from alignvl_cli.align.streams import Streams
+from alignvl_cli.config import AdapterKind, LatentNorm, Loss
+from alignvl_cli.export import alignvl_blocks
+from alignvl_cli.export.sentence_transformers import MODULES, OURS, chain
+
+WIDTH, ROWS = 12, 40
+
+
+def adapter_of(kind: AdapterKind, norm: LatentNorm, latent_width: int) -> tuple[nn.Module, torch.Tensor]:
+    """A text adapter with fitted statistics, and latents with a mean and unequal scales."""
+    shape = AdapterShape(
+        kind=kind,
+        image_width=9,
+        text_width=WIDTH,
+        depth=2,
+        expansion=3,
+        embed_dim=7,
+        dropout=0.5,
+        latent_norm=norm,
+        temperature=None,
+        loss=Loss.infonce,
+        latent_width=latent_width,
+    )
+    generator = torch.Generator().manual_seed(5)
+    latent_ND = torch.randn(ROWS, WIDTH, generator=generator) * torch.linspace(0.1, 3, WIDTH) + 0.5
+    adapter = new_pair(shape, Streams(3)).eval().text
+    adapter.norm.fit([latent_ND])
+    adapter.reduce.fit([adapter.norm(latent_ND)])
+    return adapter.requires_grad_(False), latent_ND
+
+
+def run_chain(modules, latent_ND: torch.Tensor) -> torch.Tensor:
+    """What sentence-transformers' own classes make of it, with the weights loaded strictly."""
+    features = {"sentence_embedding": latent_ND}
+    for module in modules:
+        name = module.type.rsplit(".", 1)[1]
+        home = (
+            alignvl_blocks
+            if module.type.startswith(OURS)
+            else import_module("sentence_transformers.sentence_transformer.modules")
+        )
+        config = dict(module.config)
+        if "activation_function" in config:
+            path, _, activation = config["activation_function"].rpartition(".")
+            config["activation_function"] = getattr(import_module(path), activation)()
+        layer = getattr(home, name)(**config).eval()
+        layer.load_state_dict(module.weights, strict=True)
+        features = layer(features)
+    return features["sentence_embedding"].detach()
+
+
+@pytest.mark.parametrize(("kind", "norm", "latent_width"), list(itertools.product(AdapterKind, LatentNorm, [0, 8])))
+def test_the_chain_is_the_adapter(kind, norm, latent_width):
+    adapter, latent_ND = adapter_of(kind, norm, latent_width)
+    found = run_chain(chain(adapter), latent_ND)
+    wanted = nn.functional.normalize(adapter(latent_ND), dim=1)
+    assert found.shape == (ROWS, 7)
+    torch.testing.assert_close(found, wanted, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", list(AdapterKind))
+def test_only_residual_and_gated_layers_need_code(kind):
+    adapter, _ = adapter_of(kind, LatentNorm.standardize, 8)
+    needs_code = any(module.needs_code for module in chain(adapter))
+    assert needs_code == (kind in (AdapterKind.fusemix, AdapterKind.glu))
+
+
+def test_every_latent_norm_has_its_line():
+    assert {AsStored, *AsStored.__subclasses__()} <= MODULES.keys()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignvl_cli.cli.console import Session
-from alignvl_cli.cli.options import DataOption, DeviceOption, JsonOption
+from alignvl_cli.cli.options import CsvOption, DataOption, DeviceOption, JsonOption
 from alignvl_cli.config import Device, HubnessReport
 from alignvl_cli.errors import UsageError
 
@@ -51,6 +51,7 @@ def eval_(
         Path | None,
         typer.Option(help="COCO 5K: also ECCV Caption and CxC; give dataset_coco.json.", rich_help_panel=REPORTS),
     ] = None,
+    csv: CsvOption = None,
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
@@ -59,14 +60,17 @@ def eval_(
     Ranks are exact, and ties lose. A FAISS index of each projected gallery is built too, and its agreement
     with the exact ranks is reported.
     """
+    from alignvl_cli.artifacts import committed
     from alignvl_cli.cli.workspace import store_of
     from alignvl_cli.devices import choose_device
-    from alignvl_cli.report.evaluation import beyond_table, evaluation_table, hubness_table
-    from alignvl_cli.report.reliability import modesty_table
+    from alignvl_cli.report.evaluation import beyond_table, hubness_table, modesty_table, recall_table, warnings_of
+    from alignvl_cli.report.tables import as_csv, terminal
     from alignvl_cli.retrieval.evaluate import compare, evaluate, save_evaluation
     from alignvl_cli.retrieval.metrics import Protocol
     from alignvl_cli.training.run_folder import load_run
 
+    if csv is not None and not csv.absolute().parent.is_dir():
+        raise UsageError(f"--csv {csv}: there is no folder {csv.parent}; make it, or name another file")
     protocol = Protocol.parse(recall_k, folds=folds, identical_hits=identical_hits)
     place = choose_device(device)
     evaluations = []
@@ -92,21 +96,21 @@ def eval_(
             _draw_reliability(session, evaluation.modesty, run.path.name, saved)
         evaluations.append(evaluation)
     result = evaluations[0] if len(evaluations) == 1 else compare(evaluations)
+    if csv is not None:
+        with committed(csv) as scratch:
+            scratch.write_text(as_csv(result.to_frame()), encoding="utf-8")
+        session.note(f"wrote {csv}")
     if as_json:
         session.document(result.to_json())
         return
-    session.show(evaluation_table(evaluations))
-    if calibration:
-        session.show(modesty_table(evaluations))
-    if hubness:
-        session.show(hubness_table(evaluations))
-    if eccv:
-        session.show(beyond_table(evaluations))
+    asked = {modesty_table: calibration, hubness_table: hubness, beyond_table: eccv}
+    tables = [recall_table(evaluations), *(table(evaluations) for table, is_asked in asked.items() if is_asked)]
+    session.show(terminal(tables, warnings=warnings_of(evaluations)))
 
 
 def _draw_reliability(session: Session, modesty: "Modesty", title: str, saved: Path) -> None:
     """Reliability diagrams beside the evaluation `saved`; without matplotlib, what to install."""
-    from alignvl_cli.report.reliability import save_reliability
+    from alignvl_cli.report.plots import save_reliability
 
     try:
         paths = save_reliability(modesty, title, saved.with_name(f"{saved.stem}-reliability"))

@@ -11,6 +11,10 @@ DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto takes
 PrecisionOption = Annotated[Precision, typer.Option(help="auto: bf16 where the hardware computes in it, else fp32.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a complete artefact at --output.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of the table.")]
+CsvOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", dir_okay=False, help="Also write every figure to this file, which is replaced."),
+]
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="Store to use. Default: the one the run was trained on.")
 ]

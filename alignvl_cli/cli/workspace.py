@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alignvl_cli.errors import AlignvlError, DataError
 
 if TYPE_CHECKING:
+    import pandas
+
     from alignvl_cli.cli.console import Session
     from alignvl_cli.retrieval.index import Index
     from alignvl_cli.store.reader import Store
@@ -25,6 +27,19 @@ MARKS = {"run": "config.json", "index": "index.json", "study": "study.json"}
 """Kind of folder -> the file that tells it. Said here again because the rooms that write them load heavy libraries."""
 RUN_RESULT = "result.json"
 """Written last into a run."""
+
+
+class Entry(NamedTuple):
+    """One artefact of a workspace."""
+
+    kind: str
+    """`store`, `run`, `index` or `study`."""
+    path: Path
+    """Of an unfinished store, the folder of its shards."""
+    state: str
+    """`complete`; `named`: complete, under a name of its own; `unfinished`."""
+    newest: bool
+    """Whether it is what a command takes where no path is given."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +69,32 @@ class Workspace:
 
         found = [path for path in (self.root / "studies").glob("*") if is_complete_study(path)]
         return sorted(found, key=lambda path: (creation_counter(path), path.name))
+
+    def everything(self) -> list[Entry]:
+        """Every artefact, oldest first within a kind; also what is unfinished, and what was given a name of its own,
+        which is never taken for the newest."""
+        complete = {"store": self.stores(), "run": self.runs(), "index": self.indexes(), "study": self.studies()}
+        partial = [path for path in sorted((self.root / "stores").glob("*.partial")) if path.is_dir()]
+        found = {
+            "store": [*complete["store"], *partial],
+            "run": _folders(self.root / "runs", MARKS["run"]),
+            "index": _folders(self.root / "indexes", MARKS["index"]),
+            "study": [*complete["study"], *_folders(self.root / "studies", MARKS["study"])],
+        }
+        finished = {"store": "", "run": RUN_RESULT, "index": MARKS["index"], "study": ""}
+        entries = []
+        for kind, paths in found.items():
+            for path in dict.fromkeys(paths):
+                is_named = bool(finished[kind]) and (path / finished[kind]).is_file()
+                state = "complete" if path in complete[kind] else "named" if is_named else "unfinished"
+                entries.append(Entry(kind, path, state, path == complete[kind][-1] if complete[kind] else False))
+        return entries
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """A row a run, finished or not; columns as `report.artifacts.runs_frame` has them."""
+        from alignvl_cli.report.artifacts import runs_frame
+
+        return runs_frame({entry.path: entry.state for entry in self.everything() if entry.kind == "run"})
 
     def newest_store(self) -> Path:
         return _last(self.stores(), self.root, "store", "alignvl extract")
@@ -91,6 +132,16 @@ def _numbered(folder: Path, last_file: str) -> list[Path]:
     """Folders named NUMBER-..., in the order of their numbers, in which the file written last exists."""
     found = [(int(match[1]), path) for path in folder.glob("*") if (match := NUMBERED.match(path.name))]
     return [path for _, path in sorted(found) if (path / last_file).is_file()]
+
+
+def _folders(folder: Path, mark: str) -> list[Path]:
+    """Those that hold the file `mark`: the numbered ones in their order, then the others by name."""
+
+    def order(path: Path) -> tuple[float, str]:
+        match = NUMBERED.match(path.name)
+        return int(match[1]) if match else float("inf"), path.name
+
+    return sorted((path.parent for path in folder.glob(f"*/{mark}")), key=order)
 
 
 def _last(found: list[Path], root: Path, what: str, command: str) -> Path:

@@ -1,14 +1,15 @@
 """A study's tables say what its verdicts do, figure by figure."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 
-from alignvl_cli.ablation.records import Outcome, Ranks
+from alignvl_cli.ablation.records import Outcome, Ranks, verdicts_frame
 from alignvl_cli.ablation.study import parse_study
 from alignvl_cli.ablation.verdicts import judge
-from alignvl_cli.report.study import CSV_COLUMNS, study_notes, study_rows, study_tables
+from alignvl_cli.report.study import study_notes, study_tables
 
 FACTS = {
     "split": "test",
@@ -80,12 +81,12 @@ def test_the_notes_say_split_seeds_and_tests(verdicts):
 
 
 def test_csv_rows_have_every_column_and_full_precision(verdicts):
-    rows = [dict(zip(CSV_COLUMNS, row, strict=True)) for row in study_rows(verdicts)]
+    rows = verdicts_frame(verdicts).to_dict("records")
     better = next(row for row in rows if (row["name"], row["metric"]) == ("mix+es", "mean_recall"))
     assert better["difference"] == pytest.approx(20)
     assert better["p"] == 2.0**-7
     assert better["verdict"] == "better"
     assert sum(row["kind"] == "effect" for row in rows) == 3
     descriptive = next(row for row in rows if (row["name"], row["metric"]) == ("mix+es", "rsum"))
-    assert descriptive["p"] is None
+    assert math.isnan(descriptive["p"])
     assert descriptive["difference"] == pytest.approx(120)

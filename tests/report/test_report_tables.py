@@ -5,6 +5,7 @@ import io
 import shutil
 import subprocess
 
+import pandas
 import pytest
 from rich.console import Console
 
@@ -52,7 +53,8 @@ def test_latex_compiles(tmp_path):
 
 
 def test_csv_is_read_back_and_no_cell_is_a_formula():
-    text = as_csv(["name", "value"], [["=1+1", -0.5], ['a,"b', None], ["plain", 1.25]])
+    frame = pandas.DataFrame({"name": ["=1+1", 'a,"b', "plain"], "value": [-0.5, None, 1.25]})
+    text = as_csv(frame)
     rows = list(csv.reader(io.StringIO(text)))
     assert rows == [["name", "value"], ["'=1+1", "-0.5"], ['a,"b', ""], ["plain", "1.25"]]
 

@@ -22,11 +22,11 @@ NAMED = 5
 
 
 UNFINISHED = {
-    "store": "an extraction that has not finished; the same `alignvl extract` again resumes it",
-    "run": "a training that has not finished; `alignvl train --resume {path}` resumes it",
-    "study": "a study that has not finished; `alignvl ablate` with its file again resumes it",
+    "store": "run the same `alignvl extract` again to resume it",
+    "run": "resume it with `alignvl train --resume {path}`",
+    "study": "run `alignvl ablate` with its file again to resume it",
 }
-"""Kind of artefact -> what an unfinished one is, and what to type."""
+"""Kind of artefact -> what to type where one is unfinished."""
 
 
 def inspect_(

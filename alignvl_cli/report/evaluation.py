@@ -175,9 +175,10 @@ def modesty_table(evaluations: Sequence["Evaluation"], title: str = "") -> Table
     ]
 
     def shown(record: Record, measure: str, state: str) -> str:
-        _, unit, form = MODESTY[measure]
-        figure = record.get(measure + state, "")
-        return "-" if figure is None else figure and format(unit * figure, form)
+        if measure + state not in record:
+            return ""
+        (_, unit, form), figure = MODESTY[measure], record[measure + state]
+        return "-" if figure is None else format(unit * figure, form)
 
     rows = []
     several = len(evaluations) > 1

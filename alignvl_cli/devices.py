@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from alignvl_cli.config import Device, Precision
 from alignvl_cli.errors import UsageError
+from alignvl_cli.settings import Device, Precision
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """As malloc.h numbers them."""

@@ -1,4 +1,4 @@
-"""docs/contributing.md, tried: each diff of the page applies to a copy of the tree, and what it adds works there."""
+"""CONTRIBUTING.md, tried: each diff of the page applies to a copy of the tree, and what it adds works there."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from support.fakes import make_store
 from support.tiny_models import save_model
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 DIFFS = re.findall(r"^```diff\n(.*?)^```", PAGE, re.M | re.S)
 
 

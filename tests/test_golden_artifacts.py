@@ -16,10 +16,10 @@ import pytest
 from support.command_line import CommandLine
 
 from alignvl_cli.ablation.records import read_study, read_verdicts
-from alignvl_cli.config import Gallery
 from alignvl_cli.retrieval.embeddings import embed_split
 from alignvl_cli.retrieval.evaluate import evaluate
 from alignvl_cli.retrieval.index import open_index
+from alignvl_cli.settings import Gallery
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.run_folder import load_run
 

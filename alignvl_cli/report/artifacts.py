@@ -13,10 +13,10 @@ from rich.text import Text
 
 from alignvl_cli.artifacts import canonical_json, frame_of, read_json
 from alignvl_cli.errors import DataError
-from alignvl_cli.grammar import by_flag
 from alignvl_cli.report.evaluation import DIRECTIONS
 from alignvl_cli.report.tables import Cell, Table
 from alignvl_cli.report.text import safe
+from alignvl_cli.settings import by_flag
 
 if TYPE_CHECKING:
     import pandas

@@ -6,7 +6,6 @@ from typing import Any
 
 from alignvl_cli.ablation.analysis import LearningCurve, learning_curve, read_validations
 from alignvl_cli.artifacts import read_json
-from alignvl_cli.config import HubnessReport
 from alignvl_cli.report.evaluation import hubness_table, modesty_table, recall_table
 from alignvl_cli.report.examples import Shower, run_examples
 from alignvl_cli.report.figures import Plot
@@ -30,6 +29,7 @@ from alignvl_cli.report.reproduce import train_command
 from alignvl_cli.report.tables import Table
 from alignvl_cli.retrieval.embeddings import embed_split
 from alignvl_cli.retrieval.evaluate import Evaluation, evaluate
+from alignvl_cli.settings import HubnessReport
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.run_folder import ENVIRONMENT, Run
 

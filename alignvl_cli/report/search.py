@@ -12,8 +12,8 @@ from alignvl_cli.report.tables import Table
 from alignvl_cli.report.text import visible
 
 if TYPE_CHECKING:
-    from alignvl_cli.config import Gallery
     from alignvl_cli.retrieval.search import Hit
+    from alignvl_cli.settings import Gallery
 
 TITLES = {"image": "images for ", "text": "captions for "}
 COLUMNS = {"image": ("id", "first caption"), "text": ("caption", "of image")}

@@ -20,7 +20,6 @@ from pathlib import Path
 
 from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.datasets.annotations import is_csv_header, is_token_line, open_annotations, open_flickr
-from alignvl_cli.datasets.braces import expanded
 from alignvl_cli.datasets.dataset import Dataset, ImageSource, Item
 from alignvl_cli.datasets.demo import open_emoji
 from alignvl_cli.datasets.folders import IMAGE_SUFFIXES, open_folder
@@ -28,7 +27,7 @@ from alignvl_cli.datasets.grouping import open_manifest
 from alignvl_cli.datasets.huggingface import HUB, is_saved
 from alignvl_cli.datasets.splits import check_declared
 from alignvl_cli.datasets.tables import csv_rows, jsonl_rows, parquet_rows, tsv_rows
-from alignvl_cli.datasets.webdataset import PACKED_SUFFIXES, SEPARATOR, open_tars
+from alignvl_cli.datasets.webdataset import PACKED_SUFFIXES, SEPARATOR, expanded, open_tars
 from alignvl_cli.errors import AlignvlError, DataError, UsageError
 
 FIRST_BYTES = 4096

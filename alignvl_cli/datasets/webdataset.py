@@ -4,19 +4,22 @@ Nothing is unpacked and no name in a tar is ever used as a path: a picture is a 
 """
 
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from alignvl_cli.config import DatasetFormat, DatasetOptions
-from alignvl_cli.datasets.braces import expanded
 from alignvl_cli.datasets.dataset import Dataset, ImageSource, Item, listing_sha256, make_dataset, storable
 from alignvl_cli.datasets.folders import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, SidecarReader, pairing_name
-from alignvl_cli.errors import DataError
+from alignvl_cli.errors import DataError, UsageError
 
 SEPARATOR = "::"
 """Between patterns, as webdataset and open_clip have it."""
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+MOST_NAMES = 1_000_000
+"""That one pattern may stand for: a slip of the finger must not fill the memory."""
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 """First bytes of compressed files."""
 PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -192,3 +195,26 @@ def _told_apart(items: list[Item]) -> list[Item]:
 def _with_tar(item: Item, depth: int) -> Item:
     tar = "/".join(item.source.path.with_suffix("").parts[-depth:])
     return replace(item, id=f"{storable(tar)}/{item.id}")
+
+
+def expanded(pattern: str) -> Iterator[str]:
+    """Each name that a brace pattern stands for, in order, as in a shell; a text without braces stands for itself.
+
+    UsageError for a brace without its other half, braces that hold neither a range nor a list, a falling range, or
+    more than a million names.
+    """
+    from braceexpand import braceexpand
+
+    for first, last in RANGE.findall(pattern):
+        if not int(first) <= int(last) < int(first) + MOST_NAMES:
+            raise UsageError(f"{pattern}: {first}..{last} is a falling range, or one of more than {MOST_NAMES} names")
+    wanted = "write a range like {0000..0009} or a list like {a,b}"
+    try:
+        for number, name in enumerate(braceexpand(pattern, escape=False)):
+            if "{" in name or "}" in name:
+                raise UsageError(f"{pattern}: these braces hold neither a range nor a list; {wanted}")
+            if number == MOST_NAMES:
+                raise UsageError(f"{pattern}: stands for more than {MOST_NAMES} names; {wanted} of fewer")
+            yield name
+    except ValueError as problem:
+        raise UsageError(f"{pattern}: a brace without its other half; {wanted}") from problem

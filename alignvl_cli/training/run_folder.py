@@ -5,8 +5,8 @@ Fills a run folder while training goes on; `result.json`, last, makes it complet
 
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -43,8 +43,10 @@ METRICS = "metrics.jsonl"
 ENVIRONMENT = "environment.json"
 RESULT = "result.json"
 """Written last: a run is complete when it exists."""
+LOCK = ".lock"
+"""Held by the process that trains in the folder, and removed by it; of a killed one it may stay."""
 WRITTEN = {
-    ".": (CONFIG, ADAPTERS, METRICS, ENVIRONMENT, RESULT, "failed.json"),
+    ".": (CONFIG, ADAPTERS, METRICS, ENVIRONMENT, RESULT, "failed.json", LOCK),
     "checkpoint": ("state.json", "*.safetensors"),
     "eval": ("*.json", "*.parquet", "*-reliability.png", "*-reliability.svg"),
     "tensorboard": ("events.out.tfevents.*",),
@@ -304,22 +306,31 @@ def claim_run(path: Path, overwrite: bool) -> None:
         raise DataError(f"--output {path}: cannot write there ({problem.strerror or problem})") from problem
 
 
-def held_run(path: Path) -> AbstractContextManager[None]:
+@contextmanager
+def held_run(path: Path) -> Iterator[None]:
     """Hold the run folder `path`, which exists, against every other process; DataError when one holds it."""
     busy = f"{path}: another process is training in this run folder; wait for it, or name another place"
-    return held(path, busy, is_folder=True)
+    with held(path / LOCK, busy):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no open file
+                (path / LOCK).unlink(missing_ok=True)
 
 
-def _is_scratch(path: Path) -> bool:
-    """Whether a killed process was writing this file (see `committed`)."""
-    return path.is_file() and path.name.startswith(".") and path.name.endswith(".tmp")
+def _is_leftover(path: Path) -> bool:
+    """Whether this is all that a process left which was killed before the run had begun (see `committed`)."""
+    is_scratch = path.is_file() and path.name.startswith(".") and path.name.endswith(".tmp")
+    return is_scratch or path.name in (ENVIRONMENT, LOCK) or is_litter(path.name)
 
 
 def _clear(path: Path, overwrite: bool) -> None:
     if not (path / CONFIG).is_file():
-        if all(entry.name == ENVIRONMENT or _is_scratch(entry) or is_litter(entry.name) for entry in path.iterdir()):
-            for entry in path.iterdir():  # of a run that was killed before it had begun
-                entry.unlink()
+        if all(map(_is_leftover, path.iterdir())):
+            with held_run(path):
+                for entry in path.iterdir():
+                    if entry.name != LOCK:
+                        entry.unlink()
             return
         raise UsageError(f"--output {path}: the folder holds something that is no run; name another place")
     if (found := seems_to_be(path)) is not None:
@@ -339,6 +350,6 @@ def _clear(path: Path, overwrite: bool) -> None:
         for entry in path.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
-            elif entry.name != CONFIG:
+            elif entry.name not in (CONFIG, LOCK):
                 entry.unlink()
         (path / CONFIG).unlink()  # last: until then what is left is known for a run

@@ -11,9 +11,9 @@ from alignvl_cli.ablation.processes import make_all
 from alignvl_cli.ablation.records import RANKS, RESULTS, STUDY, VERDICTS, creation_counter, write_outcomes
 from alignvl_cli.ablation.verdicts import StudyVerdicts, judge
 from alignvl_cli.artifacts import file_sha256, held, write_json
-from alignvl_cli.config import Device
 from alignvl_cli.devices import visible_gpus
 from alignvl_cli.errors import DataError, DivergedError
+from alignvl_cli.settings import Device
 
 LOCK = ".lock"
 

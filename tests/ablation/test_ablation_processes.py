@@ -17,8 +17,8 @@ from alignvl_cli.ablation.plan import set_up
 from alignvl_cli.ablation.processes import _result, _started
 from alignvl_cli.ablation.run import Begun, run_study
 from alignvl_cli.ablation.study import load_study
-from alignvl_cli.config import Device
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import Device
 
 
 @pytest.fixture(scope="module")

@@ -217,6 +217,10 @@ class Store:
     _digests: Mapping[str, np.ndarray] = field(repr=False)
     _verified: Mapping[str, np.ndarray] = field(repr=False)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy or a pickle holds no latents: it opens the file again, which must hold the same."""
+        return _reopen, (self.path, self.digest)
+
     @cached_property
     def image_uri(self) -> list[str]:
         return self._strings("image/uri")
@@ -370,6 +374,13 @@ def open_store(path: str | Path) -> Store:
         _digests=digests,
         _verified={name: np.zeros(len(digests[name]), dtype=bool) for name in latents},
     )
+
+
+def _reopen(path: Path, digest: str) -> Store:
+    store = open_store(path)
+    if store.digest != digest:
+        raise DataError(f"{path}: another store than the one that was copied or pickled; open the one that is meant")
+    return store
 
 
 def read_made_by(path: Path) -> dict[str, Any] | None:

@@ -1,8 +1,5 @@
-"""Learning curves: the validations that a run's log holds, and their mean over the seeds of an arm.
-
-Where two arms of a study disagree: the queries that one finds much sooner than the other, seed after seed.
-
-Reliability of an arm: accuracy by confidence, the queries of all its seeds together.
+"""What the views of a study show beyond its verdicts: learning curves, reliability, and the queries on which two arms
+disagree.
 """
 
 import json

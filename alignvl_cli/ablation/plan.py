@@ -1,6 +1,5 @@
-"""A study on a store: what each run gets, and whether it is the study that a folder was begun with.
-
-What a study would take, before it is run: runs, time, disk, and whether its seeds can settle anything.
+"""A study on a store: what each run gets, whether a folder was begun with the same study, and, before anything is run,
+what it would take: runs, time, disk, and whether its seeds can settle anything.
 """
 
 import json
@@ -137,7 +136,7 @@ def begin(setup: Setup, folder: Path) -> Setup:
     if changed:
         raise MismatchError(
             f"{folder}: a study was begun there with other settings ({'; '.join(changed)}); "
-            "go on with those, or name another folder with -o"
+            "ask for those, or name another folder with -o"
         )
     kept = [seed for seed in before["seeds"] if seed not in setup.study.seeds]
     return replace(setup, study=setup.study.with_seeds((*setup.study.seeds, *kept)))

@@ -56,7 +56,7 @@ def run_study(setup: Setup, folder: Path, processes: int | None = None) -> Itera
     Seeds that the folder has stay in the study, whichever are asked for now: none is dropped once it is measured.
     Raises MismatchError when the folder was begun with other settings, on another store, device or number of threads;
     UsageError when it holds something else; DataError when another process is at it; DivergedError when every run
-    diverged. Abandoning the iterator leaves a folder that goes on where it stopped.
+    diverged. Abandoning the iterator leaves a folder that the same call resumes.
     """
     setup = begin(setup, folder)
     try:

@@ -1,6 +1,6 @@
 """Opens a store: checked on opening, latents mapped into memory and verified when first loaded.
 
-What a store's file must be like to be read at all; whatever is wrong with it becomes one DataError.
+Whatever is wrong with the file becomes one DataError that names it.
 """
 
 import json

@@ -1,14 +1,10 @@
-"""The training pairs as the settings want them: those of the stores, corrupted and chosen from (see `selection`).
+"""Which pairs a run trains on: some get another's image (`--corrupt-captions`), then some are kept (`--subset`), so
+that a subset can be judged by how many corrupted pairs it leaves out.
 
-Letters: I images, T captions of the split, P pairs that are left, K keys a pair.
+`near`, `kdpp` and `quality` compare the latents as stored, by cosine, a part at a time under `--memory-budget`.
 
-Which pairs a run trains on: first some are corrupted (`--corrupt-captions`), then some are chosen (`--subset`), so
-that a choice can be judged by how many corrupted pairs it leaves out.
-
-`near`, `kdpp` and `quality` look at the latents as stored, by cosine, a part of them at a time under `--memory-budget`.
-
-Letters: I images, T captions of the split, U different images, Q pairs asked about, B pairs of a block, K pairs chosen,
-M neighbours, D and C widths of image and text latents.
+Letters: I images, T captions of the split, U different images, Q captions to corrupt, P pairs that are left, B pairs of
+a block, K pairs or keys, M neighbours, D and C widths of image and text latents.
 """
 
 from collections.abc import Callable, Sequence
@@ -158,7 +154,7 @@ assert SUBSETS.keys() == set(SubsetKind)
 
 
 @dataclass(frozen=True)
-class ChosenPairs:
+class SelectedPairs:
     """The pairs to train on, one a text, in the stores' order."""
 
     image: StoredRows
@@ -173,38 +169,38 @@ class ChosenPairs:
     """What a run's configuration says of it."""
 
 
-def choose_pairs(stores: Sequence[Store], split: str, config: TrainConfig, streams: Streams) -> ChosenPairs:
+def select_pairs(stores: Sequence[Store], split: str, config: TrainConfig, streams: Streams) -> SelectedPairs:
     """The pairs of `split`, of which `--corrupt-captions` have another's image, and `--subset` are kept.
 
     DataError when a store lacks the split, or no caption can get another image.
     """
     image, text, image_T = stored_split(stores, split)
     keys_KT = duplicate_keys(stores, split) if config.mask_duplicates or config.corrupt_captions else None
-    looked_at = _looked_at(image, text, config.memory_budget)
+    readers = _readers(image, text, config.memory_budget)
     record: dict[str, Any] = {}
     corrupted_T = None
     if keys_KT is not None and config.corrupt_captions:
         key_I = torch.full((len(image),), -1).scatter_(0, image_T, keys_KT[0])
         share, how = config.corrupt_captions, config.corrupt_kind
-        image_T, corrupted_T = corrupt(share, how, image_T, keys_KT[0], looked_at[0], streams[Stream.corruption])
+        image_T, corrupted_T = corrupt(share, how, image_T, keys_KT[0], readers[0], streams[Stream.corruption])
         keys_KT = torch.stack([key_I[image_T], keys_KT[1]])
         record["corruption"] = {"share": share, "kind": how, "pairs": int(corrupted_T.sum())}
     asked = subset_of(config.subset)
     if asked is None:
-        return ChosenPairs(image, text, image_T, keys_KT, corrupted_T, record)
+        return SelectedPairs(image, text, image_T, keys_KT, corrupted_T, record)
     kind, size = asked
-    kept_P = SUBSETS[kind](size, *looked_at, image_T, streams[Stream.subset]).sort().values
+    kept_P = SUBSETS[kind](size, *readers, image_T, streams[Stream.subset]).sort().values
     shown, image_P = image_T[kept_P].unique(return_inverse=True)
     record["subset"] = {"kind": kind, "pairs": size, "of": len(text)}
     if corrupted_T is not None:
         corrupted_T = corrupted_T[kept_P]
         record["corruption"]["pairs_kept"] = int(corrupted_T.sum())
     keys_KP = None if keys_KT is None else keys_KT[:, kept_P]
-    return ChosenPairs(image.pick(shown.numpy()), text.pick(kept_P.numpy()), image_P, keys_KP, corrupted_T, record)
+    return SelectedPairs(image.pick(shown.numpy()), text.pick(kept_P.numpy()), image_P, keys_KP, corrupted_T, record)
 
 
-def _looked_at(image: StoredRows, text: StoredRows, budget: int | None) -> tuple[Latents, Latents]:
-    """What corruption and choice may look at: all latents, once they are asked for, or half a budget that they exceed
+def _readers(image: StoredRows, text: StoredRows, budget: int | None) -> tuple[Latents, Latents]:
+    """How corruption and subsets read latents: all of them, kept once they are read, or half a budget that they exceed
     at a time."""
     if budget is None or is_within(budget, image, text):
         images, texts = cache(image.resident), cache(text.resident)

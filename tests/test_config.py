@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import pytest
 
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.recipes import KINDS, auto_shape, read_settings, resolve_train, run_name
+from alignvl_cli.recipes import TRAIN, auto_shape, read_settings, resolve_train, run_name
 from alignvl_cli.settings import AdapterKind, DatasetOptions, ExtractConfig, Init, NoiseKind, Recipe, TrainConfig
 
 
@@ -100,7 +100,7 @@ def test_refused(asked, said):
 
 def test_a_setting_is_a_field_and_a_field_a_setting():
     switches = {"rp", "es"}  # resolved into noise and smoothing
-    assert {field.name.replace("_", "-") for field in fields(TrainConfig)} == KINDS.keys() - switches
+    assert {field.name.replace("_", "-") for field in fields(TrainConfig)} == TRAIN.keys() - switches
 
 
 @pytest.mark.parametrize(("asked", "side"), [("auto", None), ("512", 512), (512, 512)])

@@ -12,11 +12,9 @@ from typing import Any
 
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.recipes import resolve_train
-from alignvl_cli.settings import Device, TrainConfig, by_flag, did_you_mean
+from alignvl_cli.settings import DEFAULT_MARGIN, Device, TrainConfig, by_flag, did_you_mean
 
 KEYS = ("name", "question", "reference", "seeds", "margin", "base", "arms", "factors")
-DEFAULT_MARGIN = 1.0
-"""Points of mean recall within which two arms count as equivalent."""
 LONGEST_NAME = 100
 LARGEST_SEED = 2**63 - 1
 KEPT_OUT = ("seed", "device")

@@ -163,6 +163,28 @@ def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> Train
     return TrainConfig(**{field.name: values[field.name.replace("_", "-")] for field in fields(TrainConfig)})
 
 
+def one_layer(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """What `layers` ask for as one layer, which trains the same: without what a stronger layer undid."""
+    checked = _without_idle([{key: parse_setting(key, value) for key, value in layer.items()} for layer in layers])
+    asked = {
+        key: value for layer, kept in zip(layers, checked, strict=True) for key, value in layer.items() if key in kept
+    }
+    for ingredient, details in SWITCHED_BY.items():
+        switches = [switch for layer in checked if (switch := _switches(layer).get(ingredient)) is not None]
+        if not switches:
+            continue
+        is_none = ingredient == "rp" and asked.get("noise") == NoiseKind.none
+        if switches[-1]:
+            asked |= (
+                {ingredient: True} if asked.get(ingredient) is False else {}
+            )  # on again by a stronger layer's detail
+            asked = {key: value for key, value in asked.items() if not (is_none and key == "noise")}
+        else:
+            asked = {key: value for key, value in asked.items() if key not in (ingredient, *details)}
+            asked |= {"noise": NoiseKind.none} if is_none else {ingredient: False}
+    return asked
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """The top-level keys of a TOML file, for a layer of `resolve_train`; `_` and `-` read alike."""
     import tomllib

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignvl_cli.cli.console import Session
+from alignvl_cli.declarations import given
 from alignvl_cli.settings import AblateSettings
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def ablate(
         data = session.workspace.newest_store()
         session.note(f"on the newest store, {data}")
     folder = output or session.workspace.root / "studies" / wanted.name
-    setup = set_up(wanted, data, asked.device, asked.threads)
+    setup = set_up(wanted, data, asked.device, asked.threads, given=given(asked))
     if asked.plan:
         _plan(session, setup, folder, asked.jobs, asked.as_json)
     else:

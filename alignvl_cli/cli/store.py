@@ -32,7 +32,7 @@ def export(
 def import_(
     session: Session,
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Folder that `alignvl store export` or clip-retrieval made.")
+        Path, typer.Argument(metavar="FOLDER", help="Folder that `store export` or clip-retrieval made.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Store to make.")],
     *,

@@ -15,7 +15,7 @@ from alignvl_cli.cli.console import Session
 from alignvl_cli.cli.workspace import MARKS
 from alignvl_cli.declarations import given
 from alignvl_cli.errors import UsageError
-from alignvl_cli.recipes import read_settings, resolve_train, run_name
+from alignvl_cli.recipes import one_layer, read_settings, resolve_train, run_name
 from alignvl_cli.settings import ReportTo, RunSettings, TrainConfig
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ def train(
     settings = resolve_train(*layers, flags, pairs=count_pairs(stores))
     place = session.workspace.place_for(output, "runs", run_name(settings)) if session.leads else nullcontext(Path())
     with place as run:
-        records = train_run(stores, run, settings, val=val, overwrite=asked.overwrite)
+        asked_for = one_layer(*layers, flags)
+        records = train_run(stores, run, settings, val=val, overwrite=asked.overwrite, given=asked_for)
         show_training(session, run, records, tensorboard=asked.report_to is ReportTo.tensorboard)
     session.result(run)
 

@@ -40,11 +40,11 @@ def _encoder(kept: Json) -> str:
 
 
 def train_command(config: Json, pairs: int) -> str:
-    """Of a run, from its `config.json` and the number of its training pairs."""
+    """Of a run, from its `config.json` and the number of its training pairs. The seed is always said."""
     stores, selection = [store["path"] for store in config["stores"]], config["selection_store"]["path"]
     words = ["alignvl", "train", *stores, *(["--val", selection] if selection != stores[0] else [])]
     asked = config["given"] if "given" in config else departing_settings(config["settings"], pairs)
-    return shlex.join([*words, *flags_of(asked)])
+    return shlex.join([*words, *flags_of({**asked, "seed": config["settings"]["seed"]})])
 
 
 def ablate_command(name: str, study: Json) -> str:
@@ -79,7 +79,7 @@ def departing_settings(settings: Json, pairs: int) -> dict[str, Any]:
         if not is_on:
             asked = {key: value for key, value in asked.items() if key not in SWITCHED_BY[ingredient]}
             asked[ingredient] = False
-    return {**asked, "seed": kept["seed"]}
+    return asked
 
 
 def study_toml(study: Json) -> str:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from alignvl_cli.recipes import ACT_ON_CLOSED_FORMS, NOT_IN_ADAPTER, SWITCHED_BY, resolve_train
+from alignvl_cli.recipes import ACT_ON_CLOSED_FORMS, DEFAULTS, NOT_IN_ADAPTER, SWITCHED_BY, resolve_train
 from alignvl_cli.settings import AdapterKind, Method, by_flag
 
 Json = Mapping[str, Any]
@@ -65,7 +65,9 @@ def flags_of(asked: Json) -> Iterator[str]:
 def departing_settings(settings: Json, pairs: int) -> dict[str, Any]:
     """Flags for a run that did not keep what it was given: every setting that its recipe and size do not have."""
     kept = by_flag(settings)
-    base: dict[str, Any] = {key: kept[key] for key in ("method", "recipe", "size", "subset") if key in kept}
+    base: dict[str, Any] = {"recipe": kept["recipe"]} | {
+        key: kept[key] for key in ("method", "size", "subset") if kept.get(key, DEFAULTS[key]) != DEFAULTS[key]
+    }
     if base.get("method", Method.contrastive) != Method.contrastive:
         base = {key: value for key, value in base.items() if key in ACT_ON_CLOSED_FORMS}
         kept = {key: value for key, value in kept.items() if key in ACT_ON_CLOSED_FORMS}

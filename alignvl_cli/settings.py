@@ -4,7 +4,8 @@ A class is a command's settings, or a part of several commands'. Its fields say 
 type, default or who decides it, range, help line, panel. `cli.options` makes the flags of them, `recipes` reads files
 and studies by them, `cli.reference` writes docs/cli.md from them.
 
-No heavy library is imported, so that `--help` is instant.
+No heavy library is imported, so that `--help` is instant; for the same reason (each method of a dataclass is compiled)
+what only carries flags to a command has neither `==` nor `repr`.
 """
 
 import math
@@ -354,7 +355,7 @@ workers = partial(
 pickled = "Read weights that are pickled where there are no safetensors."
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CommonSettings:
     """Of every command."""
 
@@ -373,7 +374,7 @@ class Trust:
     pickle: bool = setting(pickled, False, flag="allow-pickle")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class EncoderSettings:
     """The two frozen encoders of an extraction."""
 
@@ -417,7 +418,7 @@ class ExtractConfig(Checked):
     max_rejected: float = max_rejected()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ExtractSettings:
     """How an extraction is run."""
 
@@ -429,7 +430,7 @@ class ExtractSettings:
     as_json: bool = setting("With --plan: one JSON document on stdout.", False, flag="json")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CheckSettings(Checked):
     """Of `data check`, besides how the data are read."""
 
@@ -566,7 +567,7 @@ class TrainConfig:
         return cls(**{key: kinds[key](value) if is_enum[key] else value for key, value in record.items()})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RunSettings:
     """How a training is run; none of it decides what is trained."""
 
@@ -574,7 +575,7 @@ class RunSettings:
     overwrite: bool = overwrite()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class EvalSettings(Checked):
     """Of `eval`."""
 
@@ -590,7 +591,7 @@ class EvalSettings(Checked):
     as_json: bool = as_json()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class IndexSettings:
     """Of `index`."""
 
@@ -609,7 +610,7 @@ class IndexSettings:
     overwrite: bool = overwrite()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class SearchSettings(Checked):
     """Of `search`."""
 
@@ -623,7 +624,7 @@ class SearchSettings(Checked):
     as_json: bool = as_json()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ClassifySettings:
     """Of `classify`."""
 
@@ -638,7 +639,7 @@ class ClassifySettings:
     as_json: bool = as_json()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class AblateSettings(Checked):
     """Of `ablate`."""
 
@@ -658,7 +659,7 @@ class AblateSettings(Checked):
     as_json: bool = as_json()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ReportSettings:
     """Of `report`."""
 
@@ -671,7 +672,7 @@ class ReportSettings:
     overwrite: bool = setting("Replace files that are there.", False)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ProbeSettings(Checked):
     """Of `probe`."""
 
@@ -679,7 +680,7 @@ class ProbeSettings(Checked):
     as_json: bool = as_json()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ExportSettings:
     """Of `export`."""
 
@@ -687,14 +688,14 @@ class ExportSettings:
     allow_pickle: bool = setting(pickled, False)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class StoreExportSettings:
     """Of `store export`."""
 
     to: LatentFormat = setting("Layout of the files.", LatentFormat.npy)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class StoreImportSettings:
     """Of `store import`."""
 
@@ -702,7 +703,7 @@ class StoreImportSettings:
     text: str = setting("Id of the model that the text latents came from.")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class InspectSettings(Checked):
     """Of `inspect`."""
 

@@ -35,8 +35,10 @@ def options_of(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
     found = []
     for parameter in parameters:
         owner, _ = settings_of(parameter)
-        one = list(map(_option, declared(owner).values())) if owner else [parameter]
-        found += [part.replace(kind=inspect.Parameter.KEYWORD_ONLY) for part in one]
+        if owner is None:
+            found.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        else:
+            found += map(_option, declared(owner).values())
     return found
 
 

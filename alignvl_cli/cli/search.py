@@ -3,7 +3,6 @@
 The page that `alignvl search --html` writes.
 """
 
-import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -124,7 +123,11 @@ def write_gallery(session: Session, page: "SearchPage", path: Path, *, is_shown:
     with committed(path) as scratch:
         scratch.write_text(html, encoding="utf-8")
     session.note(f"wrote {path}")
-    if is_shown and not webbrowser.open(path.resolve().as_uri()):
+    if not is_shown:
+        return
+    import webbrowser  # loads more than the rest of this file
+
+    if not webbrowser.open(path.resolve().as_uri()):
         session.warn(f"no browser to show it with; open {path} yourself")
 
 

@@ -146,8 +146,10 @@ def train(
     DivergedError when the loss is no number any more.
     """
     opened = [_store(store) for store in ([stores] if isinstance(stores, Store | str | Path) else stores)]
-    config = resolve_train(by_flag(settings), pairs=count_pairs([store.path for store in opened]))
-    work = train_run(opened, Path(output), config, val=None if val is None else Path(val), overwrite=overwrite)
+    given = by_flag(settings)
+    config = resolve_train(given, pairs=count_pairs([store.path for store in opened]))
+    val = None if val is None else Path(val)
+    work = train_run(opened, Path(output), config, val=val, overwrite=overwrite, given=given)
     _last(work, on_event)
     return load_run(Path(output), _place(config.device))
 

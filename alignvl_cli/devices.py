@@ -33,13 +33,13 @@ def choose_device(asked: Device) -> str:
         Device.mps: torch.backends.mps.is_available(),
         Device.cpu: True,
     }
-    chosen = next(device for device, there in present.items() if there) if asked is Device.auto else asked
-    if not present[chosen]:
+    used = next(device for device, there in present.items() if there) if asked is Device.auto else asked
+    if not present[used]:
         there = ", ".join(device.value for device, is_there in present.items() if is_there)
-        raise UsageError(f"--device {chosen.value}: this machine has no such device for torch (it has: {there})")
-    if chosen is Device.cpu:
+        raise UsageError(f"--device {used.value}: this machine has no such device for torch (it has: {there})")
+    if used is Device.cpu:
         _keep_freed_memory()
-    return chosen.value
+    return used.value
 
 
 def _keep_freed_memory() -> None:

@@ -141,9 +141,9 @@ def disagreements(reference: Ranked, arm: Ranked, seed: int, count: int) -> Disa
 
     def extreme(sign: int) -> tuple[Disagreement, ...]:
         strength_Q = np.minimum(sign * gain_Q, sign * shown_Q)
-        chosen: dict[str, Disagreement] = {}
+        found: dict[str, Disagreement] = {}
         for query in np.argsort(-strength_Q, kind="stable"):
-            if len(chosen) == count or strength_Q[query] <= 0:
+            if len(found) == count or strength_Q[query] <= 0:
                 break
             made = Disagreement(
                 query_row=int(arm.query_row_Q[query]),
@@ -153,8 +153,8 @@ def disagreements(reference: Ranked, arm: Ranked, seed: int, count: int) -> Disa
                 reference_median=float(reference_Q[query]),
                 arm_median=float(arm_Q[query]),
             )
-            chosen.setdefault(made.query_id, made)
-        return tuple(chosen.values())
+            found.setdefault(made.query_id, made)
+        return tuple(found.values())
 
     return Disagreements(
         seeds=seeds,

@@ -280,13 +280,13 @@ def _timed(setup: Setup, job: Job) -> tuple[float, int]:
             list(solve(plan, state))
             return time.perf_counter() - began, started.parameters
         slices = epoch_slices(order_P, job.config.batch_size)
-        chosen = [next(slices) for _ in range(min(TIMED_STEPS, started.steps_per_epoch))]
-        take_step(plan, state, chosen[0])  # the first one allocates
+        timed = [next(slices) for _ in range(min(TIMED_STEPS, started.steps_per_epoch))]
+        take_step(plan, state, timed[0])  # the first one allocates
         began = time.perf_counter()
-        for step in chosen:
+        for step in timed:
             take_step(plan, state, step)
             state.adapters.temperature.item()  # waits for the device
-        step_s = (time.perf_counter() - began) / len(chosen)
+        step_s = (time.perf_counter() - began) / len(timed)
         began = time.perf_counter()
         validate(state.adapters, plan.val)
         validate_s = time.perf_counter() - began

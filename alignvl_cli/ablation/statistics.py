@@ -250,10 +250,10 @@ class Effect:
 def effects(factors: Mapping[str, Sequence[str]]) -> list[Effect]:
     """All of them, main effects first. `factors` has the levels of each, the first being the one compared with."""
     return [
-        _effect(factors, dict(zip(chosen, levels, strict=True)))
+        _effect(factors, dict(zip(crossed, levels, strict=True)))
         for order in range(1, len(factors) + 1)
-        for chosen in itertools.combinations(factors, order)
-        for levels in itertools.product(*(factors[factor][1:] for factor in chosen))
+        for crossed in itertools.combinations(factors, order)
+        for levels in itertools.product(*(factors[factor][1:] for factor in crossed))
     ]
 
 

@@ -99,7 +99,7 @@ def read_sizes(path: Path, file: h5py.File) -> dict[str, int]:
 
 
 def own_dataset(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
-    """The dataset `name`, whose bytes must lie in this very file: no link that leads elsewhere, no virtual or
+    """The dataset `name`, whose bytes must lie in this very file: no link to elsewhere, no virtual or
     external storage, no size that the file is too small for."""
     parts = name.split("/")
     for depth in range(1, len(parts) + 1):

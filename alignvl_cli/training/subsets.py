@@ -36,7 +36,7 @@ class Latents:
 DPP_BLOCK = 8192
 """Pairs among which greedy MAP chooses at once; of more, each random block gives its share."""
 DEPENDENT = 1e-4
-"""Left of a pair's own kernel value of 4 once it is a combination of those chosen, in float32."""
+"""Left of a pair's own kernel value of 4 once it is a combination of those selected, in float32."""
 
 
 def corrupt(
@@ -56,19 +56,19 @@ def corrupt(
     if len(shown_U) < 2:
         raise DataError("--corrupt-captions: the training pairs show one image only, so no caption can get another")
     row_U = torch.empty_like(shown_U).scatter_(0, own_T, text_image_T)
-    chosen_Q = torch.randperm(len(text_image_T), generator=generator)[: max(1, round(share * len(text_image_T)))]
-    own_Q = own_T[chosen_Q]
+    wrong_Q = torch.randperm(len(text_image_T), generator=generator)[: max(1, round(share * len(text_image_T)))]
+    own_Q = own_T[wrong_Q]
     if kind is CorruptKind.shuffle:
-        other_Q = torch.randint(len(shown_U) - 1, (len(chosen_Q),), generator=generator)
+        other_Q = torch.randint(len(shown_U) - 1, (len(wrong_Q),), generator=generator)
         other_Q += other_Q >= own_Q
     else:
         kept = min(NEIGHBOURS, len(shown_U) - 1)
         near_QM = nearest_others(lambda shown: image.read(row_U[shown]), len(row_U), own_Q, kept, held=image.held)
-        drawn_Q = torch.randint(near_QM.shape[1], (len(chosen_Q),), generator=generator)
+        drawn_Q = torch.randint(near_QM.shape[1], (len(wrong_Q),), generator=generator)
         other_Q = near_QM.gather(1, drawn_Q[:, None]).squeeze(1)
     new_image_T, corrupted_T = text_image_T.clone(), torch.zeros(len(text_image_T), dtype=torch.bool)
-    new_image_T[chosen_Q] = row_U[other_Q]
-    corrupted_T[chosen_Q] = True
+    new_image_T[wrong_Q] = row_U[other_Q]
+    corrupted_T[wrong_Q] = True
     return new_image_T, corrupted_T
 
 
@@ -81,15 +81,15 @@ def kdpp(size: int, image: Latents, text: Latents, text_image_T: Tensor, generat
     """Diverse pairs: greedy MAP of a k-DPP (Chen et al., NeurIPS 2018) with kernel `(1 + s)^2`, s the mean of the
     pairs' image cosine and text cosine."""
     order_T = torch.randperm(len(text_image_T), generator=generator)
-    chosen, done, before = [], 0, 0
+    selected, done, before = [], 0, 0
     for block_B in order_T.split(DPP_BLOCK):
         done += len(block_B)
         upto = round(size * done / len(order_T))
         sides = image.read(text_image_T[block_B]), text.read(block_B)
         row_BW = torch.cat([F.normalize(side, dim=1) for side in sides], dim=1) * 0.5**0.5
-        chosen.append(block_B[_greedy_map(row_BW, upto - before)])
+        selected.append(block_B[_greedy_map(row_BW, upto - before)])
         before = upto
-    return torch.cat(chosen)
+    return torch.cat(selected)
 
 
 def _greedy_map(row_BW: Tensor, size: int) -> Tensor:
@@ -98,21 +98,21 @@ def _greedy_map(row_BW: Tensor, size: int) -> Tensor:
     factor_KB = torch.zeros(size, len(row_BW))
     left_B = torch.full((len(row_BW),), 4.0)
     is_free_B = torch.ones(len(row_BW), dtype=torch.bool)
-    chosen: list[int] = []
-    while len(chosen) < size:
+    selected: list[int] = []
+    while len(selected) < size:
         best = int(left_B.argmax())
         if left_B[best] < DEPENDENT:
             break
-        step = len(chosen)
+        step = len(selected)
         kernel_B = (1 + row_BW @ row_BW[best]).square()
         kernel_B -= factor_KB[:step, best] @ factor_KB[:step]
         factor_KB[step] = kernel_B / left_B[best].sqrt()
         left_B = left_B - factor_KB[step].square()
-        chosen.append(best)
+        selected.append(best)
         is_free_B[best] = False
         left_B[~is_free_B] = -torch.inf
-    rest = is_free_B.nonzero().squeeze(1)[: size - len(chosen)]
-    return torch.cat([torch.tensor(chosen, dtype=torch.int64), rest])
+    rest = is_free_B.nonzero().squeeze(1)[: size - len(selected)]
+    return torch.cat([torch.tensor(selected, dtype=torch.int64), rest])
 
 
 def quality(size: int, image: Latents, text: Latents, text_image_T: Tensor, generator: torch.Generator) -> Tensor:

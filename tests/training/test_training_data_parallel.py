@@ -49,7 +49,7 @@ def test_shares_are_the_rows_in_order():
     assert torch.equal(torch.cat([DataParallel(rank, 3).own_rows(whole) for rank in range(3)]), whole)
     assert torch.equal(DataParallel().own_rows(whole), whole)
     alone = DataParallel()
-    assert alone.whole(whole) is whole
+    assert alone.all_gather(whole) is whole
     assert alone.broadcast(1.25) == 1.25
     with pytest.raises(UsageError, match=r"--batch-size 10: 4 processes .* multiple of 4, as 8 is"):
         DataParallel(0, 4).require_shares(10)

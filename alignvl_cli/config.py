@@ -89,6 +89,7 @@ class DatasetFormat(StrEnum):
     csv = "csv"
     tsv = "tsv"
     parquet = "parquet"
+    json = "json"
     karpathy = "karpathy"
     coco = "coco"
     flickr_token = "flickr-token"
@@ -243,7 +244,9 @@ class DatasetOptions:
     image_column: str = "image"
     """`--image-column`"""
     caption_column: str | None = None
-    """Default: `captions`, else `caption` (`--caption-column`)."""
+    """Default: `captions`, else `caption`, else `caption_0`, `caption_1`, ... (`--caption-column`)."""
+    id_column: str = "id"
+    """Empty: an image's path is its id (`--id-column`)."""
     format: DatasetFormat | None = None
     """None: told from the path and what stands there (`--format`)."""
 

@@ -85,6 +85,18 @@ def subset_of(text: str) -> tuple[SubsetKind, int] | None:
 UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
+def share(text: str | float) -> float:
+    """A part of a whole as it is typed: `0.01`, or `1%`; UsageError for anything else than a number from 0 to 1."""
+    written = str(text).strip()
+    try:
+        value = float(written.removesuffix("%")) / (100 if written.endswith("%") else 1)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise UsageError(f"wanted a share from 0 to 1, as 0.01 or 1%, got '{text}'")
+    return value
+
+
 def size_in_bytes(flag: str, text: str, plain: int | None = None, also: str = "") -> int:
     """Bytes of `8GB`, `500MB` or `2GiB`, and of a plain number of `plain` bytes where that is given; UsageError that
     names `flag`, and what is wanted `also`, for anything else."""

@@ -9,6 +9,7 @@ from alignvl_cli.cli.options import (
     CaptionColumnOption,
     DatasetArgument,
     FormatOption,
+    IdColumnOption,
     ImageColumnOption,
     ImageRootOption,
     JsonOption,
@@ -35,6 +36,7 @@ def check(
     image_root: ImageRootOption = None,
     image_column: ImageColumnOption = "image",
     caption_column: CaptionColumnOption = None,
+    id_column: IdColumnOption = "id",
     max_pixels: MaxPixelsOption = MAX_PIXELS,
     max_rejected: MaxRejectedOption = 0.01,
     workers: Annotated[int | None, typer.Option(help="Processes that decode images. Default: by the machine.")] = None,
@@ -51,7 +53,11 @@ def check(
     if text_prefix is not None and text is None:
         raise UsageError("--text-prefix is what an encoder puts before captions; name the encoder with --text")
     options = DatasetOptions(
-        image_root=image_root, image_column=image_column, caption_column=caption_column, format=data_format
+        image_root=image_root,
+        image_column=image_column,
+        caption_column=caption_column,
+        id_column=id_column,
+        format=data_format,
     )
 
     from alignvl_cli.datasets.check import Looked, check_dataset

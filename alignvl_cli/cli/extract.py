@@ -12,6 +12,7 @@ from alignvl_cli.cli.options import (
     DatasetArgument,
     DeviceOption,
     FormatOption,
+    IdColumnOption,
     ImageColumnOption,
     ImageRootOption,
     MaxPixelsOption,
@@ -78,6 +79,7 @@ def extract(
     image_root: ImageRootOption = None,
     image_column: ImageColumnOption = "image",
     caption_column: CaptionColumnOption = None,
+    id_column: IdColumnOption = "id",
     max_pixels: MaxPixelsOption = MAX_PIXELS,
     max_rejected: MaxRejectedOption = 0.01,
     batch_size: Annotated[
@@ -120,10 +122,15 @@ def extract(
         max_rejected=max_rejected,
     )
     options = DatasetOptions(
-        image_root=image_root, image_column=image_column, caption_column=caption_column, format=data_format
+        image_root=image_root,
+        image_column=image_column,
+        caption_column=caption_column,
+        id_column=id_column,
+        format=data_format,
     )
 
     from alignvl_cli.datasets.formats import open_dataset
+    from alignvl_cli.datasets.paths import require_pictures
     from alignvl_cli.devices import choose_device
     from alignvl_cli.distributed import ranks_here, use_own_gpu
 
@@ -136,6 +143,9 @@ def extract(
     pairs = open_dataset(dataset, options)
     for note in pairs.notes:
         session.note(note)
+    known = [output] if output else list(session.workspace.root.glob(f"stores/{pairs.name}-*.h5"))
+    if not any(store.exists() for store in known):  # a store may outlive its pictures
+        require_pictures(pairs)
 
     from alignvl_cli.encoders.text import load_text
     from alignvl_cli.encoders.vision import load_vision

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from alignvl_cli.config import DatasetFormat, Device, Precision
+from alignvl_cli.grammar import share
 
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto takes CUDA, else MPS, else the CPU.")]
 PrecisionOption = Annotated[Precision, typer.Option(help="auto: bf16 where the hardware computes in it, else fp32.")]
@@ -38,9 +39,22 @@ ImageRootOption = Annotated[
 ]
 ImageColumnOption = Annotated[str, typer.Option(rich_help_panel=DATA)]
 CaptionColumnOption = Annotated[
-    str | None, typer.Option(help="Default: `captions`, else `caption`.", rich_help_panel=DATA)
+    str | None,
+    typer.Option(
+        help="Or several: `caption_*`, `a,b`. Default: `captions`, else `caption`, else `caption_0`, ...",
+        rich_help_panel=DATA,
+    ),
+]
+IdColumnOption = Annotated[
+    str, typer.Option(help="Empty ('') where ids are not of the images: paths are the ids.", rich_help_panel=DATA)
 ]
 MaxPixelsOption = Annotated[int, typer.Option(help="Larger images are rejected before decoding.", rich_help_panel=DATA)]
 MaxRejectedOption = Annotated[
-    float, typer.Option(help="Share of images that may be unreadable; ten always may.", rich_help_panel=DATA)
+    float,
+    typer.Option(
+        parser=share,
+        metavar="SHARE",
+        help="Share of images that may be unreadable, as 0.01 or 1%; ten always may.",
+        rich_help_panel=DATA,
+    ),
 ]

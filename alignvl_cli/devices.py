@@ -10,12 +10,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from alignvl_cli.config import Device, Precision
 from alignvl_cli.errors import UsageError
+from alignvl_cli.settings import Device, Precision
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """As malloc.h numbers them."""
@@ -130,6 +133,8 @@ CPU_TILE, ACCELERATOR_TILE = 1024, 8192
 
 def device_name(device: str) -> str:
     """The accelerator's own name, else the processor's architecture and what of it torch uses."""
+    import torch
+
     if device == "cuda":
         return torch.cuda.get_device_name()
     return f"{device} ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
@@ -137,6 +142,8 @@ def device_name(device: str) -> str:
 
 def peak_memory_bytes(device: str) -> int | None:
     """The most memory in use so far: the device's when it has its own, else the process's; None if nobody counts."""
+    import torch
+
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     return peak_resident_bytes()
@@ -144,6 +151,8 @@ def peak_memory_bytes(device: str) -> int | None:
 
 def memory_bytes(device: str) -> int:
     """What the device has in all: unlike what is free just now, the same in every run on one machine."""
+    import torch
+
     if device == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     try:
@@ -164,11 +173,15 @@ def automatic_tile(rows: int, device: str) -> int:
 
 def fits_on(device: str, size: int) -> bool:
     """Whether `size` bytes leave half of the device's free memory to the training itself."""
+    import torch
+
     return device != "cuda" or size < torch.cuda.mem_get_info()[0] / 2
 
 
-def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+def sent(tensor: "Tensor", device: "torch.device | str") -> "Tensor":
     """`tensor` on `device`. To a GPU it goes from pinned memory, behind the work that waits there: the host goes on."""
+    import torch
+
     device = torch.device(device)
     if tensor.device.type == device.type:
         return tensor

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from alignvl_cli.artifacts import file_sha256, read_json
-from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.datasets.dataset import (
     UNSTORABLE,
     CaptionCleaner,
@@ -23,6 +22,7 @@ from alignvl_cli.datasets.paths import located, no_path
 from alignvl_cli.datasets.splits import split_name
 from alignvl_cli.datasets.tables import recoding
 from alignvl_cli.errors import DataError
+from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 KARPATHY, COCO = DatasetFormat.karpathy, DatasetFormat.coco
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.datasets.dataset import (
     UNSTORABLE,
     CaptionCleaner,
@@ -35,6 +34,7 @@ from alignvl_cli.datasets.grouping import open_manifest
 from alignvl_cli.datasets.splits import split_name
 from alignvl_cli.datasets.tables import UTF16_MARKS, RowReader, caption_columns, csv_rows, jsonl_rows, parquet_rows
 from alignvl_cli.errors import DataError
+from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 IMAGE_SUFFIXES = frozenset(
     {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "tga"}

@@ -12,11 +12,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from alignvl_cli.extraction.estimate import Estimate
 from alignvl_cli.report.text import as_size, as_time, safe
 
 if TYPE_CHECKING:
     from alignvl_cli.datasets.check import Bad, DataReport, Duplicates, Member
+    from alignvl_cli.extraction.estimate import Estimate
 
 SCHEMA = "alignvl.data-check/1"
 SHOWN = 8
@@ -137,7 +137,7 @@ def _title(what: str, count: int) -> Text:
     return Text(what, style="bold") + Text(f", the first {SHOWN} of {count:,}" if count > SHOWN else "")
 
 
-def estimate_table(store: str, found: Estimate) -> Table:
+def estimate_table(store: str, found: "Estimate") -> Table:
     """A line a question: how much, how fast, where to, how long."""
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)

@@ -148,8 +148,8 @@ class SidecarReader:
         except OSError as problem:
             raise UnreadableSidecar(problem.strerror or str(problem)) from problem
         except UnicodeDecodeError as problem:
-            kind = "UTF-16 and not UTF-8 text" if data.startswith(UTF16_MARKS) else "not UTF-8 text"
-            raise UnreadableSidecar(f"{kind} at byte {problem.start}") from problem
+            kind = " but UTF-16" if data.startswith(UTF16_MARKS) and len(data) > len(UTF16_MARKS[0]) else ""
+            raise UnreadableSidecar(f"not UTF-8 text at byte {problem.start}{kind}") from problem
         if suffix in TEXT_SUFFIXES:
             return [line.strip() for line in io.StringIO(text, newline=None)], None, None
         return self._of_json(name, text)
@@ -321,7 +321,8 @@ def _no_pair(pictures: dict[str, str], sidecars: dict[str, dict[str, tuple[str, 
     picture = next(iter(pictures.values()))
     if not sidecars:
         return (
-            f"{len(pictures)} pictures and not one .txt or .json file; beside {picture} there should be one of its stem"
+            f"{len(pictures)} pictures and not one .txt or .json file; beside {picture} there should be one of its "
+            f"stem, or a list in one file ({', '.join(METADATA)}) in the folder"
         )
     name, _ = next(iter(next(iter(sidecars.values())).values()))
     return (

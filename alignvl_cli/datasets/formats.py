@@ -56,7 +56,7 @@ def detect(path: Path, image_column: str) -> DatasetFormat:
     if path.name.lower().endswith(PACKED_SUFFIXES):
         return DatasetFormat.webdataset  # whose reader says what to do
     if remedy := next((REFUSED[end] for end in REFUSED if path.name.lower().endswith(end)), None):
-        raise UsageError(f"{path}: {remedy}")
+        raise UsageError(f"{path}: {remedy}; a dataset is {_KNOWN}; or say which with --format")
     tell = BY_SUFFIX.get(path.suffix.lower())
     if tell is None:
         raise UsageError(f"{path}: cannot tell the format; a dataset is {_KNOWN}; or say which with --format")

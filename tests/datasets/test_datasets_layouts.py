@@ -13,12 +13,15 @@ from PIL import Image
 from test_datasets_folder import found, write
 from test_datasets_tars import pack
 
+from alignvl_cli.ablation.study import load_study
+from alignvl_cli.artifacts import read_json
 from alignvl_cli.datasets.check import DataReport, check_dataset
 from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.datasets.paths import require_pictures
 from alignvl_cli.encoders.decoding import decode_image
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.settings import DatasetFormat, DatasetOptions
+from alignvl_cli.recipes import read_settings
+from alignvl_cli.settings import DatasetFormat, DatasetOptions, share
 
 DEFAULT = DatasetOptions()
 
@@ -338,3 +341,20 @@ def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path, suffix):
         path = tmp_path / f"m.{'json' if suffix == 'karpathy' else suffix}"
         path.write_text(texts[suffix], encoding="utf-8-sig")
     assert found(str(path)) == {"a.jpg": ("x",)}
+
+
+def test_a_byte_order_mark_in_settings_and_studies_is_no_part_of_them(tmp_path):
+    (tmp_path / "set.toml").write_text("epochs = 3\n", encoding="utf-8-sig")
+    assert read_settings(tmp_path / "set.toml") == {"epochs": 3}
+    study = 'name = "s"\nreference = "a"\nseeds = "0-2"\n[arms.a]\n[arms.b]\nsmoothing = 0.3\n'
+    (tmp_path / "s.toml").write_text(study, encoding="utf-8-sig")
+    assert load_study(tmp_path / "s.toml").seeds == (0, 1, 2)
+    (tmp_path / "r.json").write_text('{"a": 1}', encoding="utf-8-sig")
+    assert read_json(tmp_path / "r.json", "record") == {"a": 1}
+
+
+def test_a_share_is_a_number_or_in_percent():
+    assert [share(text) for text in ("0.01", "1%", " 100 % ", 0.5, "0")] == [0.01, 0.01, 1.0, 0.5, 0.0]
+    for text in ("1.5", "-1%", "nan", "%", "", "1 in 10", "101%"):
+        with pytest.raises(UsageError, match="wanted a share from 0 to 1, as 0.01 or 1%"):
+            share(text)

@@ -21,7 +21,7 @@ from alignvl_cli.datasets.paths import require_pictures
 from alignvl_cli.encoders.decoding import decode_image
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.recipes import read_settings
-from alignvl_cli.settings import DatasetFormat, DatasetOptions, share
+from alignvl_cli.settings import CheckSettings, DatasetFormat, DatasetOptions, declared
 
 DEFAULT = DatasetOptions()
 
@@ -354,7 +354,8 @@ def test_a_byte_order_mark_in_settings_and_studies_is_no_part_of_them(tmp_path):
 
 
 def test_a_share_is_a_number_or_in_percent():
-    assert [share(text) for text in ("0.01", "1%", " 100 % ", 0.5, "0")] == [0.01, 0.01, 1.0, 0.5, 0.0]
+    read = declared(CheckSettings)["max_rejected"].said.read
+    assert [read(text) for text in ("0.01", "1%", " 100 % ", "0.5", "0")] == [0.01, 0.01, 1.0, 0.5, 0.0]
     for text in ("1.5", "-1%", "nan", "%", "", "1 in 10", "101%"):
-        with pytest.raises(UsageError, match="wanted a share from 0 to 1, as 0.01 or 1%"):
-            share(text)
+        with pytest.raises(UsageError, match=r"--max-rejected: wanted a share from 0 to 1, as 0\.01 or 1%"):
+            read(text)

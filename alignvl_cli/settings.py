@@ -257,15 +257,12 @@ def _batch_size(text: str) -> int | None:
 
 
 def _share(text: str) -> float:
-    """A part of a whole as it is typed: `0.01`, or `1%`; UsageError for anything else than a number from 0 to 1."""
+    """A part of a whole as it is typed: `0.01`, or `1%`."""
     written = text.strip()
     try:
-        value = float(written.removesuffix("%")) / (100 if written.endswith("%") else 1)
+        return float(written.removesuffix("%")) / (100 if written.endswith("%") else 1)
     except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise UsageError(f"--max-rejected: wanted a share from 0 to 1, as 0.01 or 1%, got '{text}'")
-    return value
+        raise UsageError(f"--max-rejected: wanted a share from 0 to 1, as 0.01 or 1%, got '{text}'") from None
 
 
 def _temperature(text: str) -> float | None:

@@ -67,7 +67,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 def read_sealed(path: Path, what: str) -> tuple[dict[str, Any], bool]:
     """As `read_json`; and whether the file has a seal, which then was verified."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as problem:
         raise DataError(f"{path}: cannot read this {what}: {problem.strerror or problem}") from problem
     except (ValueError, RecursionError) as problem:

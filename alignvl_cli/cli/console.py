@@ -2,7 +2,7 @@
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,22 @@ PIPED_WIDTH = 140
 """Columns of a table that goes to a file or a pipe: nothing is wrapped there by the size of some window."""
 
 
+def say_what_fits() -> None:
+    """Characters that a stream cannot encode (`LANG=C`, a Windows code page) are written as escapes, not refused."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not a closed one, nor one that somebody put there
+            stream.reconfigure(errors="backslashreplace")
+
+
 @dataclass
 class Session:
     """The outside of one command: stdout for the result alone, stderr for everything else."""
 
     workspace: Workspace
     quiet: bool = False
+
+    def __post_init__(self) -> None:
+        self.workspace = replace(self.workspace, warn=self.warn)
 
     @property
     def leads(self) -> bool:

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignvl_cli.config import Device, Precision
 from alignvl_cli.errors import UsageError
+from alignvl_cli.settings import Device, Precision
 
 if TYPE_CHECKING:
     import torch

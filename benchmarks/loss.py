@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from alignvl_cli.align.losses import contrastive
 from alignvl_cli.align.smoothing import HARD, Smoothing
 from alignvl_cli.align.tiles import ALONE, Peers
-from alignvl_cli.config import Device, Loss
 from alignvl_cli.devices import CPU_TILE, automatic_tile, choose_device
+from alignvl_cli.settings import Device, Loss
 
 ALPHA = 0.1
 PROCESSES = 4

@@ -5,11 +5,9 @@ from dataclasses import fields, replace
 
 import pytest
 
-from alignvl_cli.config import AdapterKind, DatasetOptions, ExtractConfig, Init, NoiseKind, Recipe, TrainConfig
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.grammar import KINDS
-from alignvl_cli.recipes import auto_shape
-from alignvl_cli.settings import read_settings, resolve_train, run_name
+from alignvl_cli.recipes import KINDS, auto_shape, read_settings, resolve_train, run_name
+from alignvl_cli.settings import AdapterKind, DatasetOptions, ExtractConfig, Init, NoiseKind, Recipe, TrainConfig
 
 
 def ingredients(config: TrainConfig) -> tuple[bool, str, float]:

@@ -52,7 +52,7 @@ def test_a_new_noise_kind_and_a_new_adapter_train(changed, tmp_path):
     quick = ["--batch-size", "8", "--embed-dim", "8", "--device", "cpu", "--output", tmp_path / "run"]
     assert changed("-m", "alignvl_cli", *words, *quick) == f"{tmp_path / 'run'}\n"
     code = (
-        "import torch; from alignvl_cli.align.perturbation import NOISE; from alignvl_cli.config import NoiseKind\n"
+        "import torch; from alignvl_cli.align.perturbation import NOISE; from alignvl_cli.settings import NoiseKind\n"
         "noise = NOISE[NoiseKind.triangular](torch.zeros(400, 400), 0.3, torch.Generator().manual_seed(0))\n"
         "print(noise.mean().item(), noise.std().item())"
     )
@@ -66,7 +66,7 @@ def test_a_new_dataset_layout_is_read(changed, tmp_path):
         Image.new("RGB", (9, 9), colour).save(tmp_path / name)
     (tmp_path / "pairs.lst").write_text("a.png\ta red square\na.png\tred\nb.png\tblue\n")
     code = (
-        "import sys; from pathlib import Path; from alignvl_cli.config import DatasetFormat, DatasetOptions\n"
+        "import sys; from pathlib import Path; from alignvl_cli.settings import DatasetFormat, DatasetOptions\n"
         "from alignvl_cli.datasets.formats import open_dataset\n"
         "found = open_dataset(sys.argv[1], DatasetOptions(format=DatasetFormat.lines))\n"
         "print([(item.id, item.captions) for item in found.items])"
@@ -89,7 +89,7 @@ def test_a_new_family_of_encoders_says_how_it_is_read(changed, tmp_path):
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
     ).save_pretrained(tmp_path / "bit")
     code = (
-        "import sys; from alignvl_cli.config import Precision; from alignvl_cli.encoders.vision import load_vision\n"
+        "import sys; from alignvl_cli.settings import Precision; from alignvl_cli.encoders.vision import load_vision\n"
         "found = load_vision(sys.argv[1], pooling=None, device='cpu', precision=Precision.fp32)\n"
         "print(found.record['pooling'], found.width, found.about['pooling_source'])"
     )

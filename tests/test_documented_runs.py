@@ -13,8 +13,8 @@ from PIL import Image
 from support.documented_blocks import marked_blocks, run_blocks
 from support.tiny_models import save_dinov2, save_sentence_transformer
 
-from alignvl_cli.config import DatasetOptions
 from alignvl_cli.datasets.formats import open_dataset
+from alignvl_cli.settings import DatasetOptions
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = {

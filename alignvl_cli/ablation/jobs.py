@@ -12,12 +12,12 @@ import pyarrow.parquet
 
 from alignvl_cli.ablation.records import FAILED, Outcome, Ranks
 from alignvl_cli.artifacts import read_json, write_json
-from alignvl_cli.config import Init, TrainConfig
 from alignvl_cli.devices import computing_with
 from alignvl_cli.errors import DataError, DivergedError, MismatchError
 from alignvl_cli.retrieval import evaluate as saving
 from alignvl_cli.retrieval.evaluate import calibrated_path, evaluate, save_evaluation
 from alignvl_cli.retrieval.metrics import DIRECTIONS
+from alignvl_cli.settings import Init, TrainConfig
 from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.checkpoint import has_checkpoint
 from alignvl_cli.training.prepare import TRAIN

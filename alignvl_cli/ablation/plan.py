@@ -19,10 +19,9 @@ from alignvl_cli.ablation.records import STUDY, STUDY_FAMILY, STUDY_SCHEMA, run_
 from alignvl_cli.ablation.statistics import seeds_for_any_verdict
 from alignvl_cli.ablation.study import Arm, Study
 from alignvl_cli.artifacts import made_by, read_json
-from alignvl_cli.config import Device
 from alignvl_cli.devices import choose_device, computing_with, usable_cores, visible_gpus
 from alignvl_cli.errors import MismatchError, UsageError
-from alignvl_cli.grammar import subset_of
+from alignvl_cli.settings import Device, subset_of
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.closed_form import solve
 from alignvl_cli.training.data import require_split

@@ -24,9 +24,9 @@ from alignvl_cli.ablation.plan import TEST, Setup, begin, default_processes
 from alignvl_cli.ablation.records import RANKS, RESULTS, STUDY, VERDICTS, creation_counter, write_outcomes
 from alignvl_cli.ablation.verdicts import StudyVerdicts, judge
 from alignvl_cli.artifacts import file_sha256, held, write_json
-from alignvl_cli.config import Device
 from alignvl_cli.devices import visible_gpus
 from alignvl_cli.errors import AlignvlError, DataError, DivergedError
+from alignvl_cli.settings import Device
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 WATCH_SECONDS = 0.2

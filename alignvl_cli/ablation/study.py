@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alignvl_cli.config import Device, TrainConfig
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.grammar import by_flag, did_you_mean
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import resolve_train
+from alignvl_cli.settings import Device, TrainConfig, by_flag, did_you_mean
 
 KEYS = ("name", "question", "reference", "seeds", "margin", "base", "arms", "factors")
 DEFAULT_MARGIN = 1.0

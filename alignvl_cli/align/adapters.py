@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from alignvl_cli.align.latent_norm import LATENT_NORM, AsStored, PrincipalComponents, Standardize
 from alignvl_cli.align.streams import Stream, Streams
-from alignvl_cli.config import AdapterKind, LatentNorm, Loss
+from alignvl_cli.settings import AdapterKind, LatentNorm, Loss
 
 LEVELS = 256
 WORD = (torch.int64, -(2**63), None)

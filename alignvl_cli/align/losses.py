@@ -27,7 +27,7 @@ from alignvl_cli.align.tiles import (
     rounded,
     tensor_cores,
 )
-from alignvl_cli.config import Loss
+from alignvl_cli.settings import Loss
 
 SHORTEST = 1e-12
 """A row shorter than this is divided by this, as torch's `normalize` does."""

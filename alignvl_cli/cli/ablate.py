@@ -7,8 +7,8 @@ import typer
 
 from alignvl_cli.cli.console import Session
 from alignvl_cli.cli.options import DeviceOption, JsonOption
-from alignvl_cli.config import Device
 from alignvl_cli.errors import check_flag
+from alignvl_cli.settings import Device
 
 if TYPE_CHECKING:
     from alignvl_cli.ablation.plan import Setup

@@ -7,7 +7,7 @@ import typer
 
 from alignvl_cli.cli.console import Session
 from alignvl_cli.cli.options import DataOption, DeviceOption, JsonOption, PickleOption, TrustOption
-from alignvl_cli.config import Device
+from alignvl_cli.settings import Device
 
 
 def classify(

@@ -17,8 +17,8 @@ from alignvl_cli.cli.options import (
     PickleOption,
     TrustOption,
 )
-from alignvl_cli.config import MAX_PIXELS, DatasetOptions, Trust
 from alignvl_cli.errors import RejectedError, UsageError
+from alignvl_cli.settings import MAX_PIXELS, DatasetOptions, Trust
 
 
 def check(

@@ -8,8 +8,8 @@ import typer
 
 from alignvl_cli.cli.console import Session
 from alignvl_cli.cli.options import DataOption, DeviceOption, JsonOption
-from alignvl_cli.config import Device, HubnessReport
 from alignvl_cli.errors import UsageError
+from alignvl_cli.settings import Device, HubnessReport
 
 if TYPE_CHECKING:
     from alignvl_cli.retrieval.calibration import Modesty

@@ -7,7 +7,7 @@ import typer
 
 from alignvl_cli.cli.console import Session
 from alignvl_cli.cli.options import PickleOption
-from alignvl_cli.config import ExportTarget, Trust
+from alignvl_cli.settings import ExportTarget, Trust
 
 
 def export(

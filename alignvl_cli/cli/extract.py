@@ -21,7 +21,8 @@ from alignvl_cli.cli.options import (
     PrecisionOption,
     TrustOption,
 )
-from alignvl_cli.config import (
+from alignvl_cli.errors import MismatchError, RejectedError, UsageError
+from alignvl_cli.settings import (
     DEFAULT_TEXT,
     DEFAULT_VISION,
     MAX_PIXELS,
@@ -34,7 +35,6 @@ from alignvl_cli.config import (
     Trust,
     too_many_rejected,
 )
-from alignvl_cli.errors import MismatchError, RejectedError, UsageError
 
 if TYPE_CHECKING:
     from alignvl_cli.datasets.dataset import Dataset

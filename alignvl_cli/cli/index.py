@@ -7,8 +7,7 @@ import typer
 
 from alignvl_cli.cli.console import Session
 from alignvl_cli.cli.options import DataOption, DeviceOption, OverwriteOption
-from alignvl_cli.config import Device, HubCorrection
-from alignvl_cli.grammar import size_in_bytes
+from alignvl_cli.settings import Device, HubCorrection, size_in_bytes
 
 GIB = 2**30
 """What a size without a unit is counted in."""

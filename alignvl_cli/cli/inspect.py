@@ -10,8 +10,8 @@ import typer
 from alignvl_cli.cli.console import Session
 from alignvl_cli.cli.options import JsonOption, PickleOption, TrustOption
 from alignvl_cli.cli.workspace import MARKS
-from alignvl_cli.config import Device, Precision, Trust
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import Device, Precision, Trust
 
 if TYPE_CHECKING:
     from alignvl_cli.extraction.verify import Verification

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from alignvl_cli.config import DatasetFormat, Device, Precision
+from alignvl_cli.settings import DatasetFormat, Device, Precision
 
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto takes CUDA, else MPS, else the CPU.")]
 PrecisionOption = Annotated[Precision, typer.Option(help="auto: bf16 where the hardware computes in it, else fp32.")]

@@ -14,8 +14,8 @@ import typer
 from alignvl_cli.cli.console import Session
 from alignvl_cli.cli.options import DeviceOption
 from alignvl_cli.cli.workspace import MARKS, find_store, store_of
-from alignvl_cli.config import Device
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import Device
 
 if TYPE_CHECKING:
     from alignvl_cli.report.pages import Views

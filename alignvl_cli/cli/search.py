@@ -10,8 +10,8 @@ import typer
 from alignvl_cli.cli.console import Session
 from alignvl_cli.cli.options import DeviceOption, JsonOption, PickleOption, TrustOption
 from alignvl_cli.cli.report import require_free
-from alignvl_cli.config import Device, Gallery
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import Device, Gallery
 
 if TYPE_CHECKING:
     from alignvl_cli.report.search import SearchPage

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from alignvl_cli.cli.console import Session
-from alignvl_cli.config import LatentFormat
+from alignvl_cli.settings import LatentFormat
 
 
 def export(

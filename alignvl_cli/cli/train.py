@@ -14,7 +14,9 @@ import typer
 from alignvl_cli.cli.console import Session
 from alignvl_cli.cli.options import OverwriteOption
 from alignvl_cli.cli.workspace import MARKS
-from alignvl_cli.config import (
+from alignvl_cli.errors import UsageError
+from alignvl_cli.recipes import read_settings, resolve_train, run_name
+from alignvl_cli.settings import (
     AdapterKind,
     CorruptKind,
     Device,
@@ -33,10 +35,8 @@ from alignvl_cli.config import (
     Recipe,
     ReportTo,
     Size,
+    by_flag,
 )
-from alignvl_cli.errors import UsageError
-from alignvl_cli.grammar import by_flag
-from alignvl_cli.settings import read_settings, resolve_train, run_name
 
 if TYPE_CHECKING:
     from alignvl_cli.training.state import Record

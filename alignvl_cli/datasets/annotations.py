@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from alignvl_cli.artifacts import file_sha256, read_json
-from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.datasets.dataset import (
     UNSTORABLE,
     CaptionCleaner,
@@ -23,6 +22,7 @@ from alignvl_cli.datasets.dataset import (
 )
 from alignvl_cli.datasets.splits import split_name
 from alignvl_cli.errors import DataError
+from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 KARPATHY, COCO = DatasetFormat.karpathy, DatasetFormat.coco
 

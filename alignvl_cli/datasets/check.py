@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Protocol
 
-from alignvl_cli.config import too_many_rejected
 from alignvl_cli.datasets.dataset import Dataset, Item
 from alignvl_cli.datasets.duplicates import Decode, Look, Unseen, look_at, near_groups
 from alignvl_cli.datasets.splits import split_rows
 from alignvl_cli.distributed import choose_workers, started_workers
 from alignvl_cli.errors import DataError
+from alignvl_cli.settings import too_many_rejected
 
 CHUNK = 16
 """Pictures in one task."""

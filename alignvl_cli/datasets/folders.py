@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.datasets.dataset import (
     UNSTORABLE,
     CaptionCleaner,
@@ -30,6 +29,7 @@ from alignvl_cli.datasets.dataset import (
 )
 from alignvl_cli.datasets.splits import split_name
 from alignvl_cli.errors import DataError
+from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 IMAGE_SUFFIXES = frozenset(
     {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "tga"}

@@ -18,7 +18,6 @@ from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 
-from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.datasets.annotations import is_csv_header, is_token_line, open_annotations, open_flickr
 from alignvl_cli.datasets.braces import expanded
 from alignvl_cli.datasets.dataset import Dataset, ImageSource, Item
@@ -30,6 +29,7 @@ from alignvl_cli.datasets.splits import check_declared
 from alignvl_cli.datasets.tables import csv_rows, jsonl_rows, parquet_rows, tsv_rows
 from alignvl_cli.datasets.webdataset import PACKED_SUFFIXES, SEPARATOR, open_tars
 from alignvl_cli.errors import AlignvlError, DataError, UsageError
+from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 FIRST_BYTES = 4096
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from alignvl_cli.artifacts import file_sha256
-from alignvl_cli.config import DatasetOptions
 from alignvl_cli.datasets.dataset import (
     UNSTORABLE,
     CaptionCleaner,
@@ -30,6 +29,7 @@ from alignvl_cli.datasets.dataset import (
 from alignvl_cli.datasets.splits import split_name
 from alignvl_cli.datasets.tables import Row, RowReader
 from alignvl_cli.errors import DataError
+from alignvl_cli.settings import DatasetOptions
 
 LIST_OF_TEXTS = re.compile(r"""\s*\[\s*["'].*["']\s*\]\s*""", re.DOTALL)
 """As Python prints it, or JSON with a slip in it; `[laughs] a man` is a caption."""

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.datasets.dataset import Dataset, ImageSource, image_folder, listing_sha256, make_dataset, storable
 from alignvl_cli.datasets.grouping import Grouping, listed
 from alignvl_cli.datasets.splits import TRAIN
 from alignvl_cli.datasets.tables import Row
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 HUB = "hf:"
 HUB_ID = re.compile(r"hf:(?P<id>[\w.-]+(/[\w.-]+)?)(:(?P<configuration>[\w.-]+))?(@(?P<revision>[\w./-]+))?")

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.datasets.braces import expanded
 from alignvl_cli.datasets.dataset import Dataset, ImageSource, Item, listing_sha256, make_dataset, storable
 from alignvl_cli.datasets.folders import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, SidecarReader, pairing_name
 from alignvl_cli.errors import DataError
+from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 SEPARATOR = "::"
 """Between patterns, as webdataset and open_clip have it."""

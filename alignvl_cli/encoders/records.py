@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from alignvl_cli.artifacts import canonical_json, fingerprint, library_versions
-from alignvl_cli.config import Trust
 from alignvl_cli.encoders.folders import is_own_code
 from alignvl_cli.errors import MismatchError
+from alignvl_cli.settings import Trust
 
 VERSIONS = ("torch", "transformers", "tokenizers", "pillow", "numpy")
 """Libraries between a file and its latent."""

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from alignvl_cli.artifacts import alignvl_version, read_json
-from alignvl_cli.config import ExportTarget, Method
 from alignvl_cli.export.parity import TOLERANCE, Parity
+from alignvl_cli.recipes import ACT_ON_CLOSED_FORMS
 from alignvl_cli.retrieval.evaluate import SCHEMA as EVALUATION
-from alignvl_cli.settings import ACT_ON_CLOSED_FORMS
+from alignvl_cli.settings import ExportTarget, Method
 from alignvl_cli.training.run_folder import Run
 
 NOT_GIVEN = {

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 
 from alignvl_cli.align.adapters import AdapterPair, AdapterShape
 from alignvl_cli.artifacts import new_folder, read_json, write_foreign_json
-from alignvl_cli.config import ExportTarget, Trust
 from alignvl_cli.export.card import model_card
 from alignvl_cli.export.onnx import write_onnx
 from alignvl_cli.export.parity import Parity, probe_latents, require_parity
 from alignvl_cli.export.sentence_transformers import write_sentence
+from alignvl_cli.settings import ExportTarget, Trust
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.run_folder import ADAPTERS, CONFIG, Run
 

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from alignvl_cli.align.adapters import Adapter, GatedUnit, InvertedBottleneck, StreamDropout
 from alignvl_cli.align.latent_norm import AsStored, PrincipalComponents, Standardize, UnitLength
 from alignvl_cli.artifacts import write_foreign_json
-from alignvl_cli.config import Pooling, Precision, Trust
 from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.encoders.text import TextEncoder, reload_text
 from alignvl_cli.errors import UsageError
 from alignvl_cli.export.parity import Parity, needed, probe_texts, require_parity
 from alignvl_cli.retrieval.dual_encoder import DualEncoder
+from alignvl_cli.settings import Pooling, Precision, Trust
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.run_folder import Run
 

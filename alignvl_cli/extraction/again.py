@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from alignvl_cli.config import ExtractConfig
 from alignvl_cli.datasets.dataset import Dataset, Item
 from alignvl_cli.distributed import choose_workers, started_workers
 from alignvl_cli.encoders.preprocessing import Preprocess
 from alignvl_cli.extraction.events import Progress, Stage
 from alignvl_cli.extraction.images import DECODE_CHUNK, HASH_CHUNK, hash_sources, prepare_sources
+from alignvl_cli.settings import ExtractConfig
 from alignvl_cli.store.reader import open_store
 
 Row = TypeVar("Row")

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from alignvl_cli.config import ExtractConfig
 from alignvl_cli.datasets.dataset import Dataset
 from alignvl_cli.devices import is_out_of_memory
 from alignvl_cli.distributed import ALONE, Ranks
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.occupancy import recorded_plan
 from alignvl_cli.extraction.plan import Batches, existing_store_matches, make_plan
+from alignvl_cli.settings import ExtractConfig
 
 if TYPE_CHECKING:
     from alignvl_cli.encoders.text import TextEncoder

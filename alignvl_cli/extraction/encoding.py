@@ -19,9 +19,9 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from alignvl_cli.config import StoreDtype
 from alignvl_cli.devices import computing_with, is_out_of_memory
 from alignvl_cli.errors import DataError
+from alignvl_cli.settings import StoreDtype
 from alignvl_cli.store.writer import FLOAT16_MAX
 
 Batch = TypeVar("Batch", bound=Sized)

@@ -13,7 +13,6 @@ import h5py
 import numpy as np
 
 from alignvl_cli.artifacts import made_by
-from alignvl_cli.config import ExtractConfig, StoreDtype, too_many_rejected
 from alignvl_cli.datasets.dataset import Dataset
 from alignvl_cli.datasets.splits import SplitPlan, split_rows
 from alignvl_cli.distributed import ALONE, Ranks, choose_workers, started_workers
@@ -25,6 +24,7 @@ from alignvl_cli.extraction.occupancy import remove_leftover, work_folder
 from alignvl_cli.extraction.plan import Batches, Plan, existing_store_matches, make_plan, store_differences
 from alignvl_cli.extraction.shards import WorkFolder
 from alignvl_cli.extraction.texts import Captions, encode_texts, gather_captions
+from alignvl_cli.settings import ExtractConfig, StoreDtype, too_many_rejected
 from alignvl_cli.store.schema import Rejected
 from alignvl_cli.store.writer import StoreAbout, StoreRows, Written, write_store
 

@@ -13,14 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from alignvl_cli.config import MAX_PIXELS
 from alignvl_cli.encoders.decoding import UnreadableImage, decode_image
 from alignvl_cli.errors import UsageError
-from alignvl_cli.grammar import by_flag
 from alignvl_cli.report.artifacts import flat, shown
 from alignvl_cli.report.figures import Plot, inline_svg, styled
 from alignvl_cli.report.tables import Table
 from alignvl_cli.report.text import visible
+from alignvl_cli.settings import MAX_PIXELS, by_flag
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -18,7 +18,6 @@ from alignvl_cli.ablation.analysis import (
 )
 from alignvl_cli.ablation.records import read_study, read_verdicts, run_folder
 from alignvl_cli.artifacts import alignvl_version, read_json
-from alignvl_cli.config import HubnessReport
 from alignvl_cli.datasets.formats import picture_bytes
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.report.examples import DISAGREEING, Shower, disagreement_examples, run_examples
@@ -30,6 +29,7 @@ from alignvl_cli.report.study_page import study_page
 from alignvl_cli.report.study_plots import study_plots
 from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
 from alignvl_cli.retrieval.evaluate import evaluate
+from alignvl_cli.settings import HubnessReport
 from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.run_folder import CONFIG, ENVIRONMENT, Run, is_complete_run, load_run
 

@@ -6,10 +6,8 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from alignvl_cli.config import Method, Size
-from alignvl_cli.grammar import by_flag
-from alignvl_cli.recipes import SWITCHED_BY
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import SWITCHED_BY, resolve_train
+from alignvl_cli.settings import Method, Size, by_flag
 
 Json = Mapping[str, Any]
 DEMO = "demo-"

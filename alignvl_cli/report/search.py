@@ -16,8 +16,8 @@ from alignvl_cli.report.page import render
 from alignvl_cli.report.text import safe, visible
 
 if TYPE_CHECKING:
-    from alignvl_cli.config import Gallery
     from alignvl_cli.retrieval.search import Hit
+    from alignvl_cli.settings import Gallery
 
 TITLES = {"image": "images for ", "text": "captions for "}
 COLUMNS = {"image": ("id", "first caption"), "text": ("caption", "of image")}

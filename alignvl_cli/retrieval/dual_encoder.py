@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from alignvl_cli.config import MAX_PIXELS, Device, Precision, Trust
 from alignvl_cli.devices import choose_device, choose_precision
 from alignvl_cli.encoders.decoding import UnreadableImage, as_rgb, decode_image
 from alignvl_cli.encoders.folders import NO_TRUST
@@ -16,6 +15,7 @@ from alignvl_cli.encoders.text import TextEncoder, reload_text
 from alignvl_cli.encoders.vision import VisionEncoder, reload_vision
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.retrieval.embeddings import PROJECT_ROWS, project
+from alignvl_cli.settings import MAX_PIXELS, Device, Precision, Trust
 from alignvl_cli.training.run_folder import Run, load_run
 
 IMAGE_BATCH = 32

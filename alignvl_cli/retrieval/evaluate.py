@@ -18,7 +18,6 @@ from torch import Tensor
 
 from alignvl_cli.align.ranks import rank_queries
 from alignvl_cli.artifacts import check_parts, committed, file_sha256, made_by, read_json, write_json
-from alignvl_cli.config import HubnessReport
 from alignvl_cli.errors import MismatchError, UsageError
 from alignvl_cli.retrieval.bootstrap import Resampled, resample
 from alignvl_cli.retrieval.calibration import Modesty, modesty
@@ -47,6 +46,7 @@ from alignvl_cli.retrieval.metrics import (
     relevance,
 )
 from alignvl_cli.retrieval.nearest import FLAT, Agreement, flat_index, found_shares
+from alignvl_cli.settings import HubnessReport
 from alignvl_cli.store.reader import ALL, SplitRows, Store
 from alignvl_cli.training.run_folder import Run
 

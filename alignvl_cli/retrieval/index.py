@@ -26,12 +26,12 @@ from alignvl_cli.artifacts import (
     stated_format,
     write_json,
 )
-from alignvl_cli.config import Gallery, HubCorrection
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
 from alignvl_cli.retrieval.factory import AUTO, available_memory, build_vectors, choose_factory, score_error
 from alignvl_cli.retrieval.hubness import BANK_SPLIT, choose_normalisation, normalisation_penalties
 from alignvl_cli.retrieval.nearest import Agreement, agreement, faiss
+from alignvl_cli.settings import Gallery, HubCorrection
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.run_folder import Run
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from alignvl_cli.config import Gallery
 from alignvl_cli.errors import MismatchError
 from alignvl_cli.retrieval.dual_encoder import DualEncoder
 from alignvl_cli.retrieval.index import Index, Items
 from alignvl_cli.retrieval.nearest import nearest
+from alignvl_cli.settings import Gallery
 from alignvl_cli.store.reader import Store
 
 

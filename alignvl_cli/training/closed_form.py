@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from alignvl_cli.align.adapters import TAU_RANGE, Adapter, AdapterPair, InvertedBottleneck
 from alignvl_cli.align.closed_forms import CLOSED_FORMS, Maps, Moments, moments, rank
 from alignvl_cli.align.losses import contrastive
-from alignvl_cli.config import Loss, Method
 from alignvl_cli.errors import DataError
+from alignvl_cli.settings import Loss, Method
 from alignvl_cli.training.data import SplitLatents
 from alignvl_cli.training.state import Best, Plan, TrainState, Tried, copied
 from alignvl_cli.training.validation import validate

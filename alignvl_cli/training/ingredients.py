@@ -18,9 +18,9 @@ from alignvl_cli.align.mixing import draw_coefficient, mix
 from alignvl_cli.align.perturbation import MULTIPLICATIVE, NOISE, Sampler, standard_deviation
 from alignvl_cli.align.smoothing import Frozen
 from alignvl_cli.align.streams import Stream, Streams
-from alignvl_cli.config import EsTarget, MixCoefficient, NoiseKind, NoisePosition, NoiseUnits, TrainConfig
 from alignvl_cli.devices import sent
 from alignvl_cli.errors import UsageError
+from alignvl_cli.settings import EsTarget, MixCoefficient, NoiseKind, NoisePosition, NoiseUnits, TrainConfig
 from alignvl_cli.training.data import SplitLatents, WindowedLatents
 
 

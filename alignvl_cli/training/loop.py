@@ -17,9 +17,9 @@ from alignvl_cli.align.adapters import AdapterPair
 from alignvl_cli.align.losses import LossParts, contrastive
 from alignvl_cli.align.smoothing import smoothing_at
 from alignvl_cli.align.streams import Stream
-from alignvl_cli.config import Init, Precision
 from alignvl_cli.devices import is_out_of_memory
 from alignvl_cli.errors import DataError, DivergedError, UsageError
+from alignvl_cli.settings import Init, Precision
 from alignvl_cli.training.closed_form import fitted_tau
 from alignvl_cli.training.health import SKIPPED_IN_A_ROW, collapse_warnings, skip_warnings, tau_warnings
 from alignvl_cli.training.ingredients import Slices, epoch_slices

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from alignvl_cli.align.adapters import Adapter, AdapterShape, new_pair
 from alignvl_cli.align.streams import Streams
-from alignvl_cli.config import Init, Method, NoiseKind, NoisePosition, Precision, TrainConfig
 from alignvl_cli.devices import automatic_tile, choose_precision, fits_on
 from alignvl_cli.errors import UsageError
-from alignvl_cli.grammar import subset_of
+from alignvl_cli.settings import Init, Method, NoiseKind, NoisePosition, Precision, TrainConfig, subset_of
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.closed_form import start_at_cca
 from alignvl_cli.training.data import (

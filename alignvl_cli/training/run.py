@@ -23,9 +23,9 @@ from torch import Tensor
 from alignvl_cli.align.adapters import AdapterPair, temperature_of
 from alignvl_cli.align.streams import stream_seed
 from alignvl_cli.artifacts import made_by
-from alignvl_cli.config import Device, Loss, Method, TrainConfig
 from alignvl_cli.devices import choose_device, computing_with, device_name, peak_memory_bytes
 from alignvl_cli.errors import AlignvlError, DataError, MismatchError
+from alignvl_cli.settings import Device, Loss, Method, TrainConfig
 from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.checkpoint import CHECKPOINT_SECONDS, Checkpoints, read_checkpoint, restore
 from alignvl_cli.training.closed_form import solve

@@ -29,8 +29,8 @@ from alignvl_cli.artifacts import (
     stated_format,
     write_json,
 )
-from alignvl_cli.config import Precision, TrainConfig
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import Precision, TrainConfig
 from alignvl_cli.training.checkpoint import remove_checkpoint, write_checkpoint
 
 FORMAT = "alignvl.run/1"

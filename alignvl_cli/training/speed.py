@@ -7,8 +7,8 @@ from functools import cache
 import torch
 
 from alignvl_cli.align.adapters import AdapterPair
-from alignvl_cli.config import AdapterKind, Precision
 from alignvl_cli.devices import is_out_of_memory
+from alignvl_cli.settings import AdapterKind, Precision
 
 SMALLEST_SIDE, CPU_SIDE, ACCELERATOR_SIDE = 256, 2048, 4096
 """Of the square products that are timed: the largest reach the peak, where they take a moment."""

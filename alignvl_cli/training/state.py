@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alignvl_cli.align.adapters import AdapterPair
 from alignvl_cli.align.streams import Streams
-from alignvl_cli.config import Precision, TrainConfig
+from alignvl_cli.settings import Precision, TrainConfig
 from alignvl_cli.training.data import SplitLatents
 from alignvl_cli.training.data_parallel import Team
 from alignvl_cli.training.health import Skips

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from alignvl_cli.align.neighbours import ASKED, NEIGHBOURS, Read, nearest_others
 from alignvl_cli.align.streams import Stream, Streams
-from alignvl_cli.config import CorruptKind, SubsetKind, TrainConfig
 from alignvl_cli.errors import DataError
-from alignvl_cli.grammar import subset_of
+from alignvl_cli.settings import CorruptKind, SubsetKind, TrainConfig, subset_of
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.data import FLOAT_BYTES, StoredRows, duplicate_keys, is_within, stored_split
 

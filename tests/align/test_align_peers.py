@@ -10,7 +10,7 @@ from test_align_losses import KEYS, SMOOTHINGS, E, N, inputs
 
 from alignvl_cli.align.losses import contrastive
 from alignvl_cli.align.tiles import Peers
-from alignvl_cli.config import Loss
+from alignvl_cli.settings import Loss
 
 
 class Exchange:

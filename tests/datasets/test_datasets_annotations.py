@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 DEFAULT = DatasetOptions()
 

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.datasets.huggingface import HUB_ID, read_batches
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 DEFAULT = DatasetOptions()
 

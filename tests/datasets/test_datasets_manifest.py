@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alignvl_cli.artifacts import file_sha256
-from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 DEFAULT = DatasetOptions()
 

@@ -7,11 +7,11 @@ import pytest
 import webdataset
 from webdataset import tariterators
 
-from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.datasets.braces import expanded
 from alignvl_cli.datasets.demo import open_emoji
 from alignvl_cli.datasets.formats import open_dataset, picture_bytes
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 DEFAULT = DatasetOptions()
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignvl_cli.config import MAX_PIXELS
 from alignvl_cli.encoders.decoding import UnreadableImage, decode_image
+from alignvl_cli.settings import MAX_PIXELS
 
 
 def saved(image, kind, **options):

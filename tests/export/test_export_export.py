@@ -12,10 +12,10 @@ from support.command_line import CommandLine
 from support.tiny_models import save_dinov2, save_sentence_transformer
 
 from alignvl_cli import DualEncoder
-from alignvl_cli.config import Precision
 from alignvl_cli.errors import DataError
 from alignvl_cli.export import sentence_transformers as sentence
 from alignvl_cli.export.parity import require_parity
+from alignvl_cli.settings import Precision
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 TEXTS = ["red", "a Green square", "", "blue square 7 " * 30]

@@ -6,12 +6,12 @@ import pytest
 import torch
 from support.fakes import FakeText, FakeVision, make_dataset
 
-from alignvl_cli.config import ExtractConfig
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.batch_size import choose_batches, measured_size
 from alignvl_cli.extraction.events import Finished
 from alignvl_cli.extraction.plan import CPU_IMAGES, Batches, make_plan
 from alignvl_cli.extraction.run import run_extraction
+from alignvl_cli.settings import ExtractConfig
 from alignvl_cli.store.reader import open_store
 
 AUTO = ExtractConfig(workers=0)

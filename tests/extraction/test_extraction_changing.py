@@ -5,12 +5,12 @@ from PIL import Image
 from support.fakes import FakeText, FakeVision, make_dataset
 from support.stored import differing, stored_datasets
 
-from alignvl_cli.config import ExtractConfig
 from alignvl_cli.distributed import ALONE, Ranks
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction import images
 from alignvl_cli.extraction.events import Finished, Progress, Stage
 from alignvl_cli.extraction.run import run_extraction
+from alignvl_cli.settings import ExtractConfig
 from alignvl_cli.store.reader import open_store
 
 SMALL = ExtractConfig(batch_size=2, workers=0)

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from support import tiny_models
 
-from alignvl_cli.config import Precision
 from alignvl_cli.devices import computing_with
 from alignvl_cli.encoders.vision import load_vision
 from alignvl_cli.extraction.encoding import open_lanes
+from alignvl_cli.settings import Precision
 
 WAIT_SECONDS = 20
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from support.fakes import FakeText, FakeVision, make_dataset
 
-from alignvl_cli.config import ExtractConfig
 from alignvl_cli.errors import UsageError
 from alignvl_cli.extraction.events import Finished
 from alignvl_cli.extraction.occupancy import remove_leftover
 from alignvl_cli.extraction.plan import existing_store_matches, make_plan
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.extraction.shards import WorkFolder
+from alignvl_cli.settings import ExtractConfig
 from alignvl_cli.store.reader import open_store
 
 SMALL = ExtractConfig(batch_size=2, workers=0)

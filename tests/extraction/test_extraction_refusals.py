@@ -8,11 +8,11 @@ import pytest
 import torch
 from support.fakes import FakeText, FakeVision, make_dataset
 
-from alignvl_cli.config import ExtractConfig, StoreDtype
 from alignvl_cli.distributed import ALONE, Ranks
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.extraction.events import Finished
 from alignvl_cli.extraction.run import run_extraction
+from alignvl_cli.settings import ExtractConfig, StoreDtype
 from alignvl_cli.store.reader import open_store
 
 SMALL = ExtractConfig(batch_size=2, workers=0)

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 from support.fakes import FakeText, FakeVision, concept, make_dataset
 
-from alignvl_cli.config import ExtractConfig, StoreDtype
 from alignvl_cli.datasets.dataset import Dataset, ImageSource, Item
 from alignvl_cli.errors import DataError, MismatchError, UsageError
 from alignvl_cli.extraction.events import Finished, Note, Progress, Stage
 from alignvl_cli.extraction.plan import existing_store_matches, make_plan
 from alignvl_cli.extraction.run import run_extraction
+from alignvl_cli.settings import ExtractConfig, StoreDtype
 from alignvl_cli.store.reader import open_store
 
 SMALL = ExtractConfig(batch_size=2, workers=0)

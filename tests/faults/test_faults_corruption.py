@@ -18,7 +18,6 @@ from support.killable import CONFIG as EXTRACT_CONFIG
 from alignvl_cli.ablation.analysis import read_ranks, read_validations
 from alignvl_cli.ablation.records import RESULTS, read_study, read_verdicts
 from alignvl_cli.artifacts import read_json
-from alignvl_cli.config import DatasetOptions, Gallery
 from alignvl_cli.datasets.dataset import Dataset
 from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.errors import DataError, MismatchError
@@ -27,6 +26,7 @@ from alignvl_cli.extraction.plan import existing_store_matches, make_plan
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.retrieval.evaluate import read_evaluation
 from alignvl_cli.retrieval.index import open_index
+from alignvl_cli.settings import DatasetOptions, Gallery
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.checkpoint import read_checkpoint
 from alignvl_cli.training.run_folder import ENVIRONMENT, METRICS, RunWriter, load_run, load_unfinished

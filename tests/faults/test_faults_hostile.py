@@ -21,12 +21,12 @@ from typer.testing import CliRunner
 from alignvl_cli.ablation.study import load_study
 from alignvl_cli.artifacts import file_sha256, read_json, write_json
 from alignvl_cli.cli.app import app, leave_with
-from alignvl_cli.config import DatasetOptions
 from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.errors import AlignvlError, DataError, UsageError
+from alignvl_cli.recipes import resolve_train
 from alignvl_cli.report.tables import as_csv
 from alignvl_cli.report.text import json_text, safe
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.settings import DatasetOptions
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.run_folder import load_run
 

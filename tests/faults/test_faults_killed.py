@@ -17,10 +17,10 @@ from stages import Stages
 
 from alignvl_cli.ablation.records import read_verdicts
 from alignvl_cli.artifacts import file_sha256
-from alignvl_cli.config import Gallery
 from alignvl_cli.errors import DataError
 from alignvl_cli.retrieval.evaluate import read_evaluation
 from alignvl_cli.retrieval.index import open_index
+from alignvl_cli.settings import Gallery
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.run_folder import load_run
 

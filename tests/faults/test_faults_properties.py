@@ -15,11 +15,11 @@ from support.fakes import make_store
 from alignvl_cli.ablation.study import load_study
 from alignvl_cli.align.ranks import TIE, image_to_text_ranks, recalls, text_to_image_ranks
 from alignvl_cli.artifacts import canonical_json, fingerprint, read_json, read_sealed, write_json
-from alignvl_cli.config import DatasetOptions, NoiseKind, Recipe, TrainConfig
 from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.errors import AlignvlError, UsageError
+from alignvl_cli.recipes import resolve_train
 from alignvl_cli.report.text import json_text
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.settings import DatasetOptions, NoiseKind, Recipe, TrainConfig
 from alignvl_cli.store.reader import open_store
 
 few = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -7,8 +7,8 @@ import tomllib
 import pytest
 
 from alignvl_cli.ablation.study import parse_study
+from alignvl_cli.recipes import resolve_train
 from alignvl_cli.report.reproduce import asked_settings, extract_command, study_toml, train_command
-from alignvl_cli.settings import resolve_train
 
 PAIRS = 3679
 ASKED = [

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from support.fake_runs import make_run
 from support.fakes import make_store
 
-from alignvl_cli.config import HubnessReport
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.retrieval.embeddings import Embeddings
 from alignvl_cli.retrieval.evaluate import evaluate
@@ -22,6 +21,7 @@ from alignvl_cli.retrieval.hubness import (
     sides,
 )
 from alignvl_cli.retrieval.metrics import Protocol
+from alignvl_cli.settings import HubnessReport
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.run_folder import load_run
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from alignvl_cli.config import DatasetFormat
+from alignvl_cli.settings import DatasetFormat
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 FENCE = re.compile(r"^```(\w+) (\S+)\n(.*?)^```", re.M | re.S)

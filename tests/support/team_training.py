@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import resolve_train
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.data_parallel import joined
 from alignvl_cli.training.loop import fit

@@ -10,7 +10,7 @@ from support.fakes import make_store
 from alignvl_cli.align.adapters import TAU_RANGE
 from alignvl_cli.align.losses import LossParts
 from alignvl_cli.errors import DivergedError, UsageError
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import resolve_train
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training import loop
 from alignvl_cli.training.health import SKIPPED_IN_A_ROW, Skips, collapse_warnings, mean_squared_cosine, tau_warnings

@@ -8,9 +8,9 @@ from support.fakes import make_store
 
 from alignvl_cli.align import neighbours
 from alignvl_cli.align.streams import Streams
-from alignvl_cli.config import CorruptKind, SubsetKind
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import resolve_train
+from alignvl_cli.settings import CorruptKind, SubsetKind
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training import subsets as selection
 from alignvl_cli.training.data import StoredRows

@@ -7,8 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from alignvl_cli.align.adapters import AdapterShape, new_pair
 from alignvl_cli.align.streams import Streams
-from alignvl_cli.config import AdapterKind, LatentNorm, Loss, Precision
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import resolve_train
+from alignvl_cli.settings import AdapterKind, LatentNorm, Loss, Precision
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training import speed
 from alignvl_cli.training.ingredients import epoch_slices

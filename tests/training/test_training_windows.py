@@ -7,7 +7,7 @@ from support.fakes import make_store
 from support.killable_training import outcome
 
 from alignvl_cli.errors import UsageError
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import resolve_train
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.data import WINDOW_BLOCKS, WindowedLatents, load_split, stored_split
 from alignvl_cli.training.ingredients import epoch_slices

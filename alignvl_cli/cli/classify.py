@@ -1,13 +1,17 @@
 """`alignvl classify`: name images without having been trained to."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alignvl_cli.cli.console import Session
 from alignvl_cli.cli.options import DataOption, DeviceOption, JsonOption, PickleOption, TrustOption
 from alignvl_cli.settings import Device
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def classify(
@@ -40,14 +44,21 @@ def classify(
     from alignvl_cli.retrieval.classify import TEMPLATES, read_labels
     from alignvl_cli.retrieval.classify import classify as assign
     from alignvl_cli.retrieval.dual_encoder import DualEncoder
+    from alignvl_cli.retrieval.search import cut_texts
 
     place = choose_device(device)
     encoder = DualEncoder.load(
         run or session.newest_run(), device=place, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
     )
+
+    def encode(prompts: Sequence[str]) -> "np.ndarray":
+        for sentence in cut_texts(encoder, prompts):
+            session.warn(sentence)
+        return encoder.encode_text(prompts)
+
     found = assign(
         encoder.run,
-        encoder.encode_text,
+        encode,
         store_of(session, encoder.run, data),
         split,
         classes=read_labels(labels) if labels else None,

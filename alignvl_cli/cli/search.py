@@ -104,8 +104,7 @@ def search(
             {"query": query, "hits": [hit.to_json() for hit in hits]} for query, hits in zip(asked, found, strict=True)
         ]
         answer = {"schema": "alignvl.search/1", "index": str(opened.path), "of": gallery.value}
-        answer |= {"scores": "exact" if is_exact else "approximate", "results": results}
-        session.document(answer)
+        session.document({**answer, "scores": "exact" if is_exact else "approximate", "results": results})
         return
     for query, hits in zip(asked, found, strict=True):
         session.show(hits_table(query, gallery, hits, is_cosine=is_cosine))
@@ -124,9 +123,7 @@ def _rescore(session: Session, index: "Index", encoder: "DualEncoder", gallery: 
     rescore = None if store is None else exact_scores(index, encoder, store, gallery)
     if rescore is None:
         error = (index.record.score_error or {}).get(gallery)
-        far = (
-            "how far they are off is not on record" if error is None else f"they were found to be up to {error:.2g} off"
-        )
+        far = "how far off is not on record" if error is None else f"found to be up to {error:.2g} off"
         session.warn(
             f"the scores are approximate, of vectors that {factory} has compressed ({far}), and "
             f"{index.record.store}, which exact ones come from, is not here; --factory Flat keeps whole vectors"

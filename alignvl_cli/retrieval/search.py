@@ -110,7 +110,7 @@ def cut_texts(encoder: DualEncoder, texts: Sequence[str]) -> list[str]:
     """A sentence for each text that the encoder reads the beginning of only."""
     tower = encoder._text  # of this room, and asked once a search
     return [
-        f"{text[:SHOWN_LETTERS]!r}... has {length:,} tokens, and the text encoder reads the first {tower.max_length:,}: "
+        f"{text[:SHOWN_LETTERS]!r}... has {length:,} tokens, and the text encoder reads {tower.max_length:,}: "
         "the rest has no part in the result"
         for text, length in zip(texts, tower.lengths(list(texts)), strict=True)
         if length > tower.max_length

@@ -15,6 +15,7 @@ from alignvl_cli.artifacts import read_json
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.retrieval.embeddings import project
 from alignvl_cli.retrieval.evaluate import compare, evaluate, save_evaluation
+from alignvl_cli.retrieval.metrics import Protocol
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.run_folder import load_run
 
@@ -258,3 +259,33 @@ def test_runs_on_different_sets_do_not(tmp_path):
     run = load_run(make_run(tmp_path / "run", store))
     with pytest.raises(MismatchError, match="different evaluation sets"):
         compare([evaluate(run, store, "test"), evaluate(run, store, "val")])
+
+
+def test_a_leak_is_told_by_the_bytes_of_the_images_and_not_by_the_name_of_a_split(tmp_path):
+    own = open_store(make_store(tmp_path / "own.h5", images=100))
+    run = load_run(make_run(tmp_path / "run", own))
+
+    def warned(name: str, find=lambda content, place: own, **store) -> list[str]:
+        other = open_store(make_store(tmp_path / f"{name}.h5", images=100, **store))
+        found = evaluate(run, other, store["splits"][0], find=find)
+        return [warning for warning in found.warnings if "cannot miss" not in warning]
+
+    trained, selected = (len(own.rows(split).image) for split in ("train", "val"))
+    leak = warned("leak", splits=["test"] * 100)
+    assert f"{trained} of 100 different images" in leak[0]
+    assert "was trained on" in leak[0]
+    assert f"{selected} of 100" in leak[1]
+    assert "was selected on" in leak[1]
+    assert warned("fresh", splits=["val"] * 100, seed=5) == [], "others, in a split of the same name"
+    assert "cannot be told" in warned("alone", splits=["test"] * 100, find=None)[0], "the run's own store is gone"
+
+
+def test_other_stores_of_one_name_and_other_options_are_other_files(tmp_path):
+    saved = set()
+    for folder, seed in (("a", 0), ("b", 1)):
+        (tmp_path / folder).mkdir()
+        store = open_store(make_store(tmp_path / folder / "pairs.h5", images=60, seed=seed))
+        run = load_run(tmp_path / "run" if seed else make_run(tmp_path / "run", store))
+        for options in ({}, {"protocol": Protocol(recall_at=(3, 7))}, {"bootstrap": True}, {"calibration": True}):
+            saved.add(save_evaluation(run, evaluate(run, store, "test", **options)))
+    assert len(saved) == len(list((tmp_path / "run" / "eval").glob("*.json"))) == 8

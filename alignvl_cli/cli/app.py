@@ -140,8 +140,7 @@ def leave_with(work: Callable[[], None], verbose: bool, next_step: str = AGAIN) 
     """Run `work`, turn whatever leaves it into one message on stderr, and return the exit code."""
     try:
         work()
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
         if (swallowed := swallowed_stop()) is not None:
             raise swallowed
     except KeyboardInterrupt as stop:

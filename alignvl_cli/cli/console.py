@@ -86,7 +86,7 @@ class Session:
 
 
 def _console(**options: Any) -> "Console":
-    """A console that leaves a reader who has gone (`| head`) to the app's error boundary, where rich would exit with 1."""
+    """A console that leaves a reader who has gone (`| head`) to the app's error boundary; rich would exit with 1."""
     from rich.console import Console
 
     class Piped(Console):

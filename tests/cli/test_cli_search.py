@@ -139,7 +139,7 @@ def test_a_threshold_that_nothing_can_reach_is_refused(coloured, threshold, said
 
 
 def test_what_is_left_out_is_told(coloured):
-    found = coloured("search", "green", "--threshold", "0.9999", "--json")
+    found = coloured("search", "green", "--threshold", "1", "--json")
     assert json.loads(found.stdout)["results"][0]["hits"] == []
     assert "the best one scores" in " ".join(found.stderr.split())
     long = coloured("search", "green " * 2000, "-k", 1, "--json")

@@ -118,7 +118,7 @@ def test_hits_below_the_threshold_are_left_out(tmp_path):
     assert search(index, encoder, query, k=30, of=Gallery.image, threshold=1.5) == [[], [], []]
 
 
-@pytest.mark.parametrize("factory", ["SQ4", "IVF2,PQ4"])
+@pytest.mark.parametrize("factory", ["SQ4", "IVF2,SQ6"])
 @pytest.mark.parametrize("correction", [None, HubCorrection.nnn])
 @pytest.mark.parametrize("of", Gallery)
 def test_scores_of_compressed_vectors_are_those_of_whole_ones_once_rescored(tmp_path, factory, correction, of):

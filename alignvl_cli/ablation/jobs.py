@@ -36,6 +36,8 @@ class Job:
 
     arm: str
     config: TrainConfig
+    given: dict[str, Any]
+    """What `config` was resolved of, by flag; kept with the run."""
     store: Path
     content_hash: str
     """Of the store."""
@@ -102,7 +104,7 @@ def _training(job: Job, store: Store) -> Iterator[Record]:
     """The training of an unfinished job, from its checkpoint or from the first step."""
     if has_checkpoint(job.folder) and _made_of(read_json(job.folder / CONFIG, "run's configuration")) == job.decides:
         return resume_run(job.folder, [job.store])
-    return train_run([store], job.folder, job.config, overwrite=True)
+    return train_run([store], job.folder, job.config, overwrite=True, given=job.given)
 
 
 def read_outcome(job: Job) -> Outcome | None:

@@ -8,7 +8,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from alignvl_cli.ablation.jobs import Job, differences, read_outcome
 from alignvl_cli.ablation.records import STUDY, STUDY_FAMILY, STUDY_SCHEMA, run_folder
 from alignvl_cli.ablation.statistics import seeds_for_any_verdict
-from alignvl_cli.ablation.study import Arm, Study
+from alignvl_cli.ablation.study import Arm, Settings, Study
 from alignvl_cli.artifacts import made_by, read_json
 from alignvl_cli.devices import choose_device, computing_with, usable_cores, visible_gpus
 from alignvl_cli.errors import MismatchError, UsageError
@@ -48,11 +48,14 @@ class Setup:
     pairs: int
     device: str
     threads: int
+    given: Settings = field(default_factory=dict)
+    """The flags of `ablate` that are no default."""
 
     def job(self, folder: Path, arm: Arm, seed: int) -> Job:
         return Job(
             arm=arm.name,
             config=self.study.config(arm, seed, device=Device(self.device), pairs=self.pairs),
+            given=self.study.given(arm, seed, Device(self.device)),
             store=self.store,
             content_hash=self.content_hash,
             split=TEST,
@@ -92,12 +95,13 @@ class Setup:
             "selection_split": VAL,
             "device": self.device,
             "threads": self.threads,
+            "given": self.given,
             "made_by": made_by("ablate", {}),
         }
         return dict(json.loads(json.dumps(record)))
 
 
-def set_up(study: Study, store_path: Path, device: Device, threads: int) -> Setup:
+def set_up(study: Study, store_path: Path, device: Device, threads: int, given: Settings | None = None) -> Setup:
     """Check a study against a store. UsageError for an arm that the store has too few pairs for, or a device that is
     not there; DataError for a store that is unreadable or lacks a split."""
     store = open_store(store_path)
@@ -120,6 +124,7 @@ def set_up(study: Study, store_path: Path, device: Device, threads: int) -> Setu
         pairs=pairs,
         device=place,
         threads=threads,
+        given=given or {},
     )
 
 

@@ -13,7 +13,7 @@ was), `name`, `question`, `reference` (an arm), `seeds`, `margin` (points of mea
 recall), `base` (settings as flags), `factors` ({factor: [its levels]}, in order; empty when the arms are listed),
 `arms` ({arm: {"layers": [settings as flags, ...], "levels": [a level of each factor] or [], "settings": every resolved
 setting of train, without the seed}}), `store` ({"path", "content_hash", "encoder_hash"}), `split`, `selection_split`,
-`device`, `threads` (of each run), `made_by`.
+`device`, `threads` (of each run), `given` (flags of `ablate` that are no default), `made_by`.
 
 `results.parquet`: `arm` (text), `seed` (int64), `split` (text), `metric` (text), `value` (float64), `reason` (text).
 Metrics of the test split: `mean_recall`, `rsum`, and `DIRECTION.METRIC` with DIRECTION `image_to_text` or

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.recipes import resolve_train
-from alignvl_cli.settings import Device, TrainConfig, by_flag, did_you_mean
+from alignvl_cli.recipes import one_layer, resolve_train
+from alignvl_cli.settings import DEFAULT_MARGIN, Device, TrainConfig, by_flag, did_you_mean
 
 KEYS = ("name", "question", "reference", "seeds", "margin", "base", "arms", "factors")
-DEFAULT_MARGIN = 1.0
-"""Points of mean recall within which two arms count as equivalent."""
 LONGEST_NAME = 100
 LARGEST_SEED = 2**63 - 1
 KEPT_OUT = ("seed", "device")
@@ -53,6 +51,10 @@ class Study:
     def config(self, arm: Arm, seed: int = 0, *, device: Device = Device.auto, pairs: int | None = None) -> TrainConfig:
         """Every setting of one run; `pairs` as in `resolve_train`."""
         return resolve_train(self.base, *arm.layers, {"seed": seed, "device": device}, pairs=pairs)
+
+    def given(self, arm: Arm, seed: int, device: Device) -> Settings:
+        """What one run is asked for, by flag."""
+        return one_layer(self.base, *arm.layers, {"seed": seed, "device": device})
 
     def with_seeds(self, seeds: tuple[int, ...] | None) -> "Study":
         return self if seeds is None else replace(self, seeds=seeds)

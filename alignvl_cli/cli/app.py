@@ -35,8 +35,10 @@ from alignvl_cli.cli import inspect as inspect_
 from alignvl_cli.cli import store as exchange
 from alignvl_cli.cli.console import Session, say_what_fits
 from alignvl_cli.cli.interrupts import AGAIN, Terminated, signals_unwind, swallowed_stop
+from alignvl_cli.cli.options import arguments_of, options_of
 from alignvl_cli.cli.workspace import Workspace
 from alignvl_cli.errors import AlignvlError, DataError, UsageError
+from alignvl_cli.settings import CommonSettings
 
 _LOOK: dict[str, Any] = {
     "no_args_is_help": True,
@@ -55,17 +57,7 @@ app.add_typer(store_app, name="store")
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 """A disk, a file or a quota that takes no more."""
 
-SHARED = {
-    "workspace": Annotated[
-        Path,
-        typer.Option(
-            envvar="ALIGNVL_WORKSPACE", help="Folder of artefacts without an explicit path.", show_default=True
-        ),
-    ],
-    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; warnings stay.")],
-    "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks with errors.")],
-}
-SHARED_DEFAULTS = {"workspace": Path("alignvl-workspace"), "quiet": False, "verbose": False}
+COMMON = inspect.Parameter("common", inspect.Parameter.KEYWORD_ONLY, annotation=CommonSettings)
 
 
 class SectionedHelp(TyperCommand):
@@ -103,27 +95,24 @@ adds to the exception as a note goes before."""
 
 
 def register(function: Callable[..., None], name: str, group: typer.Typer = app) -> None:
-    """Add `function(session, ...)` to `group`: its own options, the shared ones, and the error boundary."""
+    """Add `function(session, ...)` to `group`: its own options, the common ones, and the error boundary."""
+    own = list(inspect.signature(function).parameters.values())[1:]
 
     @functools.wraps(function)
-    def command(*, workspace: Path, quiet: bool, verbose: bool, **arguments: Any) -> None:
+    def command(**values: Any) -> None:
+        ((_, common),) = arguments_of([COMMON], values)
         say_what_fits()
         with signals_unwind():
-            session = Session(Workspace(workspace), quiet)
+            session = Session(Workspace(common.workspace), common.quiet)
 
             def work() -> None:
-                _require_name(arguments.get("output"))
-                function(session, **arguments)
+                _require_name(values.get("output"))
+                function(session, **dict(arguments_of(own, values)))
 
-            code = leave_with(work, verbose, AFTER_INTERRUPTION.get(name, AGAIN))
+            code = leave_with(work, common.verbose, AFTER_INTERRUPTION.get(name, AGAIN))
         raise typer.Exit(code)
 
-    own = list(inspect.signature(function).parameters.values())[1:]
-    shared = [
-        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=SHARED_DEFAULTS[key], annotation=kind)
-        for key, kind in SHARED.items()
-    ]
-    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + shared
+    parameters = options_of([*own, COMMON])
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del command.__wrapped__

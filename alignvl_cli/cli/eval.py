@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignvl_cli.cli.console import Session
-from alignvl_cli.cli.options import DataOption, DeviceOption, JsonOption
+from alignvl_cli.cli.options import DataOption
 from alignvl_cli.errors import UsageError
-from alignvl_cli.settings import Device, HubnessReport
+from alignvl_cli.settings import EvalSettings
 
 if TYPE_CHECKING:
     from alignvl_cli.retrieval.calibration import Modesty
-
-PROTOCOL, REPORTS = "Protocol", "Reports"
 
 
 def eval_(
@@ -23,37 +21,8 @@ def eval_(
         list[Path] | None, typer.Argument(metavar="RUN", help="Runs to evaluate. Default: the newest run.")
     ] = None,
     data: DataOption = None,
-    split: Annotated[str, typer.Option(help="Split of the store, or `all`.")] = "test",
-    recall_k: Annotated[
-        str, typer.Option(help="K of the recalls; RSUM is always of 1, 5 and 10.", rich_help_panel=PROTOCOL)
-    ] = "1,5,10",
-    folds: Annotated[
-        int,
-        typer.Option(help="Means over folds of consecutive images: COCO 1K is 5.", rich_help_panel=PROTOCOL),
-    ] = 1,
-    identical_hits: Annotated[
-        bool,
-        typer.Option("--identical-hits", help="A caption of the same text is a hit too.", rich_help_panel=PROTOCOL),
-    ] = False,
-    bootstrap: Annotated[
-        bool, typer.Option("--bootstrap", help="95 % intervals, of differences too.", rich_help_panel=REPORTS)
-    ] = False,
-    calibration: Annotated[
-        bool,
-        typer.Option(
-            "--calibration", help="Is it as sure as it is right? Table and diagrams.", rich_help_panel=REPORTS
-        ),
-    ] = False,
-    hubness: Annotated[
-        HubnessReport | None,
-        typer.Option(help="How bad hubs are, and recall after a correction.", rich_help_panel=REPORTS),
-    ] = None,
-    eccv: Annotated[
-        Path | None,
-        typer.Option(help="COCO 5K: also ECCV Caption and CxC; give dataset_coco.json.", rich_help_panel=REPORTS),
-    ] = None,
-    device: DeviceOption = Device.auto,
-    as_json: JsonOption = False,
+    *,
+    asked: EvalSettings,
 ) -> None:
     """Report retrieval recall, in both directions.
 
@@ -68,8 +37,8 @@ def eval_(
     from alignvl_cli.retrieval.metrics import Protocol
     from alignvl_cli.training.run_folder import load_run
 
-    protocol = Protocol.parse(recall_k, folds=folds, identical_hits=identical_hits)
-    place = choose_device(device)
+    protocol = Protocol.parse(asked.recall_k, folds=asked.folds, identical_hits=asked.identical_hits)
+    place = choose_device(asked.device)
     evaluations = []
     for path in runs or [session.newest_run()]:
         run = load_run(path, place)
@@ -77,12 +46,12 @@ def eval_(
         evaluation = evaluate(
             run,
             store,
-            split,
+            asked.split,
             protocol=protocol,
-            bootstrap=bootstrap,
-            calibration=calibration,
-            hubs=hubness,
-            eccv=eccv,
+            bootstrap=asked.bootstrap,
+            calibration=asked.calibration,
+            hubs=asked.hubness,
+            eccv=asked.eccv,
             device=place,
             find=partial(find_store, session, beside=run.path),
         )
@@ -97,15 +66,15 @@ def eval_(
             session.warn(f"{problem.filename}: {problem.strerror or problem}; the evaluation is shown, and not saved")
         evaluations.append(evaluation)
     result = evaluations[0] if len(evaluations) == 1 else compare(evaluations)
-    if as_json:
+    if asked.as_json:
         session.document(result.to_json())
         return
     session.show(evaluation_table(evaluations))
-    if calibration:
+    if asked.calibration:
         session.show(modesty_table(evaluations))
-    if hubness:
+    if asked.hubness:
         session.show(hubness_table(evaluations))
-    if eccv:
+    if asked.eccv:
         session.show(beyond_table(evaluations))
 
 

@@ -1,6 +1,5 @@
 """The page of a study or of a run, gathered from what its folder holds, its store, and the pictures."""
 
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +22,7 @@ from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.report.examples import DISAGREEING, Shower, disagreement_examples, run_examples
 from alignvl_cli.report.figures import Plot
 from alignvl_cli.report.page import Block, Page, thumbnail
-from alignvl_cli.report.reproduce import extract_command, train_command
+from alignvl_cli.report.reproduce import ablate_command, extract_command, train_command
 from alignvl_cli.report.run_page import run_page, run_plots
 from alignvl_cli.report.study_page import study_page
 from alignvl_cli.report.study_plots import study_plots
@@ -61,7 +60,6 @@ def study_views(folder: Path, data: Path | None, device: str, *, find: Find, war
     def page() -> "Page":
         store = _store_of_study(folder, study["store"], data, find, warn)
         config, environment = _records_of_a_run(folder, verdicts)
-        again = ["alignvl", "ablate", f"{verdicts['name']}.toml", "--threads", str(study["threads"])]
         return study_page(
             verdicts,
             study,
@@ -69,7 +67,7 @@ def study_views(folder: Path, data: Path | None, device: str, *, find: Find, war
             [] if store is None else list(_disagreements(folder, verdicts, _shower(store), device)),
             encoders={side: config[side] for side in SIDES if side in config},
             machine=environment,
-            commands=[*_extraction(store), shlex.join(again)],
+            commands=[*_extraction(store), ablate_command(f"{verdicts['name']}.toml", study)],
             made_with=_made_with(folder),
         )
 

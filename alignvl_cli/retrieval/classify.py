@@ -18,12 +18,12 @@ from alignvl_cli.artifacts import made_by
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.retrieval.embeddings import project_images
 from alignvl_cli.retrieval.metrics import wilson
+from alignvl_cli.settings import TEMPLATES
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.run_folder import Run
 
 SCHEMA = "alignvl.classify/1"
 SLOT = "{}"
-TEMPLATES = ("{}", "a photo of {}", "a picture of {}")
 
 
 @dataclass(frozen=True, slots=True)

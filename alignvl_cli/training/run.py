@@ -10,7 +10,7 @@ Letters: P training pairs, N rows of a batch, B rows of a block, E shared width.
 import json
 import statistics
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -107,10 +107,12 @@ def train_run(
     *,
     val: Path | None = None,
     overwrite: bool = False,
+    given: Mapping[str, Any] | None = None,
     checkpoint_s: float = CHECKPOINT_SECONDS,
 ) -> Generator[Record, None, None]:
     """Train on the "train" split of all `stores`, select on "val" of the store `val` (default: the first), and
     fill the run folder `output` as the records pass; every `checkpoint_s` seconds or so it can be gone on from.
+    `given`, the flags and file that `config` was resolved of, is kept with the run, for its page.
 
     Raises UsageError (batch larger than the data allow, device not there, output taken), DataError (store
     unreadable, split absent, another process in the folder), MismatchError (stores of other encoders), all before
@@ -132,7 +134,7 @@ def train_run(
         claim_run(output, overwrite)
         with held_run(output):
             environment = made_by("train", config.to_json(), device=device_name(device), threads=started.threads)
-            with RunWriter(output, _describe(opened, val_store, state, config, started), environment) as writer:
+            with RunWriter(output, _describe(opened, val_store, state, config, started, given), environment) as writer:
                 checkpoints = Checkpoints(writer, checkpoint_s, wall_s=time.perf_counter() - began)
                 yield from fill(writer, plan, state, started, checkpoints, rates=[])
 
@@ -178,7 +180,12 @@ def fill(
 
 
 def _describe(
-    stores: Sequence[Store], val_store: Store, state: TrainState, config: TrainConfig, started: Started
+    stores: Sequence[Store],
+    val_store: Store,
+    state: TrainState,
+    config: TrainConfig,
+    started: Started,
+    given: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """What `config.json` holds, besides the format and the sha256 of the weights."""
     first = stores[0]
@@ -190,6 +197,7 @@ def _describe(
         "text": first.text,
         "recipe": config.recipe,
         "settings": config.to_json(),
+        **({} if given is None else {"given": dict(given)}),
         "machine": {"device": started.device, "precision": started.precision, "threads": started.threads},
         "stores": [_reference(store) for store in stores],
         "training_split": TRAIN,

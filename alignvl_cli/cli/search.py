@@ -1,6 +1,5 @@
 """`alignvl search`: ask an index with words or with a picture, and show what it finds, on a page too."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,8 +38,6 @@ def search(
     if bool(text or queries) == bool(image):
         raise UsageError('search wants either TEXT or --image FILE, e.g. `alignvl search "red heart"`')
 
-    if asked.threshold is not None and not math.isfinite(asked.threshold):
-        raise UsageError(f"--threshold: wanted a number, e.g. 0.25, got {asked.threshold}")
     from alignvl_cli.cli.workspace import open_or_make_index, run_of
     from alignvl_cli.devices import choose_device
     from alignvl_cli.report.search import hits_table

@@ -133,7 +133,7 @@ def test_a_workspace_that_was_moved_is_searched_as_before(coloured, tmp_path):
     assert "neither in the workspace" in copied.fails(3, "search", "green")
 
 
-@pytest.mark.parametrize(("threshold", "said"), [("nan", "wanted a number"), ("inf", "wanted"), ("1.5", "at most 1")])
+@pytest.mark.parametrize(("threshold", "said"), [("nan", "finite"), ("inf", "finite"), ("1.5", "at most 1")])
 def test_a_threshold_that_nothing_can_reach_is_refused(coloured, threshold, said):
     assert said in coloured.fails(2, "search", "green", "--threshold", threshold)
 

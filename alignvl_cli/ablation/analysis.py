@@ -15,7 +15,7 @@ from alignvl_cli.ablation.records import RANKS
 from alignvl_cli.ablation.statistics import t_interval
 from alignvl_cli.artifacts import check_parts, read_json
 from alignvl_cli.errors import DataError
-from alignvl_cli.retrieval.evaluate import evaluation_path
+from alignvl_cli.retrieval.evaluate import calibrated_path
 from alignvl_cli.retrieval.metrics import DIRECTIONS
 from alignvl_cli.training.run_folder import METRICS, RESULT, is_complete_run
 
@@ -177,11 +177,11 @@ class Reliability:
     accuracy_B: np.ndarray
 
 
-def read_reliability(runs: Sequence[Path], store: Path, split: str) -> dict[str, Reliability]:
+def read_reliability(runs: Sequence[Path], store: Path, content_hash: str, split: str) -> dict[str, Reliability]:
     """Direction -> the runs' evaluations on a split, pooled; DataError when one is missing or has no calibration."""
     found: dict[str, list[np.ndarray]] = {direction: [] for direction in DIRECTIONS}
     for run in runs:
-        path = evaluation_path(run, store, split)
+        path = calibrated_path(run, store, content_hash, split)
         calibration = read_json(path, "evaluation").get("calibration")
         if calibration is None:
             raise DataError(f"{path}: no calibration in this evaluation; `alignvl eval --calibration` adds it")

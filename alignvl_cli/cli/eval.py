@@ -1,5 +1,6 @@
 """`alignvl eval`: recall of one run, or of several side by side."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,7 +29,7 @@ def eval_(
     Ranks are exact, and ties lose. A FAISS index of each projected gallery is built too, and its agreement
     with the exact ranks is reported.
     """
-    from alignvl_cli.cli.workspace import store_of
+    from alignvl_cli.cli.workspace import find_store, store_of
     from alignvl_cli.devices import choose_device
     from alignvl_cli.report.evaluation import beyond_table, evaluation_table, hubness_table
     from alignvl_cli.report.reliability import modesty_table
@@ -52,13 +53,17 @@ def eval_(
             hubs=asked.hubness,
             eccv=asked.eccv,
             device=place,
+            find=partial(find_store, session, beside=run.path),
         )
         for warning in evaluation.warnings:
             session.warn(warning)
-        saved = save_evaluation(run, evaluation)
-        session.note(f"saved {saved}")
-        if evaluation.modesty:
-            _draw_reliability(session, evaluation.modesty, run.path.name, saved)
+        try:
+            saved = save_evaluation(run, evaluation)
+            session.note(f"saved {saved}")
+            if evaluation.modesty:
+                _draw_reliability(session, evaluation.modesty, run.path.name, saved)
+        except OSError as problem:  # of somebody else, or archived: what was found is told all the same
+            session.warn(f"{problem.filename}: {problem.strerror or problem}; the evaluation is shown, and not saved")
         evaluations.append(evaluation)
     result = evaluations[0] if len(evaluations) == 1 else compare(evaluations)
     if asked.as_json:

@@ -174,7 +174,8 @@ def _reliability(folder: Path, verdicts: Json, study: Json, warn: Warn) -> "dict
     for arm in verdicts["arms"]:
         runs = [run_folder(folder, arm["arm"], seed) for seed in arm["seeds"]]
         try:
-            found = read_reliability(runs, Path(study["store"]["path"]), study["split"])
+            place = Path(study["store"]["path"]), study["store"]["content_hash"]
+            found = read_reliability(runs, *place, study["split"])
         except DataError as problem:
             warn(f"no reliability of arm {arm['arm']}: {problem}")
             continue

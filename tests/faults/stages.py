@@ -77,7 +77,7 @@ def run(words: list[str]) -> int:
     if words[0] == "extract":
 
         def extract() -> None:
-            with application._sigterm_unwinds():
+            with application.signals_unwind():
                 raise SystemExit(
                     application.leave_with(lambda: fake_extraction(Path(words[1])), False, application.AGAIN)
                 )

@@ -10,14 +10,17 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignvl_cli.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    import pandas
 
 RECORDED_PACKAGES = (
     "torch",
@@ -118,6 +121,22 @@ def foreign_file(folder: Path, written: Mapping[str, tuple[str, ...]]) -> Path |
         if not (is_litter(path.name) or any(fnmatch(path.name, pattern) for pattern in patterns)):
             return inside
     return None
+
+
+def frame_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> "pandas.DataFrame":
+    """A row each of `rows`; `columns` are those of none. What is counted stays whole where some of it is missing, and
+    texts are Python's own: a path may be no valid Unicode, which pandas' type for text refuses."""
+    import pandas
+
+    def column(name: str) -> "pandas.Series":
+        values = [row.get(name) for row in rows]
+        kinds = {type(value) for value in values if value is not None}
+        if kinds == {int}:
+            return pandas.Series(values, dtype="Int64" if None in values else "int64")
+        return pandas.Series(values, dtype="float64" if kinds <= {int, float} else object)
+
+    names = dict.fromkeys(name for row in rows for name in row) if rows else columns
+    return pandas.DataFrame({name: column(name) for name in names})
 
 
 def check_parts(folder: Path, sha256: Mapping[str, str], what: str) -> None:

@@ -733,6 +733,7 @@ class InspectSettings(Checked):
     verify: int | None = setting(
         "Encode N images and N captions of a store again and compare.", None, within=at_least(1), metavar="N"
     )
+    csv: bool = setting("The workspace's runs as CSV: settings that differ, recalls, date, store.", False)
     as_json: bool = as_json()
 
 

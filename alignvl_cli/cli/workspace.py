@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alignvl_cli.errors import AlignvlError, DataError
 
 if TYPE_CHECKING:
+    import pandas
+
     from alignvl_cli.cli.console import Session
     from alignvl_cli.retrieval.index import Index
     from alignvl_cli.store.reader import Store
@@ -26,6 +28,19 @@ MARKS = {"run": "config.json", "index": "index.json", "study": "study.json"}
 """Kind of folder -> the file that tells it. Said here again because the rooms that write them load heavy libraries."""
 RUN_RESULT = "result.json"
 """Written last into a run."""
+
+
+class Entry(NamedTuple):
+    """One artefact of a workspace."""
+
+    kind: str
+    """`store`, `run`, `index` or `study`."""
+    path: Path
+    """Of an unfinished store, the folder of its shards."""
+    state: str
+    """`complete`; `named`: complete, under a name of its own; `unfinished`."""
+    newest: bool
+    """Whether it is what a command takes where no path is given."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,33 @@ class Workspace:
             self._told.add(path)
             self.warn(f"{path}: no sound {kind}, and passed over; `alignvl inspect {path}` says why")
 
+    def everything(self) -> list[Entry]:
+        """Every artefact, oldest first within a kind; also what is unfinished, and what was given a name of its own,
+        which is never taken for the newest."""
+        complete = {"store": self.stores(), "run": self.runs(), "index": self.indexes(), "study": self.studies()}
+        stores = sorted((self.root / "stores").glob("*.h5"))
+        partial = [path for path in sorted((self.root / "stores").glob("*.partial")) if path.is_dir()]
+        found = {
+            "store": [*complete["store"], *stores, *partial],
+            "run": _folders(self.root / "runs", MARKS["run"]),
+            "index": _folders(self.root / "indexes", MARKS["index"]),
+            "study": [*complete["study"], *_folders(self.root / "studies", MARKS["study"])],
+        }
+        finished = {"store": "", "run": RUN_RESULT, "index": MARKS["index"], "study": ""}
+        entries = []
+        for kind, paths in found.items():
+            for path in dict.fromkeys(paths):
+                is_named = path in stores or (bool(finished[kind]) and (path / finished[kind]).is_file())
+                state = "complete" if path in complete[kind] else "named" if is_named else "unfinished"
+                entries.append(Entry(kind, path, state, path == complete[kind][-1] if complete[kind] else False))
+        return entries
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """A row a run, finished or not; columns as `report.artifacts.runs_frame` has them."""
+        from alignvl_cli.report.artifacts import runs_frame
+
+        return runs_frame({entry.path: entry.state for entry in self.everything() if entry.kind == "run"})
+
     def newest_store(self) -> Path:
         return _last(self.stores(), self.root, "store", "alignvl extract")
 
@@ -117,6 +159,16 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # a folder that is not for us to look into
         return False
+
+
+def _folders(folder: Path, mark: str) -> list[Path]:
+    """Those that hold the file `mark`: the numbered ones in their order, then the others by name."""
+
+    def order(path: Path) -> tuple[float, str]:
+        match = NUMBERED.match(path.name)
+        return int(match[1]) if match else float("inf"), path.name
+
+    return sorted((path.parent for path in folder.glob(f"*/{mark}")), key=order)
 
 
 def _last(found: list[Path], root: Path, what: str, command: str) -> Path:

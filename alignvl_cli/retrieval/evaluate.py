@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from alignvl_cli.align.ranks import rank_queries
-from alignvl_cli.artifacts import check_parts, committed, file_sha256, made_by, read_json, write_json
+from alignvl_cli.artifacts import check_parts, committed, file_sha256, frame_of, made_by, read_json, write_json
 from alignvl_cli.errors import MismatchError, UsageError
 from alignvl_cli.retrieval.bootstrap import Resampled, resample
 from alignvl_cli.retrieval.calibration import Modesty, modesty
@@ -25,6 +25,7 @@ from alignvl_cli.retrieval.eccv import BeyondPairs, beyond_pairs
 from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
 from alignvl_cli.retrieval.hubness import (
     BANK_SPLIT,
+    Corrected,
     Correction,
     Hubness,
     asking,
@@ -49,6 +50,9 @@ from alignvl_cli.retrieval.nearest import FLAT, Agreement, flat_index, found_sha
 from alignvl_cli.settings import HubnessReport
 from alignvl_cli.store.reader import ALL, SplitRows, Store
 from alignvl_cli.training.run_folder import Run
+
+if TYPE_CHECKING:
+    import pandas
 
 TRAIN = BANK_SPLIT
 LONGEST_NAME = 180
@@ -120,6 +124,78 @@ class Evaluation:
             "provenance": self.provenance,
         }
 
+    def records(self) -> list[dict[str, Any]]:
+        """The rows of `to_frame`."""
+        corrected = self.hubness and self.hubness.corrected
+        rows = [self._record(direction, None) for direction in DIRECTIONS]
+        return rows + [self._record(direction, corrected) for direction in DIRECTIONS if corrected]
+
+    def _record(self, direction: str, corrected: Corrected | None) -> dict[str, Any]:
+        metrics = corrected.metrics if corrected else self.metrics
+        record: dict[str, Any] = {
+            "run": self.run,
+            "store": self.store,
+            "split": self.split,
+            "folds": self.protocol.folds,
+            "identical_hits": self.protocol.identical_hits,
+            "images": self.images,
+            "captions": self.captions,
+            "direction": direction,
+            "correction": corrected.name if corrected else "",
+            "queries": len(getattr(self, direction).rank_Q),
+            **getattr(metrics, direction).to_json(),
+            "rsum": metrics.rsum,
+            "mean_recall": metrics.mean_recall,
+        }
+        if self.hubness:
+            occurrence = (corrected or self.hubness).occurrence[direction]
+            parameters = corrected.parameters[direction] if corrected else {}
+            record["parameters"] = ", ".join(f"{key} {value:.3g}" for key, value in parameters.items())
+            record |= {name: getattr(occurrence, name) for name in OCCURRENCE}
+        if corrected:
+            return record
+        if self.resampled:
+            record |= _bounds(self.resampled.ci95(), direction, "")
+        for state, ending in STATES.items():
+            at = self.modesty and getattr(self.modesty, state)
+            if at:
+                found = getattr(at, direction)
+                record |= {f"temperature{ending}": at.temperature}
+                record |= {f"{name}{ending}": getattr(found, name) for name in MEASURES}
+        for verdicts, by_direction in (self.beyond.verdicts if self.beyond else {}).items():
+            if judged := by_direction.get(direction):
+                figures = {"queries": judged.queries, "mAP@R": judged.map_at_r, **judged.hit_rate}
+                record |= {f"{verdicts}.{name}": figure for name, figure in figures.items()}
+        return record
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """A row a direction, and one more each under a hubness correction (`correction`: its name, else empty).
+
+        Columns: run, store, split, folds, identical_hits, images, captions, direction, correction, queries; `R@K` and
+        `mAP@R` (percent), `median_rank`, `mean_rank` (from 1), `mrr`; `rsum` and `mean_recall`, of both directions.
+        With `bootstrap` the 95 % intervals, `METRIC_low` and `METRIC_high`; with `calibration` temperature, accuracy,
+        confidence, overconfidence, ece, ece_equal_mass, brier, auroc, aurc (shares), nll (nats), and again with
+        `_fitted`; with `hubs` parameters, skewness, antihubs (a share), largest; with `eccv` `VERDICTS.METRIC`.
+        """
+        return frame_of(self.records())
+
+
+OCCURRENCE = ("skewness", "antihubs", "largest")
+STATES = {"raw": "", "fitted": "_fitted"}
+"""Temperature of a modesty report -> how a column's name ends."""
+MEASURES = ("accuracy", "confidence", "overconfidence", "ece", "ece_equal_mass", "nll", "brier", "auroc", "aurc")
+TOTALS = ("rsum", "mean_recall")
+
+
+def _bounds(ci95: Mapping[str, Any], direction: str, ending: str) -> dict[str, float]:
+    """Intervals of one direction and of the totals, as columns."""
+    intervals = {**ci95[direction], **{name: ci95[name] for name in TOTALS}}
+    return {
+        f"{name}{ending}_{side}": bound
+        for name, pair in intervals.items()
+        for side, bound in zip(("low", "high"), pair, strict=True)
+    }
+
 
 @dataclass(frozen=True)
 class EvaluationTable:
@@ -135,6 +211,23 @@ class EvaluationTable:
             evaluation.resampled.less(first).ci95() if number and first and evaluation.resampled else None
             for number, evaluation in enumerate(self.evaluations)
         ]
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows of `to_frame`."""
+        rows: list[dict[str, Any]] = []
+        for evaluation, ci95 in zip(self.evaluations, self.differences(), strict=True):
+            mine = evaluation.records()
+            for record, first in zip(mine, rows[: len(DIRECTIONS)], strict=False):  # corrected rows are not compared
+                names = [*evaluation.metrics.image_to_text.to_json(), *TOTALS]
+                record |= {f"{name}_difference": record[name] - first[name] for name in names}
+                record |= _bounds(ci95, record["direction"], "_difference") if ci95 else {}
+            rows += mine
+        return rows
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """As `Evaluation.to_frame`, the runs in the order asked, and of all but the first `METRIC_difference` to it;
+        with `bootstrap` that one's 95 % interval, `METRIC_difference_low` and `METRIC_difference_high`."""
+        return frame_of(self.records())
 
     def to_json(self) -> dict[str, Any]:
         return {

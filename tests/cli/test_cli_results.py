@@ -166,6 +166,7 @@ def test_numbers_go_on_beyond_four_digits(tmp_path):
     (tmp_path / "runs" / "9999-run").mkdir(parents=True)
     with Workspace(tmp_path).place_for(None, "runs", "run") as place:
         (place / "result.json").touch()
+        (place / "config.json").write_text('{"format": "alignvl.run/1"}', encoding="utf-8")
     assert place.name == "10000-run"
     assert Workspace(tmp_path).runs() == [place]
 

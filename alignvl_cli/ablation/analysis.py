@@ -1,8 +1,5 @@
-"""Learning curves: the validations that a run's log holds, and their mean over the seeds of an arm.
-
-Where two arms of a study disagree: the queries that one finds much sooner than the other, seed after seed.
-
-Reliability of an arm: accuracy by confidence, the queries of all its seeds together.
+"""What the views of a study show beyond its verdicts: learning curves, reliability, and the queries on which two arms
+disagree.
 """
 
 import json
@@ -144,9 +141,9 @@ def disagreements(reference: Ranked, arm: Ranked, seed: int, count: int) -> Disa
 
     def extreme(sign: int) -> tuple[Disagreement, ...]:
         strength_Q = np.minimum(sign * gain_Q, sign * shown_Q)
-        chosen: dict[str, Disagreement] = {}
+        found: dict[str, Disagreement] = {}
         for query in np.argsort(-strength_Q, kind="stable"):
-            if len(chosen) == count or strength_Q[query] <= 0:
+            if len(found) == count or strength_Q[query] <= 0:
                 break
             made = Disagreement(
                 query_row=int(arm.query_row_Q[query]),
@@ -156,8 +153,8 @@ def disagreements(reference: Ranked, arm: Ranked, seed: int, count: int) -> Disa
                 reference_median=float(reference_Q[query]),
                 arm_median=float(arm_Q[query]),
             )
-            chosen.setdefault(made.query_id, made)
-        return tuple(chosen.values())
+            found.setdefault(made.query_id, made)
+        return tuple(found.values())
 
     return Disagreements(
         seeds=seeds,

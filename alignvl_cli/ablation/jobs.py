@@ -205,11 +205,11 @@ def _ranks(path: Path) -> dict[str, Ranks]:
     table = pyarrow.parquet.read_table(path)
     parts = {}
     for direction in DIRECTIONS:
-        chosen = table.filter(pyarrow.compute.equal(table["direction"], direction))
+        mine = table.filter(pyarrow.compute.equal(table["direction"], direction))
         parts[direction] = Ranks(
-            query_row_Q=chosen["query_row"].to_numpy(),
-            query_id_Q=chosen["query_id"].to_pylist(),
-            rank_Q=chosen["rank"].to_numpy(),
+            query_row_Q=mine["query_row"].to_numpy(),
+            query_id_Q=mine["query_id"].to_pylist(),
+            rank_Q=mine["rank"].to_numpy(),
         )
     return parts
 

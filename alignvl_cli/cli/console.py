@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,8 @@ def say_what_fits() -> None:
         if stream is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - for as long as we are
         elif name != "stdin" and hasattr(stream, "reconfigure"):  # not one that somebody put there
-            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError):  # of a stream that has been put on another file, and wants to seek in that
+                stream.reconfigure(errors="backslashreplace")
 
 
 @dataclass

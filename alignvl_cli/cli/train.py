@@ -1,7 +1,4 @@
-"""`alignvl train`: fit the two adapters on stored latents.
-
-A training as `alignvl train` shows it while it goes on.
-"""
+"""`alignvl train`: fit the two adapters on stored latents, with a live display."""
 
 import shlex
 from collections.abc import Generator

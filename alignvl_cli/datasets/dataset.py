@@ -1,8 +1,7 @@
-"""What every dataset is made of: images by reference, each with its captions.
+"""What every reader gives: images by reference, each with its captions.
 
-Captions as a store can hold them: what is replaced, what is dropped, and how often; and numbers as text.
-
-What every reader does at the end: make a Dataset of its items, or say why they are none.
+Here too: how captions are cleaned so that a store can hold them, and how a reader's items become a dataset, or the
+reason why there are none.
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
 The signature is a 64-bit perceptual hash (the sign of each of the 64 lowest frequencies of the grey picture, at
 32 x 32 against their median; after Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010)
-and the mean colours of a 4 x 4 grid, which tell a red heart from a blue one. Signatures are not compared each with each:
+and the mean colours of a 4 x 4 grid, which tell a red heart from a blue one. Signatures are not compared all with all:
 two 64-bit hashes that differ in at most 6 bits agree in at least one of 7 bands of 9 or 10 bits, so only those with an
 equal band are compared (multi-index hashing: Norouzi, Punjani and Fleet, 2012). Imports little: workers run it.
 """

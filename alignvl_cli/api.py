@@ -35,6 +35,7 @@ from alignvl_cli.retrieval.metrics import RECALL_AT, Protocol
 from alignvl_cli.settings import (
     DEFAULT_TEXT,
     DEFAULT_VISION,
+    LAST_LAYER,
     DatasetFormat,
     DatasetOptions,
     Device,
@@ -47,6 +48,7 @@ from alignvl_cli.settings import (
     StoreDtype,
     Trust,
     by_flag,
+    layers_asked,
 )
 from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.run import count_pairs, train_run
@@ -75,6 +77,8 @@ def extract(
     text: str = DEFAULT_TEXT,
     image_pooling: Pooling | str | None = None,
     text_pooling: Pooling | str | None = None,
+    image_layers: str = LAST_LAYER,
+    text_layers: str = LAST_LAYER,
     text_prefix: str | None = None,
     format: DatasetFormat | str | None = None,
     image_root: str | Path | None = None,
@@ -116,9 +120,24 @@ def extract(
     trust = Trust(remote_code=trust_remote_code, pickle=allow_pickle)
     pairs = open_dataset(str(dataset), options)
     pooling = _choice(Pooling, "image_pooling", image_pooling)
-    images = load_vision(vision, pooling=pooling, device=place, precision=number, trust=trust)
+    images = load_vision(
+        vision,
+        pooling=pooling,
+        layers=layers_asked(image_layers, "image-layers"),
+        device=place,
+        precision=number,
+        trust=trust,
+    )
     pooling = _choice(Pooling, "text_pooling", text_pooling)
-    captions = load_text(text, pooling=pooling, prefix=text_prefix, device=place, precision=number, trust=trust)
+    captions = load_text(
+        text,
+        pooling=pooling,
+        layers=layers_asked(text_layers, "text-layers"),
+        prefix=text_prefix,
+        device=place,
+        precision=number,
+        trust=trust,
+    )
     settings = {"vision": vision, "text": text, "image_root": image_root and str(image_root), **asdict(config)}
     _last(
         run_extraction(pairs, images, captions, Path(output), config, overwrite=overwrite, settings=settings), on_event

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alignvl_cli.align.latent_norm import LATENT_NORM, AsStored, PrincipalComponents, Standardize
+from alignvl_cli.align.latent_norm import LATENT_NORM, AsStored, Columns, PrincipalComponents, Standardize
 from alignvl_cli.align.streams import Stream, Streams
 from alignvl_cli.settings import AdapterKind, LatentNorm, Loss
 
@@ -70,6 +70,10 @@ SIGMOID_TAU_INIT = 0.1
 BIAS_INIT = -10.0
 
 
+Runs = tuple[tuple[int, int], ...]
+"""Runs of columns of a latent, [start, stop) each."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterShape:
     """All that is needed to rebuild an adapter pair before its weights are loaded."""
@@ -89,15 +93,25 @@ class AdapterShape:
     """It decides how the temperature is held: tau itself, or SigLIP's log t and b."""
     latent_width: int = 0
     """Wider latents are reduced to so many principal components; 0: none is."""
+    image_columns: Runs | None = None
+    """What of the stored latent is taken, of the parts that were asked for; None: all of it."""
+    text_columns: Runs | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without columns where all are taken."""
+        return {name: value for name, value in asdict(self).items() if value is not None or "columns" not in name}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "AdapterShape":
         """The shape that `to_json` wrote; ValueError, TypeError or KeyError when it is not one."""
         kind, norm = AdapterKind(record["kind"]), LatentNorm(record["latent_norm"])
-        return cls(**{**record, "kind": kind, "latent_norm": norm, "loss": Loss(record.get("loss", Loss.infonce))})
+        columns = {
+            name: tuple((int(start), int(stop)) for start, stop in record[name])
+            for name in ("image_columns", "text_columns")
+            if record.get(name) is not None
+        }
+        loss = Loss(record.get("loss", Loss.infonce))
+        return cls(**{**record, **columns, "kind": kind, "latent_norm": norm, "loss": loss})
 
 
 class InvertedBottleneck(nn.Module):
@@ -161,18 +175,25 @@ assert ADAPTERS.keys() == set(AdapterKind)
 
 
 class Adapter(nn.Module):
-    """Raw latents in, embeddings out (not normalised). `body` alone takes latents that are prepared already:
-    normalised (`norm`), and then reduced (`reduce`)."""
+    """Stored latents in, embeddings out (not normalised). `body` alone takes latents that are prepared already: cut to
+    the parts that are taken (`select`), normalised (`norm`), and then reduced (`reduce`)."""
 
-    def __init__(self, width: int, shape: AdapterShape) -> None:
+    def __init__(self, width: int, shape: AdapterShape, columns: Runs | None = None) -> None:
         super().__init__()
+        self.select = AsStored(width) if columns is None else Columns(width, columns)
+        width = width if columns is None else sum(stop - start for start, stop in columns)
         self.norm = LATENT_NORM[shape.latent_norm](width)
         kept = min(width, shape.latent_width or width)
         self.reduce = PrincipalComponents(width, kept) if kept < width else AsStored(width)
         self.body = ADAPTERS[shape.kind](kept, shape)
 
     def forward(self, latent_ND: Tensor) -> Tensor:
-        return self.body(self.reduce(self.norm(latent_ND)))
+        return self.body(self.reduce(self.norm(self.select(latent_ND))))
+
+    @property
+    def preparation(self) -> tuple[AsStored, AsStored, AsStored]:
+        """What comes before the body, in order."""
+        return self.select, self.norm, self.reduce
 
 
 class AdapterPair(nn.Module):
@@ -189,8 +210,8 @@ class AdapterPair(nn.Module):
         super().__init__()
         self.shape = shape
         with torch.device("meta"):  # torch's constructors would draw from the global generator
-            self.image = Adapter(shape.image_width, shape)
-            self.text = Adapter(shape.text_width, shape)
+            self.image = Adapter(shape.image_width, shape, shape.image_columns)
+            self.text = Adapter(shape.text_width, shape, shape.text_columns)
         if shape.loss is Loss.infonce:
             self._hold("tau", TAU_INIT if shape.temperature is None else shape.temperature)
         else:

@@ -3,7 +3,7 @@
 Letters: N rows, D width of a latent, K width that is kept of it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,17 @@ class AsStored(nn.Module):
 
     def fit(self, blocks: Iterable[Tensor]) -> None:
         """Nothing to learn from the training latents."""
+
+
+class Columns(AsStored):
+    """Some columns of the latents, by runs of them [start, stop), one after the other."""
+
+    def __init__(self, width: int, runs: Sequence[tuple[int, int]]) -> None:
+        super().__init__(width)
+        self.width, self.runs = width, tuple(runs)
+
+    def forward(self, latent_ND: Tensor) -> Tensor:
+        return torch.cat([latent_ND[:, start:stop] for start, stop in self.runs], dim=1)
 
 
 class UnitLength(AsStored):

@@ -79,11 +79,17 @@ def extract(
     from alignvl_cli.report.progress import ExtractionProgress
 
     images = load_vision(
-        encoders.vision, pooling=encoders.image_pooling, device=place, precision=asked.precision, trust=trust
+        encoders.vision,
+        pooling=encoders.image_pooling,
+        layers=encoders.image_layers,
+        device=place,
+        precision=asked.precision,
+        trust=trust,
     )
     captions = load_text(
         encoders.text,
         pooling=encoders.text_pooling,
+        layers=encoders.text_layers,
         prefix=encoders.text_prefix,
         device=place,
         precision=asked.precision,

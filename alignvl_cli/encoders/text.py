@@ -8,6 +8,7 @@ What is put before every text: asked for, or stated by the model's files. Never 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from transformers import AutoTokenizer
 from alignvl_cli.artifacts import read_json
 from alignvl_cli.devices import choose_precision
 from alignvl_cli.encoders.folders import NO_TRUST, ModelFolder, Side, code_record, find_model, reason_of, spec_of
-from alignvl_cli.encoders.pooling import TEXT_VECTORS, choose_pooling
+from alignvl_cli.encoders.layers import Hidden, Layers, choose_layers, layers_on_record
+from alignvl_cli.encoders.pooling import OF_ONE_TOKEN, TEXT_VECTORS, choose_pooling, inner_pooling
 from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.encoders.records import about, require_known, require_same, tokenizer_record
 from alignvl_cli.encoders.sentence_modules import SentenceModules, read_modules
 from alignvl_cli.encoders.towers import DTYPES, PROJECTED, Tower, load_tower, probed, require_steady, tower_config
 from alignvl_cli.errors import DataError, UsageError, check_flag
-from alignvl_cli.settings import Pooling, Precision, Trust
+from alignvl_cli.settings import LAST_LAYER, Pooling, Precision, Trust
 
 UNMASKED = {"siglip_text_model", "siglip2_text_model"}
 """Trained on captions padded to full length and without a mask: their vector is read at the last place."""
@@ -225,6 +227,10 @@ class TextEncoder:
     reader: CaptionReader
     model: nn.Module
     pooling: Pooling
+    layers: Layers
+    """The parts of a latent."""
+    inner: Pooling
+    """How a layer below the last is read."""
 
     @property
     def max_length(self) -> int:
@@ -237,16 +243,20 @@ class TextEncoder:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Latents (B, C) float32, raw: no norm is taken. The caller cuts batches; they do not depend on the rest of
-        the batch or its padding beyond rounding (in float32 about 1e-6 of their length)."""
-        output, mask_BL = _forward(self.model, self.reader, texts, self.device)
-        return TEXT_VECTORS[self.pooling](output, mask_BL).cpu().numpy()
+        """Latents (B, C) float32, raw, unless of several parts: each is then of unit length. The caller cuts batches;
+        they do not depend on the rest of the batch or its padding beyond rounding (in float32 about 1e-6 of their
+        length)."""
+        output, mask_BL = _forward(self.model, self.reader, texts, self.device, self.layers.arguments)
+        last_BP = TEXT_VECTORS[self.pooling](output, mask_BL)
+        pool = partial(_pooled, self.inner, mask_BL)
+        return self.layers.vectors(output, last_BP, pool).cpu().numpy()
 
 
 def load_text(
     model_id: str,
     *,
     pooling: Pooling | None,
+    layers: str = LAST_LAYER,
     prefix: str | None = None,
     device: str,
     precision: Precision,
@@ -255,8 +265,8 @@ def load_text(
     """The text tower of a Hub id, `id@revision`, local folder or bundled name, on a torch device.
 
     Without `pooling` or `prefix` (put before every text) the model's sentence-transformers files decide; then, for
-    pooling, the table by model type. UsageError, DataError: see `find_model`, `choose_prefix`, `load_tower` and
-    `choose_pooling`.
+    pooling, the table by model type. `layers` as `--text-layers` has them. UsageError, DataError: see `find_model`,
+    `choose_prefix`, `load_tower`, `choose_pooling` and `choose_layers`.
     """
     found = find_model(model_id, Side.text, trust)
     modules = read_modules(found.root, prefix)
@@ -264,7 +274,8 @@ def load_text(
     tower = load_tower(found, Side.text, pooling, trust)
     reader = load_reader(found, modules, prefix, tower.config, trust)
     with probed(found, tower):
-        output, mask_BL = _forward(tower.model, reader, PROBE_TEXTS, "cpu")
+        arguments = {} if layers == LAST_LAYER else {"output_hidden_states": True}
+        output, mask_BL = _forward(tower.model, reader, PROBE_TEXTS, "cpu", arguments)
         hidden = output.last_hidden_state
     require_steady(found, tower, hidden)
     chosen, source = choose_pooling(
@@ -278,20 +289,34 @@ def load_text(
     )
     if tower.model_type in PROJECTED and chosen in (Pooling.pooler, Pooling.projection):
         _require_end(found, tower, reader)
+    last_2P = TEXT_VECTORS[chosen](output, mask_BL)
+    inner = inner_pooling(Side.text, chosen, tower.model_type, None) or chosen
+    parts = choose_layers(
+        Side.text,
+        found.spec,
+        layers,
+        output,
+        last_2P,
+        partial(_pooled, inner, mask_BL),
+        of_one_token=inner in OF_ONE_TOKEN,
+    )
     precision = choose_precision(precision, device)
     return TextEncoder(
         # A Normalize module is never applied: see `SentenceModules`.
         record=tower.record
         | code_record(found, tower.model, reader.tokenizer)
         | reader.record
-        | {"pooling": chosen.value, "normalize": False},
+        | {"pooling": chosen.value, "normalize": False}
+        | parts.record,
         about=about(found.id, found.commit, precision.value, device, source, trust),
-        width=TEXT_VECTORS[chosen](output, mask_BL).shape[1],
+        width=sum(parts.widths) or last_2P.shape[1],
         device=device,
         precision=precision,
         reader=reader,
         model=tower.model.to(device, DTYPES[precision]),
         pooling=chosen,
+        layers=parts,
+        inner=inner,
     )
 
 
@@ -314,6 +339,7 @@ def reload_text(
     encoder = load_text(
         spec,
         pooling=Pooling(record["pooling"]),
+        layers=layers_on_record(record),
         prefix=record["prefix"],
         device=device,
         precision=precision,
@@ -323,13 +349,20 @@ def reload_text(
     return encoder
 
 
-def _forward(model: nn.Module, reader: CaptionReader, texts: Sequence[str], device: str) -> tuple[Any, Tensor]:
+def _pooled(pooling: Pooling, mask_BL: Tensor, state: Tensor) -> Tensor:
+    """A layer's hidden state (B, L, P) as vectors (B, P)."""
+    return TEXT_VECTORS[pooling](Hidden(state), mask_BL)
+
+
+def _forward(
+    model: nn.Module, reader: CaptionReader, texts: Sequence[str], device: str, arguments: Mapping[str, bool]
+) -> tuple[Any, Tensor]:
     """The model's output and the mask that its pooling needs, (B, L)."""
     batch = reader.batch(texts, device)
     mask_BL = batch["attention_mask"]
     if reader.full_length:
         batch = {"input_ids": batch["input_ids"]}
-    return model(**batch), mask_BL
+    return model(**batch, **arguments), mask_BL
 
 
 def _require_end(found: ModelFolder, tower: Tower, reader: CaptionReader) -> None:

@@ -23,10 +23,12 @@ class Session:
     workspace: Workspace
     quiet: bool = False
 
-    @property
-    def leads(self) -> bool:
+    @cached_property
+    def is_first(self) -> bool:
         """Whether this process is the one that speaks and claims places: `torchrun` starts several."""
-        return os.environ.get("RANK", "0") == "0"
+        from alignvl_cli.distributed import ranks_here
+
+        return ranks_here().is_first
 
     @cached_property
     def out(self) -> "Console":
@@ -52,7 +54,7 @@ class Session:
 
     def result(self, line: str | Path) -> None:
         """Print the one line that scripts read: never wrapped, styled or shortened."""
-        if self.leads:
+        if self.is_first:
             print(line, flush=True)
 
     def document(self, value: Any) -> None:
@@ -67,7 +69,7 @@ class Session:
 
     def note(self, text: str) -> None:
         """Say on stderr what was chosen or done, unless `--quiet`."""
-        if self.leads and not self.quiet:
+        if self.is_first and not self.quiet:
             self.err.print(_shown(text), style="dim", markup=False)
 
     def warn(self, text: str) -> None:

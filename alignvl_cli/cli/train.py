@@ -294,7 +294,7 @@ def train(
         stores = [session.workspace.newest_store()]
         session.note(f"training on the newest store, {stores[0]}")
     settings = resolve_train(*layers, flags, pairs=count_pairs(stores))
-    place = session.workspace.place_for(output, "runs", run_name(settings)) if session.leads else nullcontext(Path())
+    place = session.workspace.place_for(output, "runs", run_name(settings)) if session.is_first else nullcontext(Path())
     with place as run:
         records = train_run(stores, run, settings, val=val, overwrite=overwrite)
         show_training(session, run, records, tensorboard=report_to is ReportTo.tensorboard)

@@ -126,7 +126,7 @@ def train_run(
     val_store = opened[0] if val is None else open_store(val)
     with joined(device) as team:
         plan, state, started = prepare(opened, val_store, config, device, team)
-        if not team.leads:
+        if not team.is_first:
             yield from follow(plan, state)
             return
         claim_run(output, overwrite)
@@ -138,7 +138,7 @@ def train_run(
 
 
 def follow(plan: Plan, state: TrainState) -> Generator[Record, None, None]:
-    """Take part in the training that another process leads: nothing is written, and no record passes."""
+    """Take part in the training that rank 0 leads: nothing is written, and no record passes."""
     plan.team.start_alike(state.adapters)
     if plan.config.method is Method.contrastive:  # a closed form is solved by the leader alone
         for _ in fit(plan, state):
@@ -249,7 +249,7 @@ def resume_run(
     with ExitStack() as held_open:
         device = choose_device(Device(unfinished.device))
         team = held_open.enter_context(joined(device))
-        if team.leads:
+        if team.is_first:
             held_open.enter_context(held_run(run))
             unfinished = load_unfinished(run)  # another process may have finished it just now
         held_open.enter_context(computing_with(unfinished.threads))
@@ -258,7 +258,7 @@ def resume_run(
         settings = replace(unfinished.settings, precision=unfinished.precision)
         plan, state, started = prepare(stores, val_store, settings, device, team)
         before_s, length, sha256 = _restore(run, state)
-        if not team.leads:
+        if not team.is_first:
             yield from follow(plan, state)
             return
         with RunWriter.reopen(run, unfinished.config, length, sha256) as writer:

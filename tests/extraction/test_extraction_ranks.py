@@ -194,6 +194,7 @@ def test_sharing_needs_locks(tmp_path, alone, monkeypatch):
     [
         ({}, ALONE),
         ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, Ranks(1, 2, 1, 2)),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, Ranks(1, 2, None, 2)),
         ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, Ranks(5, 8, 1, 4)),
     ],
 )

@@ -57,7 +57,7 @@ def main(path: Path, weights: Path, settings: dict[str, Any]) -> None:
         for _ in fit(plan, state):
             pass
         assert state.step == 20
-        if team.leads:
+        if team.is_first:
             save_file({name: tensor.contiguous() for name, tensor in state.judged.state_dict().items()}, weights)
 
 

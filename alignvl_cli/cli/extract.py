@@ -144,6 +144,7 @@ def extract(
     from alignvl_cli.extraction.occupancy import remove_leftover
     from alignvl_cli.extraction.plan import existing_store_matches, make_plan
     from alignvl_cli.extraction.run import run_extraction
+    from alignvl_cli.extraction.up_to_date import write_stamps
     from alignvl_cli.report.progress import ExtractionProgress
 
     trust = Trust(remote_code=trust_remote_code, pickle=allow_pickle)
@@ -157,7 +158,7 @@ def extract(
     if not (overwrite or restart) and existing_store_matches(store, plan):
         remove_leftover(store)
         if ranks.is_first:
-            _meet_again(session, store, pairs, images, config)
+            _check_up_to_date(session, store, pairs, images, config)
         return
     work = run_extraction(
         pairs,
@@ -176,17 +177,19 @@ def extract(
     with ExtractionProgress(session.err, quiet=session.quiet) as progress:
         for event in work:
             progress.show(event)
+    if ranks.is_first and isinstance(event, Finished) and event.stamps is not None:
+        write_stamps(store, event.summary.content_hash, pairs.items, event.stamps)
     if ranks.is_first:
         session.result(store)
     if isinstance(event, Finished):
         _require_few_rejected(event.summary.rejected, pairs, config)
 
 
-def _meet_again(
+def _check_up_to_date(
     session: Session, store: Path, pairs: "Dataset", images: "VisionEncoder", config: ExtractConfig
 ) -> None:
     """There is nothing to do for a complete store if the pictures are those that it was made of; else MismatchError."""
-    from alignvl_cli.extraction.again import Comparison, compare_pictures
+    from alignvl_cli.extraction.up_to_date import Comparison, compare_pictures
     from alignvl_cli.report.progress import ExtractionProgress
 
     with ExtractionProgress(session.err, quiet=session.quiet) as progress:
@@ -212,7 +215,7 @@ def _meet_again(
             f"{len(found.gone)} of {len(pairs.items)} pictures cannot be read (moved? --image-root), and were not "
             f"compared ({_named(found.gone)}); {store} has them as they were"
         )
-    session.note(f"{store} is complete and made of the same data by the same encoders: nothing to do")
+    session.note(f"{store} is up to date, made of the same data by the same encoders: nothing to do")
     session.result(store)
     _require_few_rejected(found.rejected, pairs, config)
 

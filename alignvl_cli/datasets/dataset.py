@@ -35,6 +35,11 @@ class ImageSource:
     size: int | None = None
     """Start and length in bytes; None for a whole file."""
 
+    def stamp(self) -> tuple[int, int]:
+        """Size in bytes and modification time in ns of the file; opens nothing. OSError when it is missing."""
+        about = os.stat(self.path)
+        return about.st_size, about.st_mtime_ns
+
     def read(self, at_most: int | None = None) -> bytes:
         """The bytes. OSError when they are missing, cut short, more than `at_most`, or in no regular file (a pipe
         would block)."""

@@ -17,7 +17,7 @@ from alignvl_cli.distributed import choose_workers
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.batch_size import choose_batches
 from alignvl_cli.extraction.encoding import open_lanes, within_memory
-from alignvl_cli.extraction.images import hash_sources, prepare_sources
+from alignvl_cli.extraction.images import read_pictures
 from alignvl_cli.extraction.plan import make_plan
 from alignvl_cli.settings import ExtractConfig
 
@@ -118,15 +118,13 @@ def _time_images(
     """Seconds a picture for reading and decoding, and for its forward pass; and how many cannot be read."""
     sources = [item.source for item in items]
     began = time.perf_counter()
-    hashes = hash_sources(sources)
-    found = [(source, one) for source, one in zip(sources, hashes, strict=True) if isinstance(one, bytes)]
-    pictures = prepare_sources(vision.preprocess, max_pixels, [one for one, _ in found], [one for _, one in found])
+    found = [picture.pixels for source in sources for picture in read_pictures([source], vision.preprocess, max_pixels)]
     decode = (time.perf_counter() - began) / len(items)
-    pixels = [picture for picture in pictures if not isinstance(picture, str)]
+    pixels = [picture for picture in found if isinstance(picture, np.ndarray)]
     if not pixels:
-        reason = next(one for one in [*hashes, *pictures] if isinstance(one, str))
         raise DataError(
-            f"none of {len(items)} sampled images can be read; the first: {reason}; are the paths right (--image-root)?"
+            f"none of {len(items)} sampled images can be read; the first: {found[0]}; are the paths right "
+            "(--image-root)?"
         )
     groups = [pixels[first : first + batch] for first in range(0, len(pixels), batch)]
     timed = groups[1:] or groups

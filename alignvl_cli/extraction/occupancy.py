@@ -10,7 +10,7 @@ from typing import Any
 
 from alignvl_cli.artifacts import Lock, held, read_json, write_json
 from alignvl_cli.errors import DataError, MismatchError
-from alignvl_cli.extraction.images import forget_readings
+from alignvl_cli.extraction.events import Stage
 from alignvl_cli.extraction.plan import Plan, shown_differences
 from alignvl_cli.extraction.shards import LOCK, PLAN, POLL_SECONDS, SCRATCH, WorkFolder, is_ours, shared_lock
 
@@ -60,7 +60,8 @@ def _enter(folder: WorkFolder, output: Path, plan: Plan) -> Lock:
                 if lock.take() and lock.is_current:
                     _settle_plan(folder, output, plan, is_alone=True)
                     _remove_scratch(folder, output)
-                    forget_readings(folder)
+                    for number in folder.numbers(Stage.hashes):  # files may stand otherwise now
+                        folder.forget_shard(Stage.hashes, number)
                 if lock.share() and lock.is_current and (folder.path / PLAN).exists():
                     _settle_plan(folder, output, plan, is_alone=False)
                     return lock

@@ -174,7 +174,7 @@ def run_extraction(
                 name: splits.codes.count(code) for code, name in enumerate(splits.names) if code in splits.codes
             },
             rounding_error=written.rounding_error,
-            taken_up=images.taken_up,
+            resumed=images.resumed,
             workers=count,
             seconds=Seconds(
                 decode=watch["decode"],
@@ -183,7 +183,8 @@ def run_extraction(
                 write=watch["write"],
                 total=watch.total(),
             ),
-        )
+        ),
+        images.stamps,
     )
 
 

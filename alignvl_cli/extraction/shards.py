@@ -38,7 +38,7 @@ SCRATCH = re.compile(r"\.(.+)\.\d+\.tmp")
 """A file on its way to the name in the group (`provenance.committed`)."""
 OURS = re.compile(
     "|".join(map(re.escape, (PLAN, LOCK, ASSEMBLED, ASSEMBLED + CLAIM, FINISHED)))
-    + rf"|({'|'.join(Stage)})-\d{{6,}}(\.json|\.npy|{re.escape(CLAIM)})"
+    + rf"|({'|'.join(Stage)}|surveys)-\d{{6,}}(\.json|\.npy|{re.escape(CLAIM)})"
 )
 POLL_SECONDS = 0.2
 OPEN_MAPS = 64
@@ -113,19 +113,19 @@ class WorkFolder:
             time.sleep(POLL_SECONDS)
 
     def read_record(self, stage: Stage, number: int) -> dict[str, Any] | None:
-        """The record of a shard or survey alone; None when it is not there or damaged."""
+        """The record of a shard alone; None when it is not there or damaged."""
         path = self._path(stage, number, "json")
         try:
             return read_json(path, "shard record") if path.exists() else None
         except DataError:  # damaged by the disk, not by a crash: made again
             return None
 
-    def write_survey(self, number: int, survey: dict[str, Any]) -> None:
+    def write_hashes(self, number: int, hashes: dict[str, Any]) -> None:
         """Keep what stands in the files of an image shard, which every process needs to number contents."""
-        path = self._path(Stage.surveys, number, "json")
+        path = self._path(Stage.hashes, number, "json")
         with _kept(path):
-            write_json(path, survey)
-        self.release(Stage.surveys, number)
+            write_json(path, hashes)
+        self.release(Stage.hashes, number)
 
     @contextmanager
     def turn(self) -> Iterator[None]:

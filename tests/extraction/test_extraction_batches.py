@@ -86,5 +86,5 @@ def test_what_was_measured_is_kept_for_the_rest_of_the_work(tmp_path):
     assert again == begun
     *_, last = run_extraction(dataset, *encoders, output, AUTO, settings={}, batches=again)
     assert isinstance(last, Finished)
-    assert last.summary.taken_up == 32
+    assert last.summary.resumed == 32
     assert open_store(output).made_by["plan"]["text_batch"] == 3

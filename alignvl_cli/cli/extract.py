@@ -139,11 +139,11 @@ def extract(
 
     from alignvl_cli.encoders.text import load_text
     from alignvl_cli.encoders.vision import load_vision
-    from alignvl_cli.extraction.batch_size import choose_batches
+    from alignvl_cli.extraction.estimate import choose_batches
     from alignvl_cli.extraction.events import Finished
-    from alignvl_cli.extraction.occupancy import remove_leftover
     from alignvl_cli.extraction.plan import existing_store_matches, make_plan
     from alignvl_cli.extraction.run import run_extraction
+    from alignvl_cli.extraction.shards import remove_leftover
     from alignvl_cli.extraction.up_to_date import write_stamps
     from alignvl_cli.report.progress import ExtractionProgress
 

@@ -7,7 +7,7 @@ import torch
 from support.fakes import FakeText, FakeVision, make_dataset
 
 from alignvl_cli.errors import DataError
-from alignvl_cli.extraction.batch_size import choose_batches, measured_size
+from alignvl_cli.extraction.estimate import choose_batches, measured_size
 from alignvl_cli.extraction.events import Finished
 from alignvl_cli.extraction.plan import CPU_IMAGES, Batches, make_plan
 from alignvl_cli.extraction.run import run_extraction

@@ -8,10 +8,9 @@ from support.fakes import FakeText, FakeVision, make_dataset
 
 from alignvl_cli.errors import UsageError
 from alignvl_cli.extraction.events import Finished
-from alignvl_cli.extraction.occupancy import remove_leftover
 from alignvl_cli.extraction.plan import existing_store_matches, make_plan
 from alignvl_cli.extraction.run import run_extraction
-from alignvl_cli.extraction.shards import WorkFolder
+from alignvl_cli.extraction.shards import WorkFolder, remove_leftover
 from alignvl_cli.settings import ExtractConfig
 from alignvl_cli.store.reader import open_store
 

@@ -167,7 +167,7 @@ def test_alone_and_shared_do_not_meet(tmp_path, alone):
 
 def test_a_lone_process_keeps_ranks_out(tmp_path, alone, monkeypatch):
     dataset, _, _ = alone
-    monkeypatch.setattr("alignvl_cli.extraction.occupancy.ENTRY_SECONDS", 0.5)
+    monkeypatch.setattr("alignvl_cli.extraction.shards.ENTRY_SECONDS", 0.5)
     running = run_extraction(dataset, FakeVision(), FakeText(), tmp_path / "s.h5", CONFIG, settings={})
     next(running)
     with pytest.raises(DataError, match="another process"):

@@ -34,7 +34,7 @@ class Ranks:
         return self.count > 1
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one that speaks: prints the result and shows progress."""
         return self.rank == 0
 

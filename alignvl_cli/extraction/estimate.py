@@ -211,7 +211,7 @@ def choose_batches(
             return Batches(int(there["image_batch"]), int(there["text_batch"]))
         if set(plan.device.values()) == {"cpu"}:
             return None
-        if ranks.is_first or time.monotonic() > deadline or existing_store_matches(output, plan):
+        if ranks.is_main or time.monotonic() > deadline or existing_store_matches(output, plan):
             break
         time.sleep(POLL_SECONDS)
     pixels = vision.prepare(Image.new("RGB", (256, 256)))

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from alignvl_cli.artifacts import Lock, committed, held, is_litter, read_json, write_json
+from alignvl_cli.artifacts import SharedLock, committed, held, is_litter, read_json, write_json
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.extraction.events import Stage
 from alignvl_cli.extraction.plan import Plan, shown_differences
@@ -52,7 +52,7 @@ class WorkFolder:
     path: Path
     is_shared: bool = False
     """Whether other processes may be making shards of it."""
-    _claims: dict[str, Lock] = field(default_factory=dict)
+    _claims: dict[str, SharedLock] = field(default_factory=dict)
     is_over: bool = False
     """Nothing is left to do in it: the last process to leave a shared folder removes it."""
 
@@ -241,11 +241,11 @@ def _kept(path: Path) -> Iterator[None]:
         ) from problem
 
 
-def shared_lock(path: Path) -> Lock:
+def shared_lock(path: Path) -> SharedLock:
     """A lock that an extraction cannot be shared without."""
-    return Lock(
+    return SharedLock(
         path,
-        unlockable=f"{path.parent}: files cannot be locked here, which sharing an extraction needs; run it as one "
+        f"{path.parent}: files cannot be locked here, which sharing an extraction needs; run it as one "
         "process, or put --output on a file system with locks",
     )
 
@@ -289,7 +289,7 @@ def work_folder(output: Path, plan: Plan, *, restart: bool, is_shared: bool = Fa
         yield folder
 
 
-def _enter(folder: WorkFolder, output: Path, plan: Plan) -> Lock:
+def _enter(folder: WorkFolder, output: Path, plan: Plan) -> SharedLock:
     """The folder's lock, shared with the processes of the same plan; the first to come settles the plan, alone."""
     deadline = time.monotonic() + ENTRY_SECONDS
     while time.monotonic() < deadline:

@@ -38,6 +38,8 @@ class ImageSource:
 
     def stamp(self) -> tuple[int, int]:
         """Size in bytes and modification time in ns of the file; opens nothing. OSError when it is missing."""
+        if self.absent:
+            raise OSError(self.absent)
         about = os.stat(self.path)
         return about.st_size, about.st_mtime_ns
 

@@ -69,6 +69,8 @@ class CaptionReader:
             "prefix": self.prefix,
             "max_length": self.max_length,
             "lowercase": self.lowercase,
+            # Recorded where it is not the usual one, so that what other stores say of their encoder stays as it is.
+            **({"truncation_side": "left"} if self.tokenizer.truncation_side == "left" else {}),
         }
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
@@ -130,7 +132,7 @@ def load_reader(
         ) from problem
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as problem:
         raise DataError(f"{found.spec}: its tokenizer cannot be loaded: {reason_of(problem)}") from problem
-    tokenizer.padding_side = tokenizer.truncation_side = "right"  # padding then touches no real token of any model
+    tokenizer.padding_side = "right"  # it then touches no real token of any model
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)  # masked: any token does
     is_unmasked = config.model_type in UNMASKED
@@ -149,7 +151,7 @@ def _max_length(modules: SentenceModules | None, tokenizer: Any, config: Any) ->
     if config.model_type in UNMASKED:
         return config.max_position_embeddings
     stated = [modules.max_length if modules else None, tokenizer.model_max_length, _positions(config)]
-    return min((length for length in stated if length and length < ENDLESS), default=DEFAULT_LENGTH)
+    return min((length for length in stated if length and 0 < length < ENDLESS), default=DEFAULT_LENGTH)
 
 
 def _positions(config: Any) -> int | None:

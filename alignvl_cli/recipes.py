@@ -190,8 +190,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        with open(path, "rb") as stream:
-            settings = tomllib.load(stream)
+        settings = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as problem:
         raise DataError(f"--config {path}: cannot be read ({problem.strerror})") from problem
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:

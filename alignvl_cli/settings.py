@@ -90,6 +90,7 @@ class DatasetFormat(StrEnum):
     csv = "csv"
     tsv = "tsv"
     parquet = "parquet"
+    json = "json"
     karpathy = "karpathy"
     coco = "coco"
     flickr_token = "flickr-token"
@@ -255,6 +256,15 @@ def _batch_size(text: str) -> int | None:
     return int(text)
 
 
+def _share(text: str) -> float:
+    """A part of a whole as it is typed: `0.01`, or `1%`."""
+    written = text.strip()
+    try:
+        return float(written.removesuffix("%")) / (100 if written.endswith("%") else 1)
+    except ValueError:
+        raise UsageError(f"--max-rejected: wanted a share from 0 to 1, as 0.01 or 1%, got '{text}'") from None
+
+
 def _temperature(text: str) -> float | None:
     """None for `learned`, tau for `fixed:TAU`."""
     if text == "learned":
@@ -348,7 +358,14 @@ overwrite = partial(setting, "Replace a complete artefact at --output.", False)
 as_json = partial(setting, "One JSON document on stdout instead of the table.", False, flag="json")
 split = partial(setting, "Split of the store, or `all`.")
 max_pixels = partial(setting, "Larger images are rejected before decoding.", MAX_PIXELS, DATA, within=at_least(1))
-max_rejected = partial(setting, "Share of images that may be unreadable; ten always may.", 0.01, DATA, within=SHARE)
+max_rejected = partial(
+    setting,
+    "Share of images that may be unreadable, 0.01 or 1%; ten always may.",
+    *(0.01, DATA),
+    within=SHARE,
+    metavar="SHARE",
+    read=_share,
+)
 workers = partial(
     setting, "Processes that decode images.", None, WORK, within=at_least(0), says="by the machine"
 )  # None: one for each core but one, none on small machines
@@ -397,7 +414,12 @@ class DatasetOptions:
     format: DatasetFormat | None = setting("How the data are laid out.", None, DATA, says="told from them")
     image_root: Path | None = setting("Where image paths start.", None, DATA, says="the file's folder")
     image_column: str = setting("Column of the image paths.", "image", DATA)
-    caption_column: str | None = setting("Column of the captions.", None, DATA, says="`captions`, else `caption`")
+    caption_column: str | None = setting(
+        "Column of the captions, or several: `caption_*`, `a,b`.",
+        *(None, DATA),
+        says="`captions`, else `caption`, else `caption_0`, ...",
+    )
+    id_column: str = setting("Column of the ids; empty where ids are not of the images: paths are the ids.", "id", DATA)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -711,6 +733,7 @@ class InspectSettings(Checked):
     verify: int | None = setting(
         "Encode N images and N captions of a store again and compare.", None, within=at_least(1), metavar="N"
     )
+    csv: bool = setting("The workspace's runs as CSV: settings that differ, recalls, date, store.", False)
     as_json: bool = as_json()
 
 

@@ -1,6 +1,5 @@
-"""A study on a store: what each run gets, and whether it is the study that a folder was begun with.
-
-What a study would take, before it is run: runs, time, disk, and whether its seeds can settle anything.
+"""A study on a store: what each run gets, whether a folder was begun with the same study, and, before anything is run,
+what it would take: runs, time, disk, and whether its seeds can settle anything.
 """
 
 import json
@@ -142,7 +141,7 @@ def begin(setup: Setup, folder: Path) -> Setup:
     if changed:
         raise MismatchError(
             f"{folder}: a study was begun there with other settings ({'; '.join(changed)}); "
-            "go on with those, or name another folder with -o"
+            "ask for those, or name another folder with -o"
         )
     kept = [seed for seed in before["seeds"] if seed not in setup.study.seeds]
     return replace(setup, study=setup.study.with_seeds((*setup.study.seeds, *kept)))
@@ -281,13 +280,13 @@ def _timed(setup: Setup, job: Job) -> tuple[float, int]:
             list(solve(plan, state))
             return time.perf_counter() - began, started.parameters
         slices = epoch_slices(order_P, job.config.batch_size)
-        chosen = [next(slices) for _ in range(min(TIMED_STEPS, started.steps_per_epoch))]
-        take_step(plan, state, chosen[0])  # the first one allocates
+        timed = [next(slices) for _ in range(min(TIMED_STEPS, started.steps_per_epoch))]
+        take_step(plan, state, timed[0])  # the first one allocates
         began = time.perf_counter()
-        for step in chosen:
+        for step in timed:
             take_step(plan, state, step)
             state.adapters.temperature.item()  # waits for the device
-        step_s = (time.perf_counter() - began) / len(chosen)
+        step_s = (time.perf_counter() - began) / len(timed)
         began = time.perf_counter()
         validate(state.adapters, plan.val)
         validate_s = time.perf_counter() - began

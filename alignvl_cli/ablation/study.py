@@ -67,8 +67,7 @@ def load_study(path: Path) -> Study:
     resolve, two arms of the same settings, or a name that cannot be a folder's.
     """
     try:
-        with open(path, "rb") as stream:
-            document = tomllib.load(stream)
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as problem:
         raise DataError(f"{path}: cannot read this study ({problem.strerror})") from problem
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:
@@ -92,7 +91,7 @@ def parse_study(document: Mapping[str, Any]) -> Study:
         name=_folder_name(_typed(document, "name", str), "name"),
         question=_typed(document, "question", str, ""),
         reference=_typed(document, "reference", str),
-        seeds=check_seeds(_typed(document, "seeds", list)),
+        seeds=_seeds(document),
         margin=check_margin(document.get("margin", DEFAULT_MARGIN)),
         base=base,
         arms=arms,
@@ -100,6 +99,13 @@ def parse_study(document: Mapping[str, Any]) -> Study:
     )
     _check_arms(study)
     return study
+
+
+def _seeds(document: Mapping[str, Any]) -> tuple[int, ...]:
+    """A list, or a text as after `--seeds`."""
+    if isinstance(document.get("seeds"), str):
+        return parse_seeds(document["seeds"])
+    return check_seeds(_typed(document, "seeds", list))
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

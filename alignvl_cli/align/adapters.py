@@ -1,10 +1,9 @@
-"""The trainable part: one adapter a modality, from a frozen latent to the shared space.
+"""The trainable part: one adapter a modality, from a frozen latent to the shared space, and the temperature.
+
+FuseMix's inverted bottleneck (Vouitsis et al., arXiv 2312.10144), SAIL's gated unit (arXiv 2412.04616), an MLP, and a
+linear map. Dropout draws its masks from the run's own generator.
 
 Letters: N rows, D width of a latent, H hidden width, E shared width.
-
-Dropout whose masks come from the run's own generator, cheaply.
-
-Letters: N rows, H hidden width.
 """
 
 import math

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,27 @@ PIPED_WIDTH = 140
 """Columns of a table that goes to a file or a pipe: nothing is wrapped there by the size of some window."""
 
 
+def say_what_fits() -> None:
+    """Characters that a stream cannot encode (`LANG=C`, a Windows code page) are written as escapes, not refused; what
+    is said into a closed one is lost, and lands in no file that is opened later."""
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - for as long as we are
+        elif name != "stdin" and hasattr(stream, "reconfigure"):  # not one that somebody put there
+            with suppress(OSError):  # of a stream that has been put on another file, and wants to seek in that
+                stream.reconfigure(errors="backslashreplace")
+
+
 @dataclass
 class Session:
     """The outside of one command: stdout for the result alone, stderr for everything else."""
 
     workspace: Workspace
     quiet: bool = False
+
+    def __post_init__(self) -> None:
+        self.workspace = replace(self.workspace, warn=self.warn)
 
     @property
     def leads(self) -> bool:
@@ -31,18 +47,14 @@ class Session:
     @cached_property
     def out(self) -> "Console":
         """The console of the result."""
-        from rich.console import Console
-
         piped = not sys.stdout.isatty()
-        return Console(width=PIPED_WIDTH if piped and "COLUMNS" not in os.environ else None, highlight=False)
+        return _console(width=PIPED_WIDTH if piped and "COLUMNS" not in os.environ else None, highlight=False)
 
     @cached_property
     def err(self) -> "Console":
         """The console of progress, summaries and warnings."""
-        from rich.console import Console
-
         piped = not sys.stderr.isatty()
-        return Console(stderr=True, highlight=False, soft_wrap=piped)
+        return _console(stderr=True, highlight=False, soft_wrap=piped)
 
     def newest_run(self) -> Path:
         """The workspace's newest run, said on stderr: the user named none."""
@@ -73,6 +85,17 @@ class Session:
     def warn(self, text: str) -> None:
         """Say on stderr what may mislead; `--quiet` does not silence it."""
         self.err.print(f"warning: {_shown(text)}", style="yellow", markup=False)
+
+
+def _console(**options: Any) -> "Console":
+    """A console that leaves a reader who has gone (`| head`) to the app's error boundary; rich would exit with 1."""
+    from rich.console import Console
+
+    class Piped(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Piped(**options)
 
 
 def _shown(text: str) -> str:

@@ -26,7 +26,7 @@ def export(
     from alignvl_cli.training.run_folder import load_run
 
     trained = load_run(run or session.newest_run(), "cpu")
-    store = find_store(session, trained.store_hash, trained.store_path)
+    store = find_store(session, trained.store_hash, trained.store_path, beside=trained.path)
     if store is None:
         session.note("the store it was trained on is not here: compared on random latents and a few captions")
     for found in export_run(trained, store, asked.to, output, Trust(pickle=asked.allow_pickle)):

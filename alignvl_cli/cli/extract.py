@@ -52,6 +52,7 @@ def extract(
         raise UsageError("--json acts on --plan alone: without it the result is the store's path")
 
     from alignvl_cli.datasets.formats import open_dataset
+    from alignvl_cli.datasets.paths import require_pictures
     from alignvl_cli.devices import choose_device
     from alignvl_cli.distributed import ranks_here, use_own_gpu
 
@@ -64,6 +65,9 @@ def extract(
     pairs = open_dataset(dataset, options)
     for note in pairs.notes:
         session.note(note)
+    known = [output] if output else list(session.workspace.root.glob(f"stores/{pairs.name}-*.h5"))
+    if not any(store.exists() for store in known):  # a store may outlive its pictures
+        require_pictures(pairs)
 
     from alignvl_cli.encoders.text import load_text
     from alignvl_cli.encoders.vision import load_vision

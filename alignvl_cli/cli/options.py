@@ -9,6 +9,12 @@ import typer
 
 from alignvl_cli.declarations import Declared, declared
 
+CsvOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--csv", metavar="FILE", dir_okay=False, help="Also write every figure to this file, which is replaced."
+    ),
+]
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="Store to use. Default: the one the run was trained on.")
 ]

@@ -6,7 +6,7 @@ The page of a study or of a run, gathered from what its folder holds, its store,
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +16,7 @@ from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.settings import REPORTED_SPLIT, Device, ReportFormat, ReportSettings
 
 if TYPE_CHECKING:
-    from alignvl_cli.report.pages import Views
+    from alignvl_cli.report.page import Views
 
 
 SUFFIXES = {
@@ -75,29 +75,39 @@ def report(
 
 
 def _tables(session: Session, folder: Path, form: ReportFormat, output: Path | None) -> None:
-    from alignvl_cli.ablation.records import read_verdicts
+    from alignvl_cli.ablation.records import read_verdicts, verdicts_frame
     from alignvl_cli.report.study import study_notes, study_tables
-    from alignvl_cli.report.tables import terminal
+    from alignvl_cli.report.tables import as_csv, as_latex, as_markdown, terminal
+    from alignvl_cli.report.text import json_text
 
     verdicts = read_verdicts(folder)
+    tables = (study_tables(verdicts), study_notes(verdicts), verdicts["warnings"])
     if form is ReportFormat.table:
-        session.show(terminal(study_tables(verdicts), study_notes(verdicts), verdicts["warnings"]))
+        session.show(terminal(*tables))
         return
-    _deliver(session, WRITERS[form](verdicts), output)
+    writers: dict[ReportFormat, Callable[[], str]] = {
+        ReportFormat.markdown: partial(as_markdown, *tables),
+        ReportFormat.latex: partial(as_latex, *tables),
+        ReportFormat.csv: lambda: as_csv(verdicts_frame(verdicts)),
+        ReportFormat.json: partial(json_text, verdicts),
+    }
+    _deliver(session, writers[form](), output)
 
 
 def _views(
     session: Session, folder: Path, is_run: bool, data: Path | None, split: str | None, device: Device
 ) -> "Views":
     from alignvl_cli.devices import choose_device
-    from alignvl_cli.report.pages import run_views, study_views
 
     place = choose_device(device)
     if is_run:
+        from alignvl_cli.report.run_page import run_views
         from alignvl_cli.training.run_folder import load_run
 
         run = load_run(folder, place)
         return run_views(run, store_of(session, run, data), split or REPORTED_SPLIT, place)
+    from alignvl_cli.report.study_page import study_views
+
     return study_views(folder, data, place, find=partial(find_store, session), warn=session.warn)
 
 
@@ -149,38 +159,3 @@ def _folder(session: Session, study: Path | None) -> Path:
     newest = session.workspace.newest_study()
     session.note(f"the newest study, {newest}")
     return newest
-
-
-def _markdown(verdicts: dict[str, Any]) -> str:
-    from alignvl_cli.report.study import study_notes, study_tables
-    from alignvl_cli.report.tables import as_markdown
-
-    return as_markdown(study_tables(verdicts), study_notes(verdicts), verdicts["warnings"])
-
-
-def _latex(verdicts: dict[str, Any]) -> str:
-    from alignvl_cli.report.study import study_notes, study_tables
-    from alignvl_cli.report.tables import as_latex
-
-    return as_latex(study_tables(verdicts), study_notes(verdicts), verdicts["warnings"])
-
-
-def _csv(verdicts: dict[str, Any]) -> str:
-    from alignvl_cli.report.study import CSV_COLUMNS, study_rows
-    from alignvl_cli.report.tables import as_csv
-
-    return as_csv(CSV_COLUMNS, study_rows(verdicts))
-
-
-def _json(verdicts: dict[str, Any]) -> str:
-    from alignvl_cli.report.text import json_text
-
-    return json_text(verdicts)
-
-
-WRITERS: dict[ReportFormat, Callable[[dict[str, Any]], str]] = {
-    ReportFormat.markdown: _markdown,
-    ReportFormat.latex: _latex,
-    ReportFormat.csv: _csv,
-    ReportFormat.json: _json,
-}

@@ -1,7 +1,4 @@
-"""`alignvl search`: ask an index with words or with a picture.
-
-The page that `alignvl search --html` writes.
-"""
+"""`alignvl search`: ask an index with words or with a picture, and show what it finds, on a page too."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +12,9 @@ from alignvl_cli.settings import Gallery, SearchSettings, Trust
 
 if TYPE_CHECKING:
     from alignvl_cli.report.search import SearchPage
-    from alignvl_cli.retrieval.search import Hit
+    from alignvl_cli.retrieval.dual_encoder import DualEncoder
+    from alignvl_cli.retrieval.index import Index
+    from alignvl_cli.retrieval.search import Hit, Rescore
 
 
 def search(
@@ -39,10 +38,12 @@ def search(
     if bool(text or queries) == bool(image):
         raise UsageError('search wants either TEXT or --image FILE, e.g. `alignvl search "red heart"`')
 
-    from alignvl_cli.cli.workspace import open_or_make_index
+    from alignvl_cli.cli.workspace import open_or_make_index, run_of
     from alignvl_cli.devices import choose_device
     from alignvl_cli.report.search import hits_table
     from alignvl_cli.retrieval.dual_encoder import DualEncoder
+    from alignvl_cli.retrieval.factory import is_exact as factory_is_exact
+    from alignvl_cli.retrieval.search import cut_texts
     from alignvl_cli.retrieval.search import search as ask
 
     if any(not words.strip() for words in text or []):
@@ -51,16 +52,22 @@ def search(
     place = choose_device(asked.device)
     page_path = gallery_place(session, asked.html, asked.overwrite) if asked.html or asked.open_page else None
     opened = open_or_make_index(session, index, place)
-    if not opened.run_path.is_dir():
-        raise DataError(
-            f"{opened.path}: the run it was made of is gone ({opened.run_path}); index another with `alignvl index RUN`"
-        )
+    is_cosine = opened.record.hubness is None
+    if asked.threshold is not None and asked.threshold > 1 and is_cosine:
+        raise UsageError(f"--threshold {asked.threshold:g}: no hit can score that, a score is a cosine and at most 1")
     encoder = DualEncoder.load(
-        opened.run_path, device=place, trust_remote_code=trust.remote_code, allow_pickle=trust.pickle
+        run_of(session, opened), device=place, trust_remote_code=trust.remote_code, allow_pickle=trust.pickle
     )
+    if not image:
+        for sentence in cut_texts(encoder, queried):
+            session.warn(sentence)
     query_QE = encoder.encode_image(queried) if image else encoder.encode_text(queried)
     gallery = asked.of or (Gallery.text if image else Gallery.image)
-    found = ask(opened, encoder, query_QE, k=asked.k, of=gallery, threshold=asked.threshold)
+    rescore = _rescore(session, opened, encoder, gallery)
+    is_exact = rescore is not None or factory_is_exact(opened.record.factory[gallery])
+    found = ask(opened, encoder, query_QE, k=asked.k, of=gallery, rescore=rescore)
+    if asked.threshold is not None:
+        found = [_above(session, asked.threshold, query, hits) for query, hits in zip(queried, found, strict=True)]
     if page_path is not None:
         from alignvl_cli.report.search import SearchPage
 
@@ -69,7 +76,7 @@ def search(
             index=str(opened.path),
             gallery=gallery,
             items=len(opened.items[gallery].id),
-            measure=opened.record.metric,
+            measure=("" if is_exact else "approximate ") + opened.record.metric,
             threshold=asked.threshold,
             answers=list(zip(queried, pictures, found, strict=True)),
         )
@@ -79,11 +86,40 @@ def search(
             {"query": query, "hits": [hit.to_json() for hit in hits]}
             for query, hits in zip(queried, found, strict=True)
         ]
-        answer = {"schema": "alignvl.search/1", "index": str(opened.path), "of": gallery.value, "results": results}
-        session.document(answer)
+        answer = {"schema": "alignvl.search/1", "index": str(opened.path), "of": gallery.value}
+        session.document({**answer, "scores": "exact" if is_exact else "approximate", "results": results})
         return
     for query, hits in zip(queried, found, strict=True):
-        session.show(hits_table(query, gallery, hits, is_cosine=opened.record.hubness is None))
+        session.show(hits_table(query, gallery, hits, is_cosine=is_cosine))
+
+
+def _rescore(session: Session, index: "Index", encoder: "DualEncoder", gallery: Gallery) -> "Rescore | None":
+    """Exact scores for an index of compressed vectors, from the store it was made of; without that, a warning."""
+    from alignvl_cli.cli.workspace import find_store
+    from alignvl_cli.retrieval.factory import is_exact
+    from alignvl_cli.retrieval.search import exact_scores
+
+    factory = index.record.factory[gallery]
+    if is_exact(factory):
+        return None
+    store = find_store(session, index.record.store_content_hash, index.record.store, beside=index.path)
+    rescore = None if store is None else exact_scores(index, encoder, store, gallery)
+    if rescore is None:
+        error = (index.record.score_error or {}).get(gallery)
+        far = "how far off is not on record" if error is None else f"found to be up to {error:.2g} off"
+        session.warn(
+            f"the scores are approximate, of vectors that {factory} has compressed ({far}), and "
+            f"{index.record.store}, which exact ones come from, is not here; --factory Flat keeps whole vectors"
+        )
+    return rescore
+
+
+def _above(session: Session, threshold: float, query: str, hits: "list[Hit]") -> "list[Hit]":
+    """The hits that score `threshold` or more; where there are none, what the best one scores is said."""
+    kept = [hit for hit in hits if hit.score >= threshold]
+    if hits and not kept:
+        session.note(f"{query[:40]!r}: no hit scores {threshold:g}; the best one scores {hits[0].score:.3f}")
+    return kept
 
 
 def _lines(path: Path) -> list[str]:

@@ -27,8 +27,7 @@ TENSORBOARD = "tensorboard"
 
 def show_training(session: Session, run: Path, records: Generator["Record", None, None], *, tensorboard: bool) -> None:
     """Draw the records of `run` as they come, and log them; an interruption learns how to go on."""
-    from alignvl_cli.report.progress import TrainingProgress
-    from alignvl_cli.report.trackers import TensorBoardLog
+    from alignvl_cli.report.progress import TensorBoardLog, TrainingProgress
     from alignvl_cli.training.state import Started
 
     try:
@@ -81,7 +80,7 @@ def train(
     resolve_train(*layers, flags)  # wrong whatever the data: said before any data are opened
 
     if asked.report_to is not None:
-        from alignvl_cli.report.trackers import require_tensorboard
+        from alignvl_cli.report.progress import require_tensorboard
 
         require_tensorboard()
     from alignvl_cli.training.run import count_pairs, train_run

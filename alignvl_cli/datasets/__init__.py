@@ -5,7 +5,7 @@ Read `dataset.py` first: its table says what can be opened, and `detection.py` h
 
 Rows: `tables.py` reads them from manifests, `grouping.py` and `manifest.py` make items of them;
 `huggingface.py` and `arrow.py` do so for Hugging Face datasets. Whole files: `annotations.py` (Karpathy,
-COCO), `flickr.py`. Sidecars: `folder.py`, `tars.py` with `braces.py`, both through `sidecars.py`.
+COCO), `flickr.py`. Sidecars: `folder.py`, `webdataset.py`, both through `sidecars.py`.
 `captions.py` cleans text, `demo.py` is the data shipped with the package, `splits.py` sends each image
 to train, val or test.
 """

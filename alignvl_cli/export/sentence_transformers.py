@@ -1,6 +1,4 @@
-"""The text side as a sentence-transformers model: the frozen tower, its pooling, the adapter, unit length.
-
-An adapter as a chain of sentence-transformers modules: one table line a kind of layer.
+"""The text side as a sentence-transformers model: the frozen tower, its pooling, the adapter as a chain of modules.
 
 Letters: D width in, K width kept.
 """

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from alignvl_cli.artifacts import Lock, held, read_json, write_json
+from alignvl_cli.artifacts import SharedLock, held, read_json, write_json
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.extraction.images import forget_readings
 from alignvl_cli.extraction.plan import Plan, shown_differences
@@ -49,7 +49,7 @@ def work_folder(output: Path, plan: Plan, *, restart: bool, is_shared: bool = Fa
         yield folder
 
 
-def _enter(folder: WorkFolder, output: Path, plan: Plan) -> Lock:
+def _enter(folder: WorkFolder, output: Path, plan: Plan) -> SharedLock:
     """The folder's lock, shared with the processes of the same plan; the first to come settles the plan, alone."""
     deadline = time.monotonic() + ENTRY_SECONDS
     while time.monotonic() < deadline:

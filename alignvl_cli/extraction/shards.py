@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from alignvl_cli.artifacts import Lock, committed, is_litter, read_json, write_json
+from alignvl_cli.artifacts import SharedLock, committed, is_litter, read_json, write_json
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.events import Stage
 from alignvl_cli.store.reader import open_store
@@ -49,7 +49,7 @@ class WorkFolder:
     path: Path
     is_shared: bool = False
     """Whether other processes may be making shards of it."""
-    _claims: dict[str, Lock] = field(default_factory=dict)
+    _claims: dict[str, SharedLock] = field(default_factory=dict)
     is_over: bool = False
     """Nothing is left to do in it: the last process to leave a shared folder removes it."""
 
@@ -238,11 +238,11 @@ def _kept(path: Path) -> Iterator[None]:
         ) from problem
 
 
-def shared_lock(path: Path) -> Lock:
+def shared_lock(path: Path) -> SharedLock:
     """A lock that an extraction cannot be shared without."""
-    return Lock(
+    return SharedLock(
         path,
-        unlockable=f"{path.parent}: files cannot be locked here, which sharing an extraction needs; run it as one "
+        f"{path.parent}: files cannot be locked here, which sharing an extraction needs; run it as one "
         "process, or put --output on a file system with locks",
     )
 

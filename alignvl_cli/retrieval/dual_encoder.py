@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -37,6 +38,10 @@ class DualEncoder:
         self._trust = trust
         self.device = device
         self._adapters = run.adapters.to(device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles load the frozen encoders again, on first use."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_vision", "_text")}
 
     @classmethod
     def load(

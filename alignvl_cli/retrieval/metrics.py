@@ -189,14 +189,6 @@ def direction_metrics(ranks: QueryRanks, recall_at: tuple[int, ...] = RECALL_AT)
     )
 
 
-def wilson(share: float, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % interval (1927) of a share of independent trials, from 0 to 1; never of width 0."""
-    square = NORMAL_95 * NORMAL_95 / trials
-    centre = (share + square / 2) / (1 + square)
-    half = np.sqrt(square * share * (1 - share) + square * square / 4) / (1 + square)
-    return float(max(0.0, min(share, centre - half))), float(min(1.0, max(share, centre + half)))
-
-
 def predicted(share: float, trials: float) -> tuple[float, float]:
     """Where 95 % of the shares of as many new trials fall, from 0 to 1; never of width 0.
 

@@ -61,7 +61,7 @@ def read_run(folder: Path) -> Any:
 
 
 def read_saved_evaluation(folder: Path) -> Any:
-    path = folder / "run" / "eval" / "store-test.json"
+    path = next((folder / "run" / "eval").glob("store-*-test-calibration.json"))
     return read_evaluation(path), pyarrow.parquet.read_table(path.with_suffix(".parquet")).to_pydict()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pandas
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -96,7 +97,7 @@ def test_inspect_and_search_of_hostile_ids_print_no_escape(tmp_path, tried):
 
 @pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", '=HYPERLINK("http://e")'])
 def test_no_cell_of_a_csv_is_a_formula(tried, cell):
-    row = as_csv(["arm"], [[cell]]).splitlines()[1]
+    row = as_csv(pandas.DataFrame({"arm": [cell]})).splitlines()[1]
     assert row.lstrip('"')[0] not in "=+-@\t\r"
     tried["hostile", "CSV cell"] += 1
 

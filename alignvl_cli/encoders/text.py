@@ -1,12 +1,10 @@
 """The text tower: captions to latents.
 
-From captions to the tensors a text tower takes: prefix, lower-casing, cutting, padding.
-
-What is put before every text: asked for, or stated by the model's files. Never guessed.
+Prefix (asked for, or stated by the model's files, never guessed), lower-casing, cutting and padding stand here too.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from alignvl_cli.artifacts import read_json
-from alignvl_cli.devices import choose_precision
+from alignvl_cli.devices import choose_precision, is_out_of_memory
 from alignvl_cli.encoders.folders import NO_TRUST, ModelFolder, Side, code_record, find_model, reason_of, spec_of
 from alignvl_cli.encoders.pooling import TEXT_VECTORS, choose_pooling
 from alignvl_cli.encoders.quiet import quiet
@@ -211,6 +209,36 @@ def _is_text(prefix: str) -> bool:
 
 
 PROBE_TEXTS = ["a", "a"]
+MOST_TOKENS = 1 << 15
+"""Tokens, padding included, that go through a text model at once: 64 captions of 512. One caption of 32,768 among 63
+short ones would pad them all to its length."""
+SHOWN_LETTERS = 60
+
+
+def text_list(texts: Iterable[str], asker: str) -> list[str]:
+    """The texts of any iterable, a generator too, which is gone through once. UsageError for one text alone, of which
+    the letters would be taken, and for items that are no text."""
+    if isinstance(texts, str | bytes):
+        raise UsageError(f"{asker} wants a list of texts: [{texts!r}]")
+    listed = [*texts]
+    for text in listed:
+        if not isinstance(text, str):
+            raise UsageError(f"{asker} wants a list of texts; one of its items is {text!r} ({type(text).__name__})")
+    return listed
+
+
+def parts_of(lengths: Sequence[int]) -> Iterator[tuple[list[int], int]]:
+    """Rows of a batch that go through the model together, and the longest of them: one part in the given order where
+    that is at most `MOST_TOKENS`, else parts of like lengths, the longest first."""
+    if len(lengths) * max(lengths) <= MOST_TOKENS:
+        yield [*range(len(lengths))], max(lengths)
+        return
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    while order:
+        longest = lengths[order[0]]
+        count = max(1, MOST_TOKENS // longest)
+        yield order[:count], longest
+        order = order[count:]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -233,16 +261,37 @@ class TextEncoder:
         """Tokens of a caption that are read, special ones and prefix included."""
         return self.reader.max_length
 
-    def lengths(self, texts: Sequence[str]) -> list[int]:
+    def lengths(self, texts: Iterable[str]) -> list[int]:
         """Tokens of each text before it is cut, special ones and prefix included."""
-        return self.reader.lengths(texts)
+        return self.reader.lengths(text_list(texts, "lengths"))
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Latents (B, C) float32, raw: no norm is taken. The caller cuts batches; they do not depend on the rest of
-        the batch or its padding beyond rounding (in float32 about 1e-6 of their length)."""
-        output, mask_BL = _forward(self.model, self.reader, texts, self.device)
-        return TEXT_VECTORS[self.pooling](output, mask_BL).cpu().numpy()
+        the batch or its padding beyond rounding (in float32 about 1e-6 of their length).
+
+        A batch that would be padded to more than `MOST_TOKENS` goes through the model in parts. UsageError for a
+        text alone; DataError for one that does not fit in memory even by itself.
+        """
+        texts = text_list(texts, "encode")  # a generator is taken too
+        latent_BC = np.empty((len(texts), self.width), dtype=np.float32)
+        if not texts:
+            return latent_BC
+        batch = self.reader.batch(texts, "cpu")
+        for rows, longest in parts_of(batch["attention_mask"].sum(dim=1).tolist()):
+            part = {name: tensor[rows, :longest].to(self.device) for name, tensor in batch.items()}
+            try:
+                output, mask_BL = _forward(self.model, self.reader, part)
+                latent_BC[rows] = TEXT_VECTORS[self.pooling](output, mask_BL).cpu().numpy()
+            except (RuntimeError, MemoryError) as problem:
+                if len(rows) > 1 or not is_out_of_memory(problem):
+                    raise
+                raise DataError(
+                    f"{self.about['id']}: the text {texts[rows[0]][:SHOWN_LETTERS]!r}... of {longest:,} tokens does "
+                    "not fit in memory by itself; shorten it, or state a smaller max_seq_length in the "
+                    "sentence_bert_config.json of a copy of the model"
+                ) from problem
+        return latent_BC
 
 
 def load_text(
@@ -266,7 +315,7 @@ def load_text(
     tower = load_tower(found, Side.text, pooling, trust)
     reader = load_reader(found, modules, prefix, tower.config, trust)
     with probed(found, tower):
-        output, mask_BL = _forward(tower.model, reader, PROBE_TEXTS, "cpu")
+        output, mask_BL = _forward(tower.model, reader, reader.batch(PROBE_TEXTS, "cpu"))
         hidden = output.last_hidden_state
     require_steady(found, tower, hidden)
     chosen, source = choose_pooling(
@@ -325,9 +374,8 @@ def reload_text(
     return encoder
 
 
-def _forward(model: nn.Module, reader: CaptionReader, texts: Sequence[str], device: str) -> tuple[Any, Tensor]:
+def _forward(model: nn.Module, reader: CaptionReader, batch: dict[str, Tensor]) -> tuple[Any, Tensor]:
     """The model's output and the mask that its pooling needs, (B, L)."""
-    batch = reader.batch(texts, device)
     mask_BL = batch["attention_mask"]
     if reader.full_length:
         batch = {"input_ids": batch["input_ids"]}

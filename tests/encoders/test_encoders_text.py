@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from support import tiny_models
 from support.tiny_models import save_sentence_transformer, write_json
 from tokenizers import processors
 
-from alignvl_cli.encoders.text import load_text, reload_text
+from alignvl_cli.encoders.text import MOST_TOKENS, load_text, parts_of, reload_text
 from alignvl_cli.errors import DataError, MismatchError, UsageError
 from alignvl_cli.settings import Pooling, Precision
 
@@ -161,6 +163,55 @@ def test_vectors_do_not_depend_on_the_batch(folders, name):
     alone = np.concatenate([encoder.encode([caption]) for caption in CAPTIONS])
     assert np.abs(together - alone).max() < BATCH_TOLERANCE * together.std()
     assert np.abs(encoder.encode(CAPTIONS[::-1])[::-1] - together).max() < BATCH_TOLERANCE * together.std()
+
+
+@pytest.mark.parametrize("name", ABLE)
+@pytest.mark.parametrize("most", [1, 13, 40, 90])
+def test_a_batch_in_parts_gives_the_same_vectors(folders, name, most, monkeypatch):
+    encoder = load(folders[name], Pooling.mean if Pooling.mean in ABLE[name] else Pooling.pooler)
+    together = encoder.encode(CAPTIONS)
+    monkeypatch.setattr("alignvl_cli.encoders.text.MOST_TOKENS", most)
+    sizes = []
+    encoder.model.register_forward_pre_hook(
+        lambda model, args, given: sizes.append(given["input_ids"].shape), with_kwargs=True
+    )
+    assert np.abs(encoder.encode(CAPTIONS) - together).max() < BATCH_TOLERANCE * together.std()
+    assert sum(rows for rows, _ in sizes) == len(CAPTIONS)
+    assert all(rows == 1 or rows * longest <= most for rows, longest in sizes)
+    encoder.model._forward_pre_hooks.clear()
+
+
+@given(lengths=st.lists(st.integers(1, 40_000), min_size=1, max_size=70))
+def test_parts_hold_each_row_once_within_the_bound(lengths):
+    parts = list(parts_of(lengths))
+    assert sorted(row for rows, _ in parts for row in rows) == [*range(len(lengths))]
+    for rows, longest in parts:
+        assert longest == max(lengths[row] for row in rows)
+        assert len(rows) == 1 or len(rows) * longest <= MOST_TOKENS
+    if len(lengths) * max(lengths) <= MOST_TOKENS:
+        assert [rows for rows, _ in parts] == [[*range(len(lengths))]], "as it stands: not a bit of a latent changes"
+
+
+def test_a_text_too_long_for_memory_is_named(tmp_path, monkeypatch):
+    encoder = load(tiny_models.save_bert(tmp_path / "m"), Pooling.mean)
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(type(encoder.model), "forward", full)
+    with pytest.raises(DataError, match=r"'dog'... of 5 tokens does not fit in memory by itself.*max_seq_length"):
+        encoder.encode(["dog"])
+    with pytest.raises(torch.OutOfMemoryError):  # of a batch the caller says what to do
+        encoder.encode(["dog", "cat"])
+
+
+def test_a_text_alone_is_not_taken_for_its_letters_and_no_texts_are_no_rows(folders):
+    encoder = load(folders["bert"], Pooling.mean)
+    for take in (encoder.encode, encoder.lengths):
+        with pytest.raises(UsageError, match=r"wants a list of texts: \['red'\]"):
+            take("red")
+    assert encoder.encode([]).shape == encoder.encode(iter(())).shape == (0, encoder.width)
+    assert np.array_equal(encoder.encode(text for text in CAPTIONS), encoder.encode(CAPTIONS))
 
 
 def test_lengths_count_tokens_before_the_cut(tmp_path):

@@ -125,8 +125,7 @@ def load_reader(
             )
     except ImportError as problem:
         raise DataError(
-            f"{found.spec}: its tokenizer needs a library that is not here ({reason_of(problem).partition('. ')[0]}); "
-            "run: pip install sentencepiece protobuf"
+            f"{found.spec}: its tokenizer needs a library that is not here ({reason_of(problem)}); {_wanted(problem)}"
         ) from problem
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as problem:
         raise DataError(f"{found.spec}: its tokenizer cannot be loaded: {reason_of(problem)}") from problem
@@ -142,6 +141,25 @@ def load_reader(
         lowercase=bool(modules and modules.lowercase) or (is_unmasked and is_case_kept),
         full_length=is_unmasked,
     )
+
+
+TOKENIZER_LIBRARIES = {
+    "sentencepiece": "sentencepiece protobuf",
+    "protobuf": "sentencepiece protobuf",
+    "tiktoken": "tiktoken",
+    **dict.fromkeys(("fugashi", "unidic", "ipadic"), "fugashi ipadic unidic-lite"),
+    "sudachi": "sudachipy sudachidict_core",
+    **{name: name for name in ("rhoknp", "rjieba", "sacremoses")},
+}
+"""Word in what transformers says of a missing library -> what to install."""
+
+
+def _wanted(problem: ImportError) -> str:
+    said = f"{problem.name or ''} {problem}".lower()
+    for word, libraries in TOKENIZER_LIBRARIES.items():
+        if word in said:
+            return f"run: pip install {libraries}"
+    return "install the library named there, or choose another text model"
 
 
 def _max_length(modules: SentenceModules | None, tokenizer: Any, config: Any) -> int:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from alignvl_cli.datasets.dataset import Dataset, Item
 from alignvl_cli.distributed import choose_workers, started_workers
-from alignvl_cli.encoders.preprocessing import Preprocess
+from alignvl_cli.encoders.pixels import Preprocess
 from alignvl_cli.extraction.events import Progress, Stage
 from alignvl_cli.extraction.images import DECODE_CHUNK, HASH_CHUNK, hash_sources, prepare_sources
 from alignvl_cli.settings import ExtractConfig

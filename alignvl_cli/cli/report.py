@@ -1,7 +1,4 @@
-"""`alignvl report`: a finished study or a run, as a page, a table, or for a paper.
-
-The page of a study or of a run, gathered from what its folder holds, its store, and the pictures.
-"""
+"""`alignvl report`: a finished study or a run, as a page, a table, or for a paper."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""`alignvl search`: ask an index with words or with a picture, and show what it finds, on a page too."""
+"""`alignvl search`: ask an index with words or with a picture; `--html` writes a page of what was found."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

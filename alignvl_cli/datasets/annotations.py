@@ -1,6 +1,5 @@
-"""Annotation files in JSON: Karpathy's splits (`dataset_coco.json`) and COCO captions (`captions_*.json`).
-
-Caption lists of Flickr8k and Flickr30k: `name.jpg#0<tab>caption`, and `image_name| comment_number| comment`.
+"""Annotation files: Karpathy's splits (`dataset_coco.json`), COCO's captions (`captions_*.json`), and the caption lists
+of Flickr8k and Flickr30k (`name.jpg#0<tab>caption`, `image_name| comment_number| comment`).
 """
 
 import re

@@ -1,8 +1,7 @@
-"""What every dataset is made of: images by reference, each with its captions.
+"""What every reader gives: images by reference, each with its captions.
 
-Captions as a store can hold them: what is replaced, what is dropped, and how often; and numbers as text.
-
-What every reader does at the end: make a Dataset of its items, or say why they are none.
+Here too: how captions are cleaned so that a store can hold them, and how a reader's items become a dataset, or the
+reason why there are none.
 """
 
 import hashlib
@@ -36,6 +35,13 @@ class ImageSource:
     """Start and length in bytes; None for a whole file."""
     absent: str = ""
     """Why there are no bytes: a row without a picture, or with the name of something that is no file."""
+
+    def stamp(self) -> tuple[int, int]:
+        """Size in bytes and modification time in ns of the file; opens nothing. OSError when it is missing."""
+        if self.absent:
+            raise OSError(self.absent)
+        about = os.stat(self.path)
+        return about.st_size, about.st_mtime_ns
 
     def read(self, at_most: int | None = None) -> bytes:
         """The bytes. OSError when they are missing, cut short, more than `at_most`, or in no regular file (a pipe

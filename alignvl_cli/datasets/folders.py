@@ -1,11 +1,9 @@
-"""What lies beside a picture, in a folder or in a tar: `.txt`, `.caption` and `.json` files with its captions.
+"""A folder of pictures with their captions beside them, as img2dataset writes them, or in one metadata file, as Hugging
+Face's imagefolder has it; and the sidecar files that tars hold too.
 
 A `.txt` or `.caption` holds one caption a line; blank lines do not count. A `.json` holds an object with `captions`
 (a list) or `caption`, and optionally `split` and `label`; or a list of captions. Where a picture has several, the
 first of these speaks and the others are not read, unless a column of captions was asked for.
-
-A folder of pictures, each with its captions beside it in a file of the same stem (as img2dataset writes them), or all
-in one `metadata.csv` (as Hugging Face's imagefolder has it).
 """
 
 import io

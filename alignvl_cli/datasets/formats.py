@@ -1,11 +1,8 @@
-"""The one door to data: a demo by name, or a file, folder or pattern by the format that it has.
+"""Opens a dataset: the demo by name, or a file, folder or pattern by its format, which is told from the path and from
+what stands there first; and finds a picture again from the uri that a store keeps.
 
-A new format is its name in `config.DatasetFormat` and one file of that name, whose `open_NAME` makes a Dataset; and a
-way to tell it in `detection.py`.
-
-Which format a dataset has, told from its path and, where that is not enough, from what stands there first.
-
-Where a picture is found again, from the uri that a store keeps.
+A new format is its name in `settings.DatasetFormat`, one file of that name whose `open_NAME` makes a Dataset, and a way
+to tell it here.
 """
 
 import codecs

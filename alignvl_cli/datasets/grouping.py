@@ -1,7 +1,5 @@
 """Rows become images: those of one image are put together, and what contradicts is refused.
 
-The user's own data: rows of a manifest become images with their captions.
-
 Columns: `image` (a path), `captions` (a list), `caption` (one a row) or `caption_0`, `caption_1` and so on, and
 optionally `id`, `split`, `label`.
 """

@@ -1,11 +1,8 @@
 """Hugging Face datasets: saved with `save_to_disk`, folders or files of Parquet, and ids of the Hub (`hf:org/name`).
 
 The library `datasets` (extra `data`) finds, downloads and converts; pictures are then read in place
-from its Arrow files, undecoded. It runs no code of a dataset.
-
-Where in an Arrow file the bytes of each picture lie, so that they are read later by a plain seek.
-
-Hugging Face `datasets` keeps every dataset in Arrow stream files, uncompressed, one value after the other.
+from its Arrow files, undecoded: the files are uncompressed streams, so that the bytes of each picture are found by a
+plain seek. It runs no code of a dataset.
 """
 
 import os

@@ -1,15 +1,9 @@
-"""How an evaluation counts: settings and their words.
-
-Loads no heavy library, so that the command line can name them.
-
-Retrieval metrics from per-query ranks.
+"""What a hit is (the protocol, and which gallery rows answer a query), and retrieval metrics from per-query ranks.
 
 A rank is the number of wrong candidates that score at least as well as the match: 0 is a hit at 1.
 What papers on image-text retrieval call R@K is the hit rate: the share of queries with any relevant item among the
 first K. It is called so in code and R@K where it is shown. (Information retrieval's recall, found over total,
 could not exceed 20 % at K = 1 with five captions per image.)
-
-Which gallery rows answer a query: its own pairs, or also those of the very same text.
 """
 
 from collections.abc import Iterator, Sequence

@@ -538,3 +538,23 @@ def test_a_caption_is_cut_on_the_side_that_the_tokenizer_says(tmp_path):
     assert not np.allclose(usual.encode(caption), theirs, atol=1e-3)
     assert left.record != usual.record
     assert "truncation_side" not in usual.record
+
+
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ("You need to install fugashi to use MecabTokenizer.", "pip install fugashi ipadic unidic-lite"),
+        ("requires the SentencePiece library", "pip install sentencepiece protobuf"),
+        ("You need to install rhoknp to use JumanppTokenizer.", "pip install rhoknp"),
+        ("You need to install somewhat.", "install the library named there"),
+    ],
+)
+def test_a_tokenizer_without_its_library_says_which_to_install(tmp_path, monkeypatch, said, advice):
+    folder = tiny_models.save_bert(tmp_path / "m")
+
+    def without(*path, **options):
+        raise ModuleNotFoundError(said)
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", without)
+    with pytest.raises(DataError, match=f"{said}.*{advice}"):
+        load(folder, Pooling.mean)

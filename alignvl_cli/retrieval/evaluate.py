@@ -19,7 +19,6 @@ from torch import Tensor
 from alignvl_cli.align.ranks import rank_queries
 from alignvl_cli.artifacts import check_parts, committed, file_sha256, frame_of, made_by, read_json, write_json
 from alignvl_cli.errors import MismatchError, UsageError
-from alignvl_cli.retrieval.bootstrap import Resampled, resample
 from alignvl_cli.retrieval.calibration import Modesty, modesty
 from alignvl_cli.retrieval.eccv import BeyondPairs, beyond_pairs
 from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
@@ -41,10 +40,12 @@ from alignvl_cli.retrieval.metrics import (
     Fold,
     Protocol,
     QueryRanks,
+    Resampled,
     RetrievalMetrics,
     cut_folds,
     direction_metrics,
     relevance,
+    resample,
 )
 from alignvl_cli.retrieval.nearest import FLAT, Agreement, flat_index, found_shares
 from alignvl_cli.settings import HubnessReport

@@ -272,7 +272,7 @@ def evaluate(
     by_image, by_text = _query_ranks(embeddings, folds, texts, store.image_id, protocol)
     found = _agreement(embeddings)
     captions_I = np.bincount(rows.text_image, minlength=len(rows.image))
-    warnings = [*_flattery(run, store, rows, split, find), *_warnings(store, split, folds, protocol, found)]
+    warnings = [*_flattery(run, store, rows, split, find), *_warnings(split, folds, protocol, found)]
     if split in (run.split_used, ALL) and (calibration or hubs is HubnessReport.nnn):
         warnings.append(
             f"the temperature, or the hub correction, is fitted on split {run.split_used!r} of {store.path}, which is "
@@ -446,7 +446,7 @@ def _digests(store: Store, row_I: np.ndarray) -> set[bytes]:
     return {digest.tobytes() for digest in store.image_sha256[row_I]}
 
 
-def _warnings(store: Store, split: str, folds: list[Fold], protocol: Protocol, found: Agreement) -> list[str]:
+def _warnings(split: str, folds: list[Fold], protocol: Protocol, found: Agreement) -> list[str]:
     warnings = []
     wrong = min(_wrong_candidates(fold) for fold in folds)
     trivial = [f"R@{k}" for k in protocol.recall_at if wrong < k]

@@ -153,6 +153,11 @@ def _told(problem: Exception, verbose: bool) -> tuple[str, int]:
     """What to say of a failure, and its exit code."""
     if isinstance(problem, AlignvlError):
         return str(problem), problem.exit_code
+    from alignvl_cli.cli.doctor import library_that_fails
+
+    if library := library_that_fails(problem):
+        what = f"{library} is installed, but does not load ({type(problem).__name__}: {problem})"
+        return f"{what}; alignvl doctor says what is wrong and what to do", DataError.exit_code
     if isinstance(problem, OSError):
         where = f"{problem.filename}: " if problem.filename else ""
         room = "; make room there, or write elsewhere, and run it again" if problem.errno in FULL else ""

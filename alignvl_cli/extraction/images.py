@@ -29,7 +29,7 @@ from alignvl_cli.artifacts import canonical_json
 from alignvl_cli.datasets.dataset import MOST_BYTES, ImageSource, Item
 from alignvl_cli.distributed import Workers
 from alignvl_cli.encoders.decoding import UnreadableImage, decode_image
-from alignvl_cli.encoders.preprocessing import Preprocess
+from alignvl_cli.encoders.pixels import Preprocess
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.encoding import Lanes, Stopwatch, open_lanes, require_storable, within_memory
 from alignvl_cli.extraction.events import Progress, Stage

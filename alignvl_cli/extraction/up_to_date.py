@@ -18,7 +18,7 @@ import numpy as np
 from alignvl_cli.artifacts import fingerprint, read_json, write_json
 from alignvl_cli.datasets.dataset import Dataset, Item
 from alignvl_cli.distributed import choose_workers, started_workers
-from alignvl_cli.encoders.preprocessing import Preprocess
+from alignvl_cli.encoders.pixels import Preprocess
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.events import Progress, Stage
 from alignvl_cli.extraction.images import NO_STAMP, READ_CHUNK, Picture, is_unchanged, read_pictures

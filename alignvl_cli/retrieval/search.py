@@ -2,7 +2,7 @@
 
 # Q queries, E shared width, K nearest.
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -99,13 +99,14 @@ def exact_scores(index: Index, encoder: DualEncoder, store: Store, of: Gallery) 
     return rescore
 
 
-def cut_texts(encoder: DualEncoder, texts: Sequence[str]) -> list[str]:
+def cut_texts(encoder: DualEncoder, texts: Iterable[str]) -> list[str]:
     """A sentence for each text that the encoder reads the beginning of only."""
+    texts = [*texts]
     tower = encoder._text  # of this room, and asked once a search
     return [
         f"{text[:SHOWN_LETTERS]!r}... has {length:,} tokens, and the text encoder reads {tower.max_length:,}: "
         "the rest has no part in the result"
-        for text, length in zip(texts, tower.lengths(list(texts)), strict=True)
+        for text, length in zip(texts, tower.lengths(texts), strict=True)
         if length > tower.max_length
     ]
 

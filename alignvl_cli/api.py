@@ -7,7 +7,7 @@ with each event of a long work, e.g. to draw progress. What a command refuses wi
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -16,7 +16,7 @@ from PIL import Image
 
 from alignvl_cli.ablation import run as ablation
 from alignvl_cli.ablation.plan import set_up
-from alignvl_cli.ablation.study import Study, check_margin, check_seeds, load_study, parse_study
+from alignvl_cli.ablation.study import load_study, parse_study
 from alignvl_cli.ablation.verdicts import StudyVerdicts
 from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.devices import choose_device
@@ -308,16 +308,10 @@ def run_study(
     DivergedError when every run diverged.
     """
     asked = parse_study(study) if isinstance(study, Mapping) else load_study(Path(study))
-    asked = _with(asked, seeds, margin)
-    setup = set_up(asked, _store(store).path, _choice(Device, "device", device), threads)
+    setup = set_up(asked.changed(seeds, margin), _store(store).path, _choice(Device, "device", device), threads)
     finished = _last(ablation.run_study(setup, Path(output), jobs), on_event)
     assert isinstance(finished, ablation.Finished)
     return finished.verdicts
-
-
-def _with(study: Study, seeds: Sequence[int] | None, margin: float | None) -> Study:
-    study = study if seeds is None else replace(study, seeds=check_seeds(list(seeds)))
-    return study if margin is None else replace(study, margin=check_margin(margin))
 
 
 def _last(events: Any, on_event: OnEvent | None) -> Any:

@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,6 @@ from typer.core import TyperCommand
 from alignvl_cli.cli import (
     ablate,
     classify,
-    completion,
     data,
     doctor,
     eval,
@@ -220,6 +220,31 @@ def store_(show_help: HelpOption = False) -> None:
     """Exchange latents with other programs."""
 
 
+class Shell(StrEnum):
+    """What `alignvl completion` prints a script for."""
+
+    bash = "bash"
+    zsh = "zsh"
+    fish = "fish"
+
+
+def completion(
+    session: Session, shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="Shell to print it for.")]
+) -> None:
+    """Print a shell's completion script.
+
+    Keep it where the shell looks:
+
+    \b
+    bash  ~/.local/share/bash-completion/completions/alignvl
+    zsh   _alignvl in a folder of $fpath, such as ~/.zfunc
+    fish  ~/.config/fish/completions/alignvl.fish
+    """
+    from typer.completion import get_completion_script
+
+    print(get_completion_script(prog_name="alignvl", complete_var="_ALIGNVL_COMPLETE", shell=shell.value).strip())
+
+
 register(extract.extract, "extract")
 register(train.train, "train")
 register(eval.eval_, "eval")
@@ -232,7 +257,7 @@ register(probe.probe, "probe")
 register(export.export, "export")
 register(inspect_.inspect_, "inspect")
 register(doctor.doctor, "doctor")
-register(completion.completion, "completion")
+register(completion, "completion")
 register(data.check, "check", data_app)
 register(exchange.export, "export", store_app)
 register(exchange.import_, "import", store_app)

@@ -51,8 +51,8 @@ def extract(
     if asked.as_json and not asked.plan:
         raise UsageError("--json acts on --plan alone: without it the result is the store's path")
 
+    from alignvl_cli.datasets.dataset import require_pictures
     from alignvl_cli.datasets.formats import open_dataset
-    from alignvl_cli.datasets.paths import require_pictures
     from alignvl_cli.devices import choose_device
     from alignvl_cli.distributed import ranks_here, use_own_gpu
 

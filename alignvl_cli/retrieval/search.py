@@ -3,7 +3,7 @@
 # Q queries, E shared width, K nearest.
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -34,14 +34,7 @@ class Hit:
     """Gallery rows that this hit stands for: images with the same content, or captions with the same text."""
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "rank": self.rank,
-            "score": self.score,
-            "id": self.id,
-            "uri": self.uri,
-            "caption": self.caption,
-            "count": self.count,
-        }
+        return asdict(self)
 
 
 SHOWN_LETTERS = 40

@@ -51,13 +51,13 @@ def extract(
     if asked.as_json and not asked.plan:
         raise UsageError("--json acts on --plan alone: without it the result is the store's path")
 
+    from alignvl_cli.datasets.dataset import require_pictures
     from alignvl_cli.datasets.formats import open_dataset
-    from alignvl_cli.datasets.paths import require_pictures
     from alignvl_cli.devices import choose_device
     from alignvl_cli.distributed import ranks_here, use_own_gpu
 
     ranks = ranks_here()
-    if not ranks.is_first:
+    if not ranks.is_main:
         session = replace(session, quiet=True)
     place = choose_device(asked.device)
     if place == Device.cuda and ranks.is_shared:
@@ -71,11 +71,12 @@ def extract(
 
     from alignvl_cli.encoders.text import load_text
     from alignvl_cli.encoders.vision import load_vision
-    from alignvl_cli.extraction.batch_size import choose_batches
+    from alignvl_cli.extraction.estimate import choose_batches
     from alignvl_cli.extraction.events import Finished
-    from alignvl_cli.extraction.occupancy import remove_leftover
     from alignvl_cli.extraction.plan import existing_store_matches, make_plan
     from alignvl_cli.extraction.run import run_extraction
+    from alignvl_cli.extraction.shards import remove_leftover
+    from alignvl_cli.extraction.up_to_date import write_stamps
     from alignvl_cli.report.progress import ExtractionProgress
 
     images = load_vision(
@@ -102,8 +103,8 @@ def extract(
         return
     if not (asked.overwrite or asked.restart) and existing_store_matches(store, plan):
         remove_leftover(store)
-        if ranks.is_first:
-            _meet_again(session, store, pairs, images, config)
+        if ranks.is_main:
+            _check_up_to_date(session, store, pairs, images, config)
         return
     work = run_extraction(
         pairs,
@@ -127,17 +128,19 @@ def extract(
     with ExtractionProgress(session.err, quiet=session.quiet) as progress:
         for event in work:
             progress.show(event)
-    if ranks.is_first:
+    if ranks.is_main and isinstance(event, Finished) and event.stamps is not None:
+        write_stamps(store, event.summary.content_hash, pairs.items, event.stamps)
+    if ranks.is_main:
         session.result(store)
     if isinstance(event, Finished):
         _require_few_rejected(event.summary.rejected, pairs, config)
 
 
-def _meet_again(
+def _check_up_to_date(
     session: Session, store: Path, pairs: "Dataset", images: "VisionEncoder", config: ExtractConfig
 ) -> None:
     """There is nothing to do for a complete store if the pictures are those that it was made of; else MismatchError."""
-    from alignvl_cli.extraction.again import Comparison, compare_pictures
+    from alignvl_cli.extraction.up_to_date import Comparison, compare_pictures
     from alignvl_cli.report.progress import ExtractionProgress
 
     with ExtractionProgress(session.err, quiet=session.quiet) as progress:
@@ -163,7 +166,7 @@ def _meet_again(
             f"{len(found.gone)} of {len(pairs.items)} pictures cannot be read (moved? --image-root), and were not "
             f"compared ({_named(found.gone)}); {store} has them as they were"
         )
-    session.note(f"{store} is complete and made of the same data by the same encoders: nothing to do")
+    session.note(f"{store} is up to date, made of the same data by the same encoders: nothing to do")
     session.result(store)
     _require_few_rejected(found.rejected, pairs, config)
 

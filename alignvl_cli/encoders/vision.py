@@ -22,8 +22,9 @@ from transformers.models.efficientnet.modeling_efficientnet import EfficientNetS
 from alignvl_cli.devices import choose_precision
 from alignvl_cli.encoders.folders import NO_TRUST, Side, code_record, find_model, spec_of
 from alignvl_cli.encoders.layers import Hidden, Layers, Pool, choose_layers, layers_on_record
+from alignvl_cli.encoders.pixels import Preprocess
 from alignvl_cli.encoders.pooling import IMAGE_VECTORS, OF_ONE_TOKEN, choose_pooling, inner_pooling
-from alignvl_cli.encoders.preprocessing import PROBES, Preprocess, load_processor, preprocess_of, processor_record
+from alignvl_cli.encoders.preprocessing import PROBES, load_processor, preprocess_of, processor_record
 from alignvl_cli.encoders.records import about, require_known, require_same
 from alignvl_cli.encoders.towers import DTYPES, PROJECTED, Tower, load_tower, probed, require_steady
 from alignvl_cli.errors import UsageError

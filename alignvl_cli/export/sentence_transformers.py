@@ -15,8 +15,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from alignvl_cli.align.adapters import Adapter, GatedUnit, InvertedBottleneck, StreamDropout
-from alignvl_cli.align.latent_norm import AsStored, Columns, PrincipalComponents, Standardize, UnitLength
+from alignvl_cli.align.adapters import (
+    Adapter,
+    AsStored,
+    Columns,
+    GatedUnit,
+    InvertedBottleneck,
+    PrincipalComponents,
+    Standardize,
+    StreamDropout,
+    UnitLength,
+)
 from alignvl_cli.artifacts import write_foreign_json
 from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.encoders.text import TextEncoder, reload_text

@@ -134,7 +134,7 @@ def prepare(
         latent_rms=latent_rms,
         noise_share=noise_share,
         first_step=0,
-        notes=tuple(_notes(stores, val_store, config, noise_share, isinstance(train, ShuffleBuffer))),
+        notes=tuple(_notes(stores, val_store, noise_share, isinstance(train, ShuffleBuffer))),
         selection=selected.record,
     )
     state = TrainState(
@@ -235,7 +235,6 @@ def _noise_share(config: TrainConfig, latent_rms: dict[str, float]) -> dict[str,
 def _notes(
     stores: Sequence[Store],
     val_store: Store,
-    config: TrainConfig,
     noise_share: dict[str, float] | None,
     buffered: bool,
 ) -> Iterator[str]:

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from alignvl_cli.align.adapters import AdapterShape, new_pair
-from alignvl_cli.align.latent_norm import AsStored, Columns
+from alignvl_cli.align.adapters import AdapterShape, AsStored, Columns, new_pair
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.export import alignvl_blocks
 from alignvl_cli.export.sentence_transformers import MODULES, OURS, chain

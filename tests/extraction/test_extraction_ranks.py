@@ -165,7 +165,7 @@ def test_alone_and_shared_do_not_meet(tmp_path, alone):
 
 def test_a_lone_process_keeps_ranks_out(tmp_path, alone, monkeypatch):
     dataset, _, _ = alone
-    monkeypatch.setattr("alignvl_cli.extraction.occupancy.ENTRY_SECONDS", 0.5)
+    monkeypatch.setattr("alignvl_cli.extraction.shards.ENTRY_SECONDS", 0.5)
     running = run_extraction(dataset, FakeVision(), FakeText(), tmp_path / "s.h5", CONFIG, settings={})
     next(running)
     with pytest.raises(DataError, match="another process"):
@@ -190,6 +190,7 @@ def test_sharing_needs_locks(tmp_path, alone, monkeypatch):
     [
         ({}, ALONE),
         ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, Ranks(1, 2, 1, 2)),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, Ranks(1, 2, None, 2)),
         ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, Ranks(5, 8, 1, 4)),
     ],
 )

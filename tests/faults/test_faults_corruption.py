@@ -21,9 +21,9 @@ from alignvl_cli.artifacts import read_json
 from alignvl_cli.datasets.dataset import Dataset
 from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.errors import DataError, MismatchError
-from alignvl_cli.extraction.again import compare_pictures
 from alignvl_cli.extraction.plan import existing_store_matches, make_plan
 from alignvl_cli.extraction.run import run_extraction
+from alignvl_cli.extraction.up_to_date import compare_pictures
 from alignvl_cli.retrieval.evaluate import read_evaluation
 from alignvl_cli.retrieval.index import open_index
 from alignvl_cli.settings import DatasetOptions, Gallery

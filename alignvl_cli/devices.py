@@ -1,6 +1,6 @@
-"""Which device and which number format a stage will use, decided at run time. Loads torch only when asked.
+"""The machine: which device and number format a stage uses, its cores, memory and name.
 
-What a run records about the machine it ran on, and how much of its memory a step may take.
+Importing this loads no torch; most functions do.
 """
 
 import ctypes
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """As malloc.h numbers them."""
 KEPT_BYTES = 2**30
@@ -34,13 +33,13 @@ def choose_device(asked: Device) -> str:
         Device.mps: torch.backends.mps.is_available(),
         Device.cpu: True,
     }
-    chosen = next(device for device, there in present.items() if there) if asked is Device.auto else asked
-    if not present[chosen]:
+    used = next(device for device, there in present.items() if there) if asked is Device.auto else asked
+    if not present[used]:
         there = ", ".join(device.value for device, is_there in present.items() if is_there)
-        raise UsageError(f"--device {chosen.value}: this machine has no such device for torch (it has: {there})")
-    if chosen is Device.cpu:
+        raise UsageError(f"--device {used.value}: this machine has no such device for torch (it has: {there})")
+    if used is Device.cpu:
         _keep_freed_memory()
-    return chosen.value
+    return used.value
 
 
 def _keep_freed_memory() -> None:
@@ -142,18 +141,18 @@ def device_name(device: str) -> str:
 
 def peak_memory_bytes(device: str) -> int | None:
     """The most memory in use so far: the device's when it has its own, else the process's; None if nobody counts."""
-    import torch
-
     if device == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated()
     return peak_resident_bytes()
 
 
 def memory_bytes(device: str) -> int:
     """What the device has in all: unlike what is free just now, the same in every run on one machine."""
-    import torch
-
     if device == "cuda":
+        import torch
+
         return torch.cuda.get_device_properties(device).total_memory
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

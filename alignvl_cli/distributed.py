@@ -25,8 +25,8 @@ class Ranks:
 
     rank: int = 0
     count: int = 1
-    local_rank: int = 0
-    """Among the processes of this machine: the number of its GPU."""
+    local_rank: int | None = 0
+    """Among the processes of this machine: the number of its GPU. None where the environment does not say."""
     local_count: int = 1
 
     @property
@@ -34,7 +34,7 @@ class Ranks:
         return self.count > 1
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one that speaks: prints the result and shows progress."""
         return self.rank == 0
 
@@ -47,8 +47,9 @@ def ranks_here(environment: Mapping[str, str] = os.environ) -> Ranks:
     count = _number(environment, "WORLD_SIZE", 1)
     rank = _number(environment, "RANK", 0)
     local_count = _number(environment, "LOCAL_WORLD_SIZE", count)
-    local_rank = _number(environment, "LOCAL_RANK", rank)
-    if rank >= count or local_rank >= local_count:
+    is_said = "LOCAL_RANK" in environment or count == 1
+    local_rank = _number(environment, "LOCAL_RANK", 0) if is_said else None
+    if rank >= count or (local_rank or 0) >= local_count:
         raise UsageError(
             f"RANK {rank} of WORLD_SIZE {count}, LOCAL_RANK {local_rank} of LOCAL_WORLD_SIZE {local_count}: a rank "
             "must be below its size; start the processes with torchrun, or unset these variables"
@@ -60,10 +61,14 @@ def use_own_gpu(ranks: Ranks) -> None:
     """Have `cuda` mean this process's own GPU; UsageError when the machine has fewer GPUs than processes."""
     import torch
 
-    there = torch.cuda.device_count()
-    if ranks.local_rank >= there:
+    gpus = torch.cuda.device_count()
+    if ranks.local_rank is None:
         raise UsageError(
-            f"LOCAL_RANK {ranks.local_rank}, and this machine has {there} GPUs; start one process for each GPU"
+            "LOCAL_RANK is not set, so a process does not know which GPU is its own; start with torchrun, or set it"
+        )
+    if ranks.local_rank >= gpus:
+        raise UsageError(
+            f"process {ranks.local_rank} of this machine has no GPU: it has {gpus}; start as many processes as GPUs"
         )
     torch.cuda.set_device(ranks.local_rank)
 

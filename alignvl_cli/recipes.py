@@ -3,35 +3,26 @@
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
-from enum import StrEnum
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from alignvl_cli.errors import DataError, UsageError, check_flag
+from alignvl_cli.declarations import declared
+from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.settings import (
     AdapterKind,
-    CorruptKind,
-    Device,
-    EsSchedule,
-    EsTarget,
     Init,
-    LatentNorm,
     Loss,
     Method,
-    MixCoefficient,
     NoiseKind,
-    NoiseMatch,
     NoisePosition,
     NoiseUnits,
-    Precision,
     Recipe,
     Size,
     TrainConfig,
     by_flag,
     did_you_mean,
-    size_in_bytes,
     subset_of,
 )
 
@@ -54,34 +45,10 @@ SWITCHED_BY = {
 }
 """Setting a detail of an ingredient switches the ingredient on."""
 
-DETAIL_DEFAULTS: dict[str, Any] = {
-    "method": Method.contrastive,
-    "corrupt-captions": 0.0,
-    "corrupt-kind": CorruptKind.shuffle,
-    "subset": "all",
-    "mix-alpha": 1.0,
-    "mix-coefficient": MixCoefficient.batch,
-    "noise": NoiseKind.gaussian,
-    "noise-std": 0.01,
-    "noise-units": NoiseUnits.absolute,
-    "noise-match": NoiseMatch.variance,
-    "noise-position": NoisePosition.input,
-    "smoothing": 0.1,
-    "es-target": EsTarget.uniform,
-    "es-schedule": EsSchedule.constant,
-    "mask-duplicates": False,
-    "latent-norm": LatentNorm.none,
-    "loss": Loss.infonce,
-    "adapter": AdapterKind.fusemix,
-    "temperature": "learned",
-    "loss-tile": "auto",
-    "ema": 0.0,
-    "patience": 0,
-    "memory-budget": "none",
-    "seed": 0,
-    "device": Device.auto,
-    "precision": Precision.auto,
-}
+TRAIN = {setting.flag: setting for setting in declared(TrainConfig).values()}
+"""Every setting of `train`, as its flag is spelled without the dashes."""
+DEFAULTS = {key: setting.default for key, setting in TRAIN.items() if setting.default is not MISSING}
+"""Where no flag, file or recipe says otherwise. The rest a recipe or a size decides."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,94 +110,11 @@ def auto_shape(pairs: int, init: Init = Init.cca) -> Shape:
     )
 
 
-KINDS: dict[str, type] = {
-    "recipe": Recipe,
-    "size": Size,
-    **dict.fromkeys(INGREDIENTS[Recipe.alignvl], bool),
-    **{key: type(value) for key, value in (DETAIL_DEFAULTS | by_flag(asdict(RELEASED_SHAPE))).items()},
-}
-"""Every setting of `train`, as its flag is spelled without the dashes, and its type."""
-KIND_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-
-RANGES: dict[str, tuple[str, Any]] = {
-    "corrupt-captions": ("a share from 0 to 1", lambda value: 0 <= value <= 1),
-    "mix-alpha": ("above 0", lambda value: value > 0),
-    "noise-std": ("above 0 (switch the perturbation off with --no-rp)", lambda value: value > 0),
-    "smoothing": ("above 0 and below 1 (switch smoothing off with --no-es)", lambda value: 0 < value < 1),
-    "latent-width": ("at least 0 (0: the latents keep their width)", lambda value: value >= 0),
-    "adapter-depth": ("at least 1", lambda value: value >= 1),
-    "adapter-expansion": ("at least 1", lambda value: value >= 1),
-    "embed-dim": ("at least 1", lambda value: value >= 1),
-    "dropout": ("0, or from 0.002 to 0.996", lambda value: value == 0 or 0.002 <= value <= 0.996),  # 256 levels
-    "epochs": ("at least 1", lambda value: value >= 1),
-    "batch-size": ("at least 2", lambda value: value >= 2),
-    "lr": ("above 0", lambda value: value > 0),
-    "ema": ("at least 0 (off) and below 1", lambda value: 0 <= value < 1),
-    "patience": ("at least 0 (off)", lambda value: value >= 0),
-    "seed": ("from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63),
-}
-
-
-def _temperature(text: str) -> float | None:
-    """None for `learned`, tau for `fixed:TAU`."""
-    if text == "learned":
-        return None
-    word, _, number = text.partition(":")
-    try:
-        tau = float(number)
-    except ValueError:
-        tau = math.nan
-    if word != "fixed" or not 0.001 <= tau <= 0.5:
-        raise UsageError(f"--temperature: wanted 'learned' or 'fixed:TAU' with TAU from 0.001 to 0.5, got '{text}'")
-    return tau
-
-
-def _loss_tile(text: str) -> int | None:
-    """None for `auto`."""
-    if text == "auto":
-        return None
-    if not (text.isascii() and text.isdigit() and int(text) >= 1):
-        raise UsageError(f"--loss-tile: wanted 'auto' or a number of rows from 1, got '{text}'")
-    return int(text)
-
-
-def _memory_budget(text: str) -> int | None:
-    """None for `none`."""
-    return None if text == "none" else size_in_bytes("memory-budget", text, also="'none' or ")
-
-
-GRAMMAR: dict[str, Callable[[str], Any]] = {
-    "temperature": _temperature,
-    "loss-tile": _loss_tile,
-    "subset": subset_of,
-    "memory-budget": _memory_budget,
-}
-"""Settings that are words or numbers: what reads them, and refuses what it cannot (UsageError)."""
-
-
 def parse_setting(key: str, value: Any) -> Any:
     """`value` as the type of setting `key`, in range; UsageError otherwise."""
-    if key not in KINDS:
-        raise UsageError(f"unknown setting '{key}'.{did_you_mean(key, KINDS)}")
-    kind = KINDS[key]
-    if issubclass(kind, StrEnum):
-        if value not in list(kind):
-            raise UsageError(f"--{key}: '{value}' is not one of {', '.join(kind)}")
-        return kind(value)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if key == "loss-tile" and type(value) is int:
-        value = str(value)
-    if type(value) is not kind:
-        raise UsageError(f"--{key}: wanted {KIND_WORDS[kind]}, got {value!r}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"--{key}: wanted a finite number, got {value}")
-    if key in RANGES:
-        wanted, holds = RANGES[key]
-        check_flag(holds(value), key, wanted, value)
-    if key in GRAMMAR:
-        GRAMMAR[key](str(value))
-    return value
+    if key not in TRAIN:
+        raise UsageError(f"unknown setting '{key}'.{did_you_mean(key, TRAIN)}")
+    return TRAIN[key].parse(value)
 
 
 NOT_IN_ADAPTER = {
@@ -240,7 +124,7 @@ NOT_IN_ADAPTER = {
 """Settings that an adapter does not have."""
 ACT_ON_CLOSED_FORMS = (
     *("method", "seed", "size", "embed-dim", "latent-norm", "temperature"),
-    *("device", "memory-budget", "corrupt-captions", "corrupt-kind", "subset"),
+    *("device", "memory-budget", "corrupt-captions", "corrupt-kind", "subset", "image-parts", "text-parts"),
 )
 """All that a closed form heeds."""
 
@@ -259,9 +143,9 @@ def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> Train
     on = dict(INGREDIENTS[recipe])
     for layer in checked:
         on |= _switches(layer)
-    values = DETAIL_DEFAULTS | RECIPE_DETAILS.get(recipe, {}) | asked
+    values = DEFAULTS | RECIPE_DETAILS.get(recipe, {}) | asked
     if on["rp"] and values["noise"] is NoiseKind.none:  # switched on again above a layer that had it off
-        values["noise"] = DETAIL_DEFAULTS["noise"]
+        values["noise"] = DEFAULTS["noise"]
     _refuse_idle(asked, values, on)
     kept = subset_of(values["subset"])
     pairs = pairs if kept is None else kept[1] if pairs is None else min(kept[1], pairs)
@@ -276,9 +160,29 @@ def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> Train
         values |= {"adapter": AdapterKind.linear, "epochs": 0, "latent-width": 0, "init": Init.random}
     values["noise"] = values["noise"] if on["rp"] else NoiseKind.none
     values["smoothing"] = values["smoothing"] if on["es"] else 0.0
-    for key in ("temperature", "loss-tile", "memory-budget"):
-        values[key] = GRAMMAR[key](values[key])
     return TrainConfig(**{field.name: values[field.name.replace("_", "-")] for field in fields(TrainConfig)})
+
+
+def one_layer(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """What `layers` ask for as one layer, which trains the same: without what a stronger layer undid."""
+    checked = _without_idle([{key: parse_setting(key, value) for key, value in layer.items()} for layer in layers])
+    asked = {
+        key: value for layer, kept in zip(layers, checked, strict=True) for key, value in layer.items() if key in kept
+    }
+    for ingredient, details in SWITCHED_BY.items():
+        switches = [switch for layer in checked if (switch := _switches(layer).get(ingredient)) is not None]
+        if not switches:
+            continue
+        is_none = ingredient == "rp" and asked.get("noise") == NoiseKind.none
+        if switches[-1]:
+            asked |= (
+                {ingredient: True} if asked.get(ingredient) is False else {}
+            )  # on again by a stronger layer's detail
+            asked = {key: value for key, value in asked.items() if not (is_none and key == "noise")}
+        else:
+            asked = {key: value for key, value in asked.items() if key not in (ingredient, *details)}
+            asked |= {"noise": NoiseKind.none} if is_none else {ingredient: False}
+    return asked
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -286,8 +190,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        with open(path, "rb") as stream:
-            settings = tomllib.load(stream)
+        settings = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as problem:
         raise DataError(f"--config {path}: cannot be read ({problem.strerror})") from problem
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:

@@ -1,18 +1,23 @@
-"""Settings of every stage: the choices (enums) and what they add up to (frozen dataclasses). A flag is a field is a
-study's arm.
+"""THE table: each setting of each command, declared once. A flag is a field is a study's arm.
 
-No heavy library is imported, so that `--help` is instant. `recipes` says how flags, file, recipe, size and defaults
-become one `TrainConfig`.
+A class is a command's settings, or a part of several commands'. Its fields say all there is to know (`declarations`):
+type, default or who decides it, range, help line, panel. `cli.options` makes the flags of them, `recipes` reads files
+and studies by them, `cli.reference` writes docs/cli.md from them.
+
+No heavy library is imported, so that `--help` is instant; for the same reason (each method of a dataclass is compiled)
+what only carries flags to a command has neither `==` nor `repr`.
 """
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from alignvl_cli.errors import UsageError, check_flag
+from alignvl_cli.declarations import Checked, Range, at_least, declared, setting
+from alignvl_cli.errors import UsageError
 
 MAX_PIXELS = 89_478_485
 """Pillow's own warning limit: a quarter of a gigabyte of RGB."""
@@ -20,8 +25,16 @@ BUNDLED = "bundled:"
 """Before the name of an encoder that the extra `demo` brings."""
 DEFAULT_VISION = BUNDLED + "efficientnet-lite0"
 DEFAULT_TEXT = BUNDLED + "all-minilm-l6-v2"
+LAST_LAYER = "last"
+"""The part of a latent that is its encoder's own vector."""
+ALL_PARTS = "all"
 ALWAYS_FORGIVEN = 10
 """Images that may be unreadable however small the dataset is."""
+DEFAULT_MARGIN = 1.0
+"""Points of mean recall within which two arms count as equivalent, where a study does not say."""
+REPORTED_SPLIT = "test"
+TEMPLATES = ("{}", "a photo of {}", "a picture of {}")
+"""Prompts of a class, its label in them."""
 
 
 def too_many_rejected(rejected: int, images: int, share: float) -> bool:
@@ -53,16 +66,6 @@ class Pooling(StrEnum):
     projection = "projection"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Trust:
-    """What of a model's own files may run code: nothing, unless the user says so each time it is loaded."""
-
-    remote_code: bool = False
-    """`--trust-remote-code`: Python files beside the weights."""
-    pickle: bool = False
-    """`--allow-pickle`: weights that are read by unpickling."""
-
-
 class StoreDtype(StrEnum):
     float32 = "float32"
     float16 = "float16"
@@ -90,6 +93,7 @@ class DatasetFormat(StrEnum):
     csv = "csv"
     tsv = "tsv"
     parquet = "parquet"
+    json = "json"
     karpathy = "karpathy"
     coco = "coco"
     flickr_token = "flickr-token"
@@ -235,117 +239,73 @@ class HubCorrection(StrEnum):
     nnn = "nnn"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DatasetOptions:
-    """How to read the user's own data."""
+class ReportFormat(StrEnum):
+    """What `alignvl report` writes (`--format`)."""
 
-    image_root: Path | None = None
-    """Folder that relative image paths start from; default: the manifest's own (`--image-root`)."""
-    image_column: str = "image"
-    """`--image-column`"""
-    caption_column: str | None = None
-    """Default: `captions`, else `caption` (`--caption-column`)."""
-    format: DatasetFormat | None = None
-    """None: told from the path and what stands there (`--format`)."""
+    table = "table"
+    markdown = "markdown"
+    latex = "latex"
+    csv = "csv"
+    json = "json"
+    html = "html"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExtractConfig:
-    """Settings of one extraction, besides the encoders."""
-
-    batch_size: int | None = None
-    """Pictures, and captions, in one forward; None: as measured, or by the rule for CPUs (extraction/batches.py)."""
-    workers: int | None = None
-    """Processes that decode images; None: one for each core but one, none on small machines."""
-    dtype: StoreDtype = StoreDtype.float32
-    max_pixels: int = MAX_PIXELS
-    max_rejected: float = 0.01
-    """Share of the images that may be unreadable; ten images always may."""
-
-    def __post_init__(self) -> None:
-        check_flag(self.batch_size is None or self.batch_size >= 1, "batch-size", "at least 1", self.batch_size)
-        check_flag(self.workers is None or self.workers >= 0, "workers", "at least 0", self.workers)
-        check_flag(self.max_pixels >= 1, "max-pixels", "at least 1", self.max_pixels)
-        check_flag(0 <= self.max_rejected <= 1, "max-rejected", "a share from 0 to 1", self.max_rejected)
+def _batch_size(text: str) -> int | None:
+    """None for `auto`."""
+    if text == "auto":
+        return None
+    if not text.isdecimal():
+        raise UsageError(f"--batch-size: wanted a whole number or 'auto', got '{text}'")
+    return int(text)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """Every setting that decides a trained adapter pair, resolved: no field is left open."""
-
-    method: Method
-    recipe: Recipe
-    size: Size
-
-    corrupt_captions: float
-    """Share of the training pairs whose caption gets another image."""
-    corrupt_kind: CorruptKind
-    subset: str
-    """Training pairs kept: `all`, or `KIND:PAIRS` (see `subset_of`)."""
-
-    # Ingredients: a recipe sets them.
-    mix: bool
-    mix_alpha: float
-    mix_coefficient: MixCoefficient
-    noise: NoiseKind
-    noise_std: float
-    noise_units: NoiseUnits
-    noise_match: NoiseMatch
-    noise_position: NoisePosition
-    smoothing: float
-    """Mass of the contrastive target that is spread over the batch; 0: a hard target."""
-    es_target: EsTarget
-    es_schedule: EsSchedule
-    mask_duplicates: bool
-    latent_norm: LatentNorm
-    loss: Loss
-    adapter: AdapterKind
-    temperature: float | None
-    """Fixed tau, or None: learned from 0.07; of the sigmoid loss 1 / t, learned from 0.1."""
-
-    loss_tile: int | None
-    """Side of the tiles that the loss is computed in; None: by batch size and memory."""
-
-    # Shapes and schedule: a size sets them.
-    latent_width: int
-    init: Init
-    adapter_depth: int
-    adapter_expansion: int
-    embed_dim: int
-    dropout: float
-    epochs: int
-    batch_size: int
-    """Rows in the loss, in every arm: mixing draws its partners besides."""
-    lr: float
-
-    ema: float
-    """Decay of the weights' moving average, which is validated and kept in their place; 0: no averaging."""
-    patience: int
-    """Validations without a better one after which training stops; 0: it never does."""
-    memory_budget: int | None
-    """Bytes of training latents that may be in memory; beyond them windows of the store are. None: all are."""
-    seed: int
-    device: Device
-    precision: Precision
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> "TrainConfig":
-        """The settings that `to_json` gave; KeyError, TypeError or ValueError when they are of another version."""
-        kinds = {field.name: field.type for field in fields(cls)}
-        if record.keys() != kinds.keys():
-            raise KeyError(f"settings of another version: {sorted(record.keys() ^ kinds.keys())}")
-        is_enum = {name: isinstance(kind, type) and issubclass(kind, StrEnum) for name, kind in kinds.items()}
-        return cls(**{key: kinds[key](value) if is_enum[key] else value for key, value in record.items()})  # type: ignore[operator]
+def layers_asked(text: str, flag: str) -> str:
+    """`last`, `all`, `auto`, or layers with commas between them, as one writes them; UsageError for anything else."""
+    names = [name.strip() for name in text.split(",")]
+    is_listed = all(name == LAST_LAYER or (name.isascii() and name.isdigit()) for name in names)
+    if not (is_listed or names in (["all"], ["auto"])):
+        raise UsageError(f"--{flag}: wanted 'last', 'all', 'auto', or numbers such as 0,3,last, got '{text}'")
+    return ",".join(name if name == LAST_LAYER or not is_listed else str(int(name)) for name in names)
 
 
-def by_flag(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The same settings under their flags' names without the dashes: `noise_std` is `noise-std`."""
-    return {name.replace("_", "-"): value for name, value in settings.items()}
+def _parts(text: str) -> str:
+    return ",".join(name.strip() for name in text.split(","))
 
 
+def _share(text: str) -> float:
+    """A part of a whole as it is typed: `0.01`, or `1%`."""
+    written = text.strip()
+    try:
+        return float(written.removesuffix("%")) / (100 if written.endswith("%") else 1)
+    except ValueError:
+        raise UsageError(f"--max-rejected: wanted a share from 0 to 1, as 0.01 or 1%, got '{text}'") from None
+
+
+def _temperature(text: str) -> float | None:
+    """None for `learned`, tau for `fixed:TAU`."""
+    if text == "learned":
+        return None
+    word, _, number = text.partition(":")
+    try:
+        tau = float(number)
+    except ValueError:
+        tau = math.nan
+    if word != "fixed" or not 0.001 <= tau <= 0.5:
+        raise UsageError(f"--temperature: wanted 'learned' or 'fixed:TAU' with TAU from 0.001 to 0.5, got '{text}'")
+    return tau
+
+
+def _loss_tile(text: str) -> int | None:
+    """None for `auto`."""
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) >= 1):
+        raise UsageError(f"--loss-tile: wanted 'auto' or a number of rows from 1, got '{text}'")
+    return int(text)
+
+
+PARTS = {"image_parts": ALL_PARTS, "text_parts": ALL_PARTS}
+"""Settings that a training's record leaves out where they are these."""
 SMALLEST_SUBSET = 4
 """Two batches of two pairs."""
 
@@ -361,6 +321,13 @@ def subset_of(text: str) -> tuple[SubsetKind, int] | None:
     return SubsetKind(kind), int(number)
 
 
+def _subset(text: str) -> str:
+    subset_of(text)
+    return text
+
+
+GIB = 2**30
+"""What the size of an index without a unit is counted in."""
 UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
@@ -376,6 +343,447 @@ def size_in_bytes(flag: str, text: str, plain: int | None = None, also: str = ""
     if not (math.isfinite(size) and size >= 1):
         raise UsageError(f"--{flag}: wanted {also}a size such as 8GB, 500MB or 2GiB, got '{text}'")
     return int(size)
+
+
+def _memory_budget(text: str) -> int | None:
+    """None for `none`."""
+    return None if text == "none" else size_in_bytes("memory-budget", text, also="'none' or ")
+
+
+def _memory(text: str) -> int:
+    return size_in_bytes("memory", text, plain=GIB)
+
+
+ABOVE_0 = Range("above 0", lambda value: value > 0)
+SHARE = Range("a share from 0 to 1", lambda value: 0 <= value <= 1)
+SEED = Range("from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63)
+MARGIN = Range("above 0 and at most 100", lambda value: 0 < value <= 100)
+NOISE_STD = Range("above 0 (switch the perturbation off with --no-rp)", ABOVE_0.holds)
+MASS = Range("above 0 and below 1 (switch smoothing off with --no-es)", lambda value: 0 < value < 1)
+DROPOUT = Range("0, or from 0.002 to 0.996", lambda value: value == 0 or 0.002 <= value <= 0.996)  # 256 levels
+DECAY = Range("at least 0 (off) and below 1", lambda value: 0 <= value < 1)
+
+BY_RECIPE, BY_SIZE = "by recipe", "by size"
+ENCODERS, DATA, WORK = "Encoders", "Data", "Work"
+MIXING, PERTURBATION, SMOOTHING = "Mixing (FuseMix)", "Random Perturbation (RP)", "Embedding Smoothing (ES)"
+MODEL, SCHEDULE = "Adapters and loss", "Schedule and machine"
+PROTOCOL, REPORTS = "Protocol", "Reports"
+
+# Settings of several commands; each class makes a field of its own of them.
+device = partial(setting, "Where to compute; auto takes CUDA, else MPS, else the CPU.", Device.auto)
+precision = partial(setting, "auto: bf16 where the hardware computes in it, else fp32.", Precision.auto)
+overwrite = partial(setting, "Replace a complete artefact at --output.", False)
+as_json = partial(setting, "One JSON document on stdout instead of the table.", False, flag="json")
+split = partial(setting, "Split of the store, or `all`.")
+max_pixels = partial(setting, "Larger images are rejected before decoding.", MAX_PIXELS, DATA, within=at_least(1))
+max_rejected = partial(
+    setting,
+    "Share of images that may be unreadable, 0.01 or 1%; ten always may.",
+    *(0.01, DATA),
+    within=SHARE,
+    metavar="SHARE",
+    read=_share,
+)
+workers = partial(
+    setting, "Processes that decode images.", None, WORK, within=at_least(0), says="by the machine"
+)  # None: one for each core but one, none on small machines
+pickled = "Read weights that are pickled where there are no safetensors."
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class CommonSettings:
+    """Of every command."""
+
+    workspace: Path = setting(
+        "Folder of artefacts without an explicit path.", Path("alignvl-workspace"), envvar="ALIGNVL_WORKSPACE"
+    )
+    quiet: bool = setting("No progress and no notes; warnings stay.", False, short="q")
+    verbose: bool = setting("Tracebacks with errors.", False, short="v")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trust:
+    """What of a model's own files may run code: nothing, unless the user says so each time it is loaded."""
+
+    remote_code: bool = setting("Run the Python files that a model brings along.", False, flag="trust-remote-code")
+    pickle: bool = setting(pickled, False, flag="allow-pickle")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class EncoderSettings:
+    """The two frozen encoders of an extraction."""
+
+    vision: str = setting("Hub id, id@revision or local folder.", DEFAULT_VISION, ENCODERS)
+    text: str = setting("Hub id, id@revision or local folder.", DEFAULT_TEXT, ENCODERS)
+    image_pooling: Pooling | None = setting("Which vector is the latent.", None, ENCODERS, says="the model's")
+    text_pooling: Pooling | None = setting("Which vector is the latent.", None, ENCODERS, says="the model's")
+    image_layers: str = setting(
+        "Layers that make the latent: last, auto, all, or 0 (the stem) and up.",
+        *(LAST_LAYER, ENCODERS),
+        metavar="LAYERS",
+        read=partial(layers_asked, flag="image-layers"),
+    )
+    text_layers: str = setting(
+        "Layers that make the latent: last, auto, all, or 0 (the embeddings) and up.",
+        *(LAST_LAYER, ENCODERS),
+        metavar="LAYERS",
+        read=partial(layers_asked, flag="text-layers"),
+    )
+    text_prefix: str | None = setting(
+        "Put before every caption and query, as in 'query: '.",
+        *(None, ENCODERS),
+        says="what the model's files state",
+        metavar="TEXT",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetOptions:
+    """How to read the user's own data."""
+
+    format: DatasetFormat | None = setting("How the data are laid out.", None, DATA, says="told from them")
+    image_root: Path | None = setting("Where image paths start.", None, DATA, says="the file's folder")
+    image_column: str = setting("Column of the image paths.", "image", DATA)
+    caption_column: str | None = setting(
+        "Column of the captions, or several: `caption_*`, `a,b`.",
+        *(None, DATA),
+        says="`captions`, else `caption`, else `caption_0`, ...",
+    )
+    id_column: str = setting("Column of the ids; empty where ids are not of the images: paths are the ids.", "id", DATA)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtractConfig(Checked):
+    """What the work of an extraction depends on, besides the encoders."""
+
+    batch_size: int | None = setting(
+        "Items in one forward; auto: measured on a GPU, by rule on a CPU.",
+        *(None, WORK),
+        within=at_least(1),
+        says="auto",
+        metavar="N|auto",
+        read=_batch_size,
+    )
+    workers: int | None = workers()
+    dtype: StoreDtype = setting("How latents are kept.", StoreDtype.float32, WORK)
+    max_pixels: int = max_pixels()
+    max_rejected: float = max_rejected()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ExtractSettings:
+    """How an extraction is run."""
+
+    device: Device = device()
+    precision: Precision = precision()
+    restart: bool = setting("Discard what an interrupted extraction left.", False, WORK)
+    overwrite: bool = overwrite()
+    plan: bool = setting("Time a few batches, say what it would take, write nothing.", False)
+    as_json: bool = setting("With --plan: one JSON document on stdout.", False, flag="json")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class CheckSettings(Checked):
+    """Of `data check`, besides how the data are read."""
+
+    text: str | None = setting(
+        "Text encoder (Hub id or folder) whose longest input is held against the captions.", None
+    )
+    text_prefix: str | None = setting("As for extract: what --text puts before every caption.", None, metavar="TEXT")
+    max_pixels: int = max_pixels()
+    max_rejected: float = max_rejected()
+    workers: int | None = workers()
+    as_json: bool = as_json()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Every setting that decides a trained adapter pair. `recipes.resolve_train` makes one, and leaves nothing open."""
+
+    method: Method = setting("Training, or a closed form in seconds (a baseline).", Method.contrastive)
+    corrupt_captions: float = setting(
+        "Share of the training pairs to re-pair wrongly, to study noise.", 0.0, within=SHARE
+    )
+    corrupt_kind: CorruptKind = setting("With any other image, or a similar one.", CorruptKind.shuffle)
+    subset: str = setting(
+        "Pairs to train on: all, uniform:K, kdpp:K (diverse) or quality:K.",
+        "all",
+        metavar="all|KIND:K",
+        read=_subset,
+    )
+    recipe: Recipe = setting("Ingredients to start from; flags change them.", Recipe.alignvl)
+
+    mix: bool = setting("Blend each pair with a partner.", panel=MIXING, says=BY_RECIPE)
+    mix_alpha: float = setting("a of the coefficient's Beta(a, a).", 1.0, MIXING, within=ABOVE_0)
+    mix_coefficient: MixCoefficient = setting(
+        "One coefficient a batch (as released) or a pair.", MixCoefficient.batch, MIXING
+    )
+
+    rp: ClassVar[bool] = setting("Add noise to the latents.", panel=PERTURBATION, says=BY_RECIPE)
+    """A flag alone: off is `noise` none."""
+    noise: NoiseKind = setting("Its shape.", NoiseKind.gaussian, PERTURBATION)
+    noise_std: float = setting("Its standard deviation, sigma.", 0.01, PERTURBATION, within=NOISE_STD)
+    noise_units: NoiseUnits = setting(
+        "sigma as it is, or times the RMS of that modality's training latents.", NoiseUnits.absolute, PERTURBATION
+    )
+    noise_match: NoiseMatch = setting(
+        "Uniform noise: the gaussian's variance, or U(-sigma, sigma).", NoiseMatch.variance, PERTURBATION
+    )
+    noise_position: NoisePosition = setting(
+        "Before the adapters, or on their output before normalisation.", NoisePosition.input, PERTURBATION
+    )
+
+    es: ClassVar[bool] = setting("Soften the contrastive target.", panel=SMOOTHING, says=BY_RECIPE)
+    """A flag alone: off is `smoothing` 0, a hard target."""
+    smoothing: float = setting("alpha, the target's mass that is spread.", 0.1, SMOOTHING, within=MASS)
+    es_target: EsTarget = setting("Over which entries.", EsTarget.uniform, SMOOTHING)
+    es_schedule: EsSchedule = setting("alpha over the training.", EsSchedule.constant, SMOOTHING)
+
+    mask_duplicates: bool = setting("Same image or same caption: no negative.", False, MODEL, says=BY_RECIPE)
+    image_parts: str = setting(
+        "Parts of the image latents to learn from: all, or layers of the store.",
+        *(ALL_PARTS, MODEL),
+        metavar="all|NAMES",
+        read=_parts,
+    )
+    text_parts: str = setting(
+        "Parts of the text latents to learn from: all, or layers of the store.",
+        *(ALL_PARTS, MODEL),
+        metavar="all|NAMES",
+        read=_parts,
+    )
+    latent_norm: LatentNorm = setting("What is done to the stored latents first.", LatentNorm.none, MODEL)
+    loss: Loss = setting("Softmax over the batch, or SigLIP's sigmoid.", Loss.infonce, MODEL, says=BY_RECIPE)
+    adapter: AdapterKind = setting("Kind of the two adapters.", AdapterKind.fusemix, MODEL, says=BY_RECIPE)
+    size: Size = setting(
+        "Depth, width, dropout, epochs, batch and rate: by the number of pairs, or as FuseMix released them.",
+        *(Size.auto, MODEL),
+    )
+    latent_width: int = setting(
+        "Reduce wider latents to so many principal components; 0: never.",
+        panel=MODEL,
+        within=at_least(0, "0: the latents keep their width"),
+        says=BY_SIZE,
+    )
+    init: Init = setting(
+        "Start at random, or at the training latents' canonical correlations.", panel=MODEL, says=BY_SIZE
+    )
+    adapter_depth: int = setting(
+        "Blocks of fusemix, hidden layers of mlp.", panel=MODEL, within=at_least(1), says=BY_SIZE
+    )
+    adapter_expansion: int = setting("Hidden width over the latent's.", panel=MODEL, within=at_least(1), says=BY_SIZE)
+    embed_dim: int = setting("Width of the shared space.", panel=MODEL, within=at_least(1), says=BY_SIZE)
+    dropout: float = setting("In the adapters.", panel=MODEL, within=DROPOUT, says=BY_SIZE)
+    temperature: float | None = setting(
+        "'learned' or 'fixed:TAU'.", None, MODEL, says="learned", metavar="learned|fixed:TAU", read=_temperature
+    )
+    """Fixed tau, or None: learned from 0.07; of the sigmoid loss 1 / t, learned from 0.1."""
+    loss_tile: int | None = setting(
+        "Rows of the batch compared at once, or 'auto'. Smaller: less memory, the same loss.",
+        *(None, MODEL),
+        says="auto",
+        metavar="ROWS|auto",
+        read=_loss_tile,
+    )
+    """Side of the tiles that the loss is computed in; None: by batch size and memory."""
+
+    seed: int = setting("Of every random draw.", 0, SCHEDULE, within=SEED)
+    epochs: int = setting("Passes over the pairs.", panel=SCHEDULE, within=at_least(1), says=BY_SIZE)
+    batch_size: int = setting(
+        "Rows in the loss, in every arm, at most half the pairs.", panel=SCHEDULE, within=at_least(2), says=BY_SIZE
+    )
+    """Mixing draws its partners besides."""
+    lr: float = setting("Peak learning rate.", panel=SCHEDULE, within=ABOVE_0, says=BY_SIZE)
+    ema: float = setting(
+        "Decay of a moving average of the weights, validated and kept in their place.",
+        *(0.0, SCHEDULE),
+        within=DECAY,
+        note="off",
+    )
+    patience: int = setting(
+        "Stop after this many validations without a better one.",
+        *(0, SCHEDULE),
+        within=at_least(0, "off"),
+        note="never",
+    )
+    device: Device = device(panel=SCHEDULE)
+    precision: Precision = precision(panel=SCHEDULE)
+    memory_budget: int | None = setting(
+        "Training latents in memory at a time, such as 8GB; a larger store is shuffled by blocks.",
+        *(None, SCHEDULE),
+        says="none",
+        note="all of them",
+        metavar="SIZE",
+        read=_memory_budget,
+    )
+    """Bytes; beyond them blocks of the store are in memory, one after the other. None: all are."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Without the parts where all are taken: records of stores of one part are as they always were."""
+        return {name: value for name, value in asdict(self).items() if (name, value) not in PARTS.items()}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "TrainConfig":
+        """The settings that `to_json` gave; KeyError, TypeError or ValueError when they are of another version."""
+        kinds = {field.name: declared(cls)[field.name].kind for field in fields(cls)}
+        record = PARTS | dict(record)
+        if record.keys() != kinds.keys():
+            raise KeyError(f"settings of another version: {sorted(record.keys() ^ kinds.keys())}")
+        is_enum = {name: issubclass(kind, StrEnum) for name, kind in kinds.items()}
+        return cls(**{key: kinds[key](value) if is_enum[key] else value for key, value in record.items()})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class RunSettings:
+    """How a training is run; none of it decides what is trained."""
+
+    report_to: ReportTo | None = setting("Event files in the run folder, besides metrics.jsonl.", None, says="none")
+    overwrite: bool = overwrite()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class EvalSettings(Checked):
+    """Of `eval`."""
+
+    split: str = split("test")
+    recall_k: str = setting("K of the recalls; RSUM is always of 1, 5 and 10.", "1,5,10", PROTOCOL)
+    folds: int = setting("Means over folds of consecutive images: COCO 1K is 5.", 1, PROTOCOL, within=at_least(1))
+    identical_hits: bool = setting("A caption of the same text is a hit too.", False, PROTOCOL)
+    bootstrap: bool = setting("95 % intervals, of differences too.", False, REPORTS)
+    calibration: bool = setting("Is it as sure as it is right? Table and diagrams.", False, REPORTS)
+    hubness: HubnessReport | None = setting("How bad hubs are, and recall after a correction.", None, REPORTS)
+    eccv: Path | None = setting("COCO 5K: also ECCV Caption and CxC; give dataset_coco.json.", None, REPORTS)
+    device: Device = device()
+    as_json: bool = as_json()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class IndexSettings:
+    """Of `index`."""
+
+    split: str = split("all")
+    factory: str = setting("FAISS factory string; auto: exact up to a million vectors, if they fit.", "auto")
+    memory: int | None = setting(
+        "What the indexes may take: 8GB, 2GiB, or GiB alone.",
+        None,
+        says="half of what is free",
+        metavar="SIZE",
+        read=_memory,
+    )
+    """Bytes."""
+    hubness: HubCorrection | None = setting("Correct hubs, told by the training split's queries.", None)
+    device: Device = device()
+    overwrite: bool = overwrite()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class SearchSettings(Checked):
+    """Of `search`."""
+
+    of: Gallery | None = setting("What to search.", None, says="images by text, captions by picture")
+    k: int = setting("Hits a query.", 10, within=at_least(1), short="k")
+    threshold: float | None = setting("Leave out hits that score less.", None)
+    html: Path | None = setting("Also write the hits as a page, pictures inside it.", None)
+    open_page: bool = setting("Show that page in a browser. Default place: the workspace.", False, flag="open")
+    overwrite: bool = setting("Replace what is at --html; a search's page always is.", False)
+    device: Device = device()
+    as_json: bool = as_json()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ClassifySettings:
+    """Of `classify`."""
+
+    split: str = split("test")
+    labels: Path | None = setting(
+        "Classes, one a line; words for prompts after a tab.", None, says="the labels of the split"
+    )
+    templates: list[str] | None = setting(
+        "A prompt with {} for the label; repeat it for an ensemble.", None, short="t", says=", ".join(TEMPLATES)
+    )
+    device: Device = device()
+    as_json: bool = as_json()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class AblateSettings(Checked):
+    """Of `ablate`."""
+
+    plan: bool = setting("Only say what it would take, and whether the seeds can settle anything.", False)
+    seeds: str | None = setting("0-9, or 0,1,5.", None, says="those of the study")
+    margin: float | None = setting(
+        "Points of mean recall within which arms are equivalent.",
+        None,
+        within=MARGIN,
+        says=f"the study's, else {DEFAULT_MARGIN:g}",
+    )
+    jobs: int | None = setting(
+        "Runs at a time, each a process.", None, within=at_least(1), says="one a GPU, or a share of the cores"
+    )
+    threads: int = setting("Of each run. Part of what is repeated bit for bit.", 1, within=at_least(1))
+    device: Device = device()
+    as_json: bool = as_json()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ReportSettings:
+    """Of `report`."""
+
+    format: ReportFormat | None = setting(
+        "json and csv hold every figure of a study.", None, says="by --output, else table"
+    )
+    plots: Path | None = setting("Folder to write every plot to, as PNG and SVG.", None)
+    split: str | None = setting("Split that a run is evaluated on.", None, says=REPORTED_SPLIT)
+    device: Device = device()
+    overwrite: bool = setting("Replace files that are there.", False)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ProbeSettings(Checked):
+    """Of `probe`."""
+
+    sample: int = setting("Images of a split that are looked at, at most.", 4000, within=at_least(20))
+    as_json: bool = as_json()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ExportSettings:
+    """Of `export`."""
+
+    to: ExportTarget = setting("What will load it.")
+    allow_pickle: bool = setting(pickled, False)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class StoreExportSettings:
+    """Of `store export`."""
+
+    to: LatentFormat = setting("Layout of the files.", LatentFormat.npy)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class StoreImportSettings:
+    """Of `store import`."""
+
+    vision: str = setting("Id of the model that the image latents came from.")
+    text: str = setting("Id of the model that the text latents came from.")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class InspectSettings(Checked):
+    """Of `inspect`."""
+
+    check: bool = setting("Read every byte and verify it.", False)
+    verify: int | None = setting(
+        "Encode N images and N captions of a store again and compare.", None, within=at_least(1), metavar="N"
+    )
+    csv: bool = setting("The workspace's runs as CSV: settings that differ, recalls, date, store.", False)
+    as_json: bool = as_json()
+
+
+def by_flag(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same settings under their flags' names without the dashes: `noise_std` is `noise-std`."""
+    return {name.replace("_", "-"): value for name, value in settings.items()}
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

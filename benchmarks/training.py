@@ -41,7 +41,7 @@ from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.ingredients import epoch_slices
 from alignvl_cli.training.loop import take_step
 from alignvl_cli.training.prepare import prepare
-from alignvl_cli.training.speed import matmul_peak, step_flops
+from alignvl_cli.training.run import matmul_peak, step_flops
 from alignvl_cli.training.state import Plan, TrainState
 
 PAPER = (1536, 1024, 512)

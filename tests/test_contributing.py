@@ -1,5 +1,6 @@
 """CONTRIBUTING.md, tried: each diff of the page applies to a copy of the tree, and what it adds works there."""
 
+import json
 import os
 import re
 import shutil
@@ -42,8 +43,35 @@ def changed(tmp_path_factory):
     return python
 
 
-def test_the_page_shows_four_additions_and_what_one_of_them_owes():
-    assert len(DIFFS) == 5
+def test_the_page_shows_five_additions_and_what_one_of_them_owes():
+    assert len(DIFFS) == 6
+
+
+def test_a_new_setting_is_a_flag_a_key_of_files_and_studies_and_kept_with_the_run(changed, tmp_path):
+    store = make_store(tmp_path / "store.h5")
+    quick = ["--batch-size", "8", "--embed-dim", "8", "--epochs", "1", "--device", "cpu"]
+    (tmp_path / "file.toml").write_text("weight-decay = 0.3\n")
+    for name, words in (("flag", ["--weight-decay", "0.3"]), ("file", ["--config", tmp_path / "file.toml"])):
+        changed("-m", "alignvl_cli", "train", store, *words, *quick, "--output", tmp_path / name)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert config["settings"]["weight_decay"] == config["given"]["weight-decay"] == 0.3
+    code = (
+        "from alignvl_cli.ablation.study import parse_study; from alignvl_cli.cli.reference import page\n"
+        "from alignvl_cli.errors import UsageError\n"
+        "arms = {'a': {}, 'b': {'weight-decay': 0.0}}\n"
+        "document = {'name': 's', 'reference': 'a', 'seeds': [0], 'arms': arms}\n"
+        "study = parse_study(document)\n"
+        "print([study.config(arm).weight_decay for arm in study.arms])\n"
+        "print(*[line for line in page().splitlines() if '--weight-decay' in line])\n"
+        "arms['b']['weight-decay'] = -1\n"
+        "try: parse_study(document)\n"
+        "except UsageError as problem: print(problem)\n"
+    )
+    assert changed("-c", code).splitlines() == [
+        "[0.1, 0.0]",
+        "| `--weight-decay <float>` | Of the adapters' matrices. [default: 0.1; at least 0] |",
+        "arm 'b': --weight-decay: wanted at least 0, got -1.0",
+    ]
 
 
 def test_a_new_noise_kind_and_a_new_adapter_train(changed, tmp_path):

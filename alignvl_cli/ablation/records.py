@@ -2,7 +2,7 @@
 
 ```
 STUDY/study.json          the study, resolved: what was asked, on what, how
-STUDY/arms/ARM/seed-N/    a run each (runs/folder.py), with eval/STORE-SPLIT.json and its ranks beside it;
+STUDY/arms/ARM/seed-N/    a run each (training/run_folder.py), with eval/STORE-SPLIT.json and its ranks beside it;
                           failed.json instead of result.json when its training diverged
 STUDY/results.parquet     one row an arm, seed, split and metric
 STUDY/ranks.parquet       one row a query of each finished run
@@ -13,7 +13,7 @@ was), `name`, `question`, `reference` (an arm), `seeds`, `margin` (points of mea
 recall), `base` (settings as flags), `factors` ({factor: [its levels]}, in order; empty when the arms are listed),
 `arms` ({arm: {"layers": [settings as flags, ...], "levels": [a level of each factor] or [], "settings": every resolved
 setting of train, without the seed}}), `store` ({"path", "content_hash", "encoder_hash"}), `split`, `selection_split`,
-`device`, `threads` (of each run), `made_by`.
+`device`, `threads` (of each run), `given` (flags of `ablate` that are no default), `made_by`.
 
 `results.parquet`: `arm` (text), `seed` (int64), `split` (text), `metric` (text), `value` (float64), `reason` (text).
 Metrics of the test split: `mean_recall`, `rsum`, and `DIRECTION.METRIC` with DIRECTION `image_to_text` or
@@ -21,7 +21,7 @@ Metrics of the test split: `mean_recall`, `rsum`, and `DIRECTION.METRIC` with DI
 `ece`, `nll`, `brier`, `auroc`, `aurc`, `confidence`, `overconfidence` (shares and nats, raw) and the same with
 `_fitted` (after one temperature fitted on the selection split). Of the selection split: `mean_recall` and `rsum` of
 the epoch kept. Of the train split, where captions were corrupted: `positives.clean.probability`,
-`positives.corrupted.probability` and the same with `similarity` (training/positives.py). A metric that is not defined
+`positives.corrupted.probability` and the same with `similarity`. A metric that is not defined
 for a run is null. A failed run has one row: split, metric and value null, `reason` says why; `reason` is null in all
 other rows.
 
@@ -126,9 +126,7 @@ def _require_study(path: Path) -> None:
             f"{path}: not a study, its {STUDY} is of another program; `alignvl ablate STUDY.toml` makes one"
         )
     if not is_complete_study(path):
-        raise DataError(
-            f"{path}: this study is not finished; `alignvl ablate` with its file and -o {path} goes on where it stopped"
-        )
+        raise DataError(f"{path}: this study is not finished; resume it: `alignvl ablate` with its file and -o {path}")
 
 
 def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:

@@ -1,6 +1,4 @@
-"""What a study settled: values, the rule that makes a verdict of a contrast, and its words.
-
-From the outcomes of all runs to statistics, and to a verdict in words for every arm.
+"""What a study settled: from the outcomes of all runs to statistics, and to a verdict in words for every arm.
 
 Differences are in points of mean recall on the evaluated split, paired by seed. The exact sign-flip test, with Holm
 over the contrasts of one table, decides whether two arms differ, for these test images; two one-sided tests, with Holm

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alignvl_cli.cli.console import Session
-from alignvl_cli.cli.options import JsonOption, PickleOption, TrustOption
 from alignvl_cli.cli.workspace import MARKS, Entry
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.settings import Device, Precision, Trust
+from alignvl_cli.settings import Device, InspectSettings, Precision, Trust
 
 if TYPE_CHECKING:
     from alignvl_cli.extraction.verify import Verification
@@ -35,17 +34,9 @@ def inspect_(
         Path | None,
         typer.Argument(metavar="PATH", help="A store, run, index or study. Default: list the whole workspace."),
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Read every byte and verify it.")] = False,
-    verify: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Encode N images and N captions of a store again and compare."),
-    ] = None,
-    trust_remote_code: TrustOption = False,
-    allow_pickle: PickleOption = False,
-    csv: Annotated[
-        bool, typer.Option("--csv", help="The workspace's runs as CSV: settings that differ, recalls, date, store.")
-    ] = False,
-    as_json: JsonOption = False,
+    *,
+    trust: Trust,
+    asked: InspectSettings,
 ) -> None:
     """Say what an artefact is, and verify it.
 
@@ -58,9 +49,9 @@ def inspect_(
     from alignvl_cli.report.artifacts import facts_text, workspace_table
     from alignvl_cli.report.tables import as_csv
 
-    if verify is not None and (csv or path is None or _kind(path) != "store"):
+    if asked.verify is not None and (asked.csv or path is None or _kind(path) != "store"):
         raise UsageError("--verify encodes a sample again, for which it needs a store; give the path of one")
-    if csv:
+    if asked.csv:
         if path is not None:
             raise UsageError(
                 "--csv prints the runs of the whole workspace on stdout: leave the path out, "
@@ -69,20 +60,20 @@ def inspect_(
         session.result(as_csv(session.workspace.to_frame()).rstrip("\n"))
         return
     if path is None:
-        rows = [_row(entry, check) for entry in session.workspace.everything()]
+        rows = [_row(entry, asked.check) for entry in session.workspace.everything()]
         root = str(session.workspace.root)
-        if as_json:
+        if asked.as_json:
             session.document({"workspace": root, "artefacts": rows})
         else:
             session.show(workspace_table(root, rows))
         return
     kind = _kind(path)
-    facts = {"kind": kind, "path": str(path), **FACTS[kind](path, check)}
+    facts = {"kind": kind, "path": str(path), **FACTS[kind](path, asked.check)}
     verification = None
-    if verify is not None:
-        verification = _verify(path, verify, Trust(remote_code=trust_remote_code, pickle=allow_pickle))
+    if asked.verify is not None:
+        verification = _verify(path, asked.verify, trust)
         facts["verify"] = asdict(verification)
-    if as_json:
+    if asked.as_json:
         session.document(facts)
     else:
         session.show(facts_text(facts, session.out.width), is_whole=True)

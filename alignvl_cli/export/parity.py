@@ -1,8 +1,6 @@
 """How far an exported file is from the run it came from: the largest difference between their embeddings.
 
 Letters: N rows, D width of a latent, E shared width.
-
-What the extra `export` brings.
 """
 
 from dataclasses import dataclass
@@ -69,7 +67,9 @@ def needed(module: str) -> Any:
     """The module, imported; UsageError that says what to install."""
     try:
         return import_module(module)
-    except ImportError as problem:
+    except ModuleNotFoundError as problem:
+        if problem.name != module:  # it is here, and does not load
+            raise
         raise UsageError(
             f"this export needs {module}, which is not installed; try: pip install 'alignvl[export]'"
         ) from problem

@@ -1,13 +1,17 @@
 """What an extraction tells its caller as it goes: records, which the caller shows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Stage(StrEnum):
-    surveys = "surveys"
-    """The hashes of the picture files, which processes that share an extraction tell each other."""
+    hashes = "hashes"
+    """Of the picture files, which processes that share an extraction tell each other."""
     images = "images"
     texts = "texts"
     pictures = "pictures"
@@ -72,7 +76,7 @@ class ExtractSummary:
     """Images in each split."""
     rounding_error: float | None
     """Largest absolute difference that float16 made; None for float32."""
-    taken_up: int
+    resumed: int
     """Images whose latents an earlier, interrupted run had finished."""
     workers: int
     seconds: Seconds
@@ -83,6 +87,9 @@ class Finished:
     """The last record."""
 
     summary: ExtractSummary
+    stamps: "np.ndarray | None" = field(default=None, repr=False, compare=False)
+    """(rows of the dataset, 2) int64: size and modification time in ns of each picture file when it was read, -1 where
+    it could not be."""
 
 
 Event = Progress | Note | Finished

@@ -1,26 +1,23 @@
 """The image stage: each distinct picture content decoded and encoded once, into shards.
 
-A shard is a stretch of the dataset's rows. Its *contents* are the readable files in it whose bytes
-stood in no earlier row; the later ones share the first one's latent. Contents are numbered through
-the whole dataset in order of first appearance, and every content has a row in its shard's latents,
-one that turns out not to be a picture too (zeros, never used): so numbers follow from hashes alone,
-before anything is decoded, and do not depend on who does the work or when. Several processes may therefore share the
-shards: each walks over all of them, encodes those that it can claim, and comes back for what the others leave undone.
-A finished shard is taken up if the hashes are still those it was made of, and made anew if not.
+A shard is a stretch of the dataset's rows. Its *contents* are the readable files in it whose bytes stood in no earlier
+row; the later ones share the first one's latent. Contents are numbered through the whole dataset in order of first
+appearance, and every content has a row in its shard's latents, one that turns out not to be a picture too (zeros,
+never used): so numbers follow from hashes alone, and do not depend on who does the work or when.
 
-What stands in the picture files, shard by shard, before anything is decoded: hashes, or why they cannot be read.
+A worker opens a picture once: the bytes that it hashes are those that it decodes. A finished shard's record says which
+hash, size and modification time each of its files had; only files whose size or time differ are read again when the
+shard is resumed, and it is made anew if a hash has changed.
 
-Every run reads all files, those of finished shards too: only so is a picture noticed that was replaced, came back or
-went since the shard was made.
+Processes that share an extraction must number contents alike before any of them encodes, so there each file is hashed
+once, by one of them, and the distinct ones are read a second time to be decoded, under the eye of that hash.
 
-What worker processes do: read files, hash them, decode and scale pictures.
-
-Imports little, since every worker pays for it when it starts.
+Imports little, since every worker process pays for it when it starts.
 """
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -32,7 +29,8 @@ from alignvl_cli.artifacts import canonical_json
 from alignvl_cli.datasets.dataset import MOST_BYTES, ImageSource, Item
 from alignvl_cli.distributed import Workers
 from alignvl_cli.encoders.decoding import UnreadableImage, decode_image
-from alignvl_cli.encoders.preprocessing import Preprocess
+from alignvl_cli.encoders.pixels import Preprocess
+from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.encoding import Lanes, Stopwatch, open_lanes, require_storable, within_memory
 from alignvl_cli.extraction.events import Progress, Stage
 from alignvl_cli.extraction.plan import Plan
@@ -41,185 +39,72 @@ from alignvl_cli.extraction.shards import WorkFolder
 if TYPE_CHECKING:
     from alignvl_cli.encoders.vision import VisionEncoder
 
-"""Of one file: no picture within any pixel limit is as long, and reading it all would cost a worker's memory."""
-CHANGED = "the file changed while it was being read"
+NO_CONTENT = -1
+NO_STAMP = (-1, -1)
+"""Of a file that could not be read: it is tried again whatever its size and time say."""
+KEY_BYTES = 16
+"""Of each SHA-256, kept in memory to know a content again."""
+READ_CHUNK = 16
+"""Pictures in one task: enough that passing it costs nothing, few enough that many in flight fit in memory."""
 
 
-class Vanished(str):
-    """Why a file that was there when it was hashed cannot be had any more; nothing is said of the picture."""
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What one reading of a file gave."""
+
+    sha256: bytes | None
+    """None for a file that cannot be read."""
+    stamp: tuple[int, int]
+    """Size in bytes and modification time in ns, taken before the bytes were read: a later change differs from it."""
+    pixels: np.ndarray | str | None = None
+    """As the encoder takes them, or why there are none; None when they were not wanted."""
 
 
-def hash_sources(sources: Sequence[ImageSource]) -> list[bytes | str]:
-    """SHA-256 of each file's bytes, or the reason why they cannot be read."""
-    return [_hash(source) for source in sources]
+def read_pictures(
+    sources: Sequence[ImageSource], preprocess: Preprocess | None = None, max_pixels: int = 0
+) -> list[Picture]:
+    """Open each file once; with `preprocess` decode it from the bytes that were hashed, each content once."""
+    seen: set[bytes] = set()
+    found = []
+    for source in sources:
+        try:
+            stamp = source.stamp()
+            data = source.read(MOST_BYTES)
+        except OSError as problem:
+            found.append(Picture(None, NO_STAMP, problem.strerror or str(problem)))
+            continue
+        sha256 = hashlib.sha256(data).digest()
+        pixels: np.ndarray | str | None = None
+        if preprocess is not None and sha256 not in seen:
+            try:
+                pixels = preprocess(decode_image(data, max_pixels))
+            except UnreadableImage as problem:
+                pixels = str(problem)
+        seen.add(sha256)
+        found.append(Picture(sha256, stamp, pixels))
+    return found
 
 
-def prepare_sources(
-    preprocess: Preprocess, max_pixels: int, sources: Sequence[ImageSource], sha256: Sequence[bytes]
-) -> list[np.ndarray | str]:
-    """Pixels of each picture as `preprocess` gives them, or the reason why there are none: `Vanished` where another
-    file of the same content may do."""
-    return [
-        _prepare(preprocess, max_pixels, source, expected) for source, expected in zip(sources, sha256, strict=True)
-    ]
-
-
-def _hash(source: ImageSource) -> bytes | str:
+def is_unchanged(source: ImageSource, stamp: tuple[int, int]) -> bool:
+    """Whether the file has the size and modification time that it had when it was read; opens nothing."""
     try:
-        return hashlib.sha256(source.read(MOST_BYTES)).digest()
-    except OSError as problem:
-        return _reason(problem)
-
-
-def _prepare(preprocess: Preprocess, max_pixels: int, source: ImageSource, sha256: bytes) -> np.ndarray | str:
-    try:
-        data = source.read(MOST_BYTES)
-        if hashlib.sha256(data).digest() != sha256:
-            return Vanished(CHANGED)
-        return preprocess(decode_image(data, max_pixels))
-    except OSError as problem:
-        return Vanished(_reason(problem))
-    except UnreadableImage as problem:
-        return str(problem)
-
-
-def _reason(problem: OSError) -> str:
-    return problem.strerror or str(problem)
-
-
-HASH_CHUNK = 64
-VANISHED = "vanished"
-"""Entry of a shard's record: contents whose files were there when they were hashed and not when they were decoded."""
+        return tuple(stamp) != NO_STAMP and source.stamp() == tuple(stamp)
+    except OSError:
+        return False
 
 
 @dataclass
 class Shard:
     number: int
     rows: range
-    found: list[bytes | str]
-    """SHA-256 of each row's file, or why it cannot be read."""
+    found: list[Picture] | None = None
+    """What stands in each row's file, where that is known before its pixels are wanted."""
     record: dict[str, Any] | None = None
     """Of a finished shard."""
     is_elsewhere: bool = False
     """Whether another process is at work on it."""
     new_rows: list[int] = field(default_factory=list)
     """Rows that bring a content not seen before, in order."""
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What tells a shard, in its record: its rows, what stands in their files, and which of them it has latents
-        of. That depends on the shards before it, too."""
-        files = canonical_json(_hexadecimal(self.found))
-        return {
-            "rows": [self.rows.start, self.rows.stop],
-            "files_xxh3": xxhash.xxh3_64_hexdigest(files.encode()),
-            "new": [row - self.rows.start for row in self.new_rows],
-        }
-
-
-def shard_rows(count: int, plan: Plan) -> list[range]:
-    """The rows of the dataset in each image shard."""
-    return [range(start, min(start + plan.image_shard, count)) for start in range(0, count, plan.image_shard)]
-
-
-def surveyed(items: Sequence[Item], plan: Plan, folder: WorkFolder, workers: Workers) -> Iterator[Shard]:
-    """All shards in order, with what stands in their files; in a shared folder `share_survey` has read them already."""
-    rows = shard_rows(len(items), plan)
-    if folder.is_shared:
-        for number, here in enumerate(rows):
-            survey = folder.read_record(Stage.surveys, number)
-            yield Shard(number, here, _found(survey) if survey else hash_sources([items[row].source for row in here]))
-        return
-    pending = (task for number, here in enumerate(rows) for task in _hashing(items, number, here))
-    # A whole shard ahead, so that decoding goes on across its border.
-    hashed = workers.map(hash_sources, pending, ahead=max(2 * workers.count, plan.image_shard // HASH_CHUNK))
-    for number, here in enumerate(rows):
-        yield Shard(number, here, [one for _ in range(0, len(here), HASH_CHUNK) for one in next(hashed)[1]])
-
-
-def share_survey(items: Sequence[Item], plan: Plan, folder: WorkFolder, workers: Workers) -> None:
-    """Read the files of every shard, each by one of the processes; returns when all are read."""
-    rows = shard_rows(len(items), plan)
-    missing = list(range(len(rows)))
-    while missing := [number for number in missing if folder.read_record(Stage.surveys, number) is None]:
-        found: dict[int, list[bytes | str]] = defaultdict(list)
-        for number, some in workers.map(hash_sources, _claimed(items, rows, missing, folder), 2 * workers.count):
-            found[number] += some
-            if len(found[number]) == len(rows[number]):
-                folder.write_survey(number, _survey(found.pop(number)))
-        folder.wait(Stage.surveys, missing)
-
-
-def take_up(shard: Shard, folder: WorkFolder) -> None:
-    """Read the record of a finished shard whose contents are numbered; else claim the shard, or see that another
-    process is at it."""
-    # Files that had vanished are tried again. Processes that share the work leave it to the next run: all of them must
-    # come to the same rows.
-    wanted = shard.identity if folder.is_shared else {**shard.identity, VANISHED: {}}
-    shard.record = folder.read_shard(Stage.images, shard.number, wanted)
-    if shard.record is not None:
-        return
-    if not folder.claim(Stage.images, shard.number):
-        shard.is_elsewhere = True
-    elif folder.is_shared:
-        shard.record = folder.read_shard(Stage.images, shard.number, wanted)  # finished a moment ago
-        if shard.record is not None:
-            folder.release(Stage.images, shard.number)
-        else:
-            folder.forget_shard(Stage.images, shard.number)
-
-
-def forget_readings(folder: WorkFolder) -> None:
-    """Remove what former processes of a shared folder said of files: they may stand otherwise now.
-
-    To be called by one process, alone in the folder.
-    """
-    for number in folder.numbers(Stage.surveys):
-        folder.forget_shard(Stage.surveys, number)
-    for number in folder.numbers(Stage.images):
-        record = folder.read_record(Stage.images, number)
-        if record is None or record.get(VANISHED):
-            folder.forget_shard(Stage.images, number)
-
-
-def _survey(found: Sequence[bytes | str]) -> dict[str, Any]:
-    return {
-        "sha256": _hexadecimal(found),
-        "unreadable": {str(n): one for n, one in enumerate(found) if isinstance(one, str)},
-    }
-
-
-def _found(survey: dict[str, Any]) -> list[bytes | str]:
-    return [bytes.fromhex(one) if one else survey["unreadable"][str(n)] for n, one in enumerate(survey["sha256"])]
-
-
-def _hexadecimal(found: Sequence[bytes | str]) -> list[str | None]:
-    """None for a file that cannot be read, whatever the reason."""
-    return [one.hex() if isinstance(one, bytes) else None for one in found]
-
-
-def _claimed(
-    items: Sequence[Item], rows: Sequence[range], missing: Sequence[int], folder: WorkFolder
-) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    for number in missing:
-        if not folder.claim(Stage.surveys, number):
-            continue
-        if folder.read_record(Stage.surveys, number) is None:
-            yield from _hashing(items, number, rows[number])
-        else:  # finished by another process a moment ago
-            folder.release(Stage.surveys, number)
-
-
-def _hashing(items: Sequence[Item], number: int, rows: range) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    for first in range(0, len(rows), HASH_CHUNK):
-        yield number, ([items[row].source for row in rows[first : first + HASH_CHUNK]],)
-
-
-NO_CONTENT = -1
-KEY_BYTES = 16
-"""Of each SHA-256, kept in memory to know a content again."""
-DECODE_CHUNK = 16
-"""Pictures in one task: enough that passing it costs nothing, few enough that many in flight fit in memory."""
 
 
 @dataclass
@@ -230,16 +115,24 @@ class EncodedImages:
     """(rows, 32) uint8; zeros for a file that could not be read."""
     content: np.ndarray
     """(rows,) int64 number of each row's content, NO_CONTENT for a file that could not be read."""
+    stamps: np.ndarray
+    """(rows, 2) int64: size and modification time of each file when it was read, NO_STAMP where it could not be."""
     starts: list[int] = field(default_factory=list)
     """The first content of each shard."""
     contents: int = 0
     reasons: dict[int, str] = field(default_factory=dict)
     """Row -> why it is rejected."""
-    taken_up: int = 0
+    resumed: int = 0
     """Rows of shards that were finished before."""
-    left_untried: bool = False
-    """Whether a file vanished between hashing and decoding, of which an equal one was found too late to take its
-    place."""
+    known: dict[bytes, int] = field(default_factory=dict)
+    """The first KEY_BYTES of a hash -> its content's number."""
+
+    @classmethod
+    def of(cls, rows: int) -> "EncodedImages":
+        """Nothing known yet."""
+        return cls(
+            np.zeros((rows, 32), np.uint8), np.full(rows, NO_CONTENT, np.int64), np.full((rows, 2), -1, np.int64)
+        )
 
     @property
     def accepted(self) -> np.ndarray:
@@ -248,55 +141,67 @@ class EncodedImages:
         is_rejected[list(self.reasons)] = True
         return np.flatnonzero(~is_rejected)
 
+    def add(self, shard: Shard, row: int, picture: Picture) -> bool:
+        """Number a row's content; whether it is a new one."""
+        if picture.sha256 is None:
+            self.reasons[row] = str(picture.pixels)
+            return False
+        self.sha256[row] = np.frombuffer(picture.sha256, np.uint8)
+        self.stamps[row] = picture.stamp
+        number = self.known.setdefault(picture.sha256[:KEY_BYTES], self.contents)
+        self.content[row] = number
+        if number < self.contents:
+            return False
+        self.contents += 1
+        shard.new_rows.append(row)
+        return True
+
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Some of a shard's contents, to be decoded in one task; a shard without any has one empty chunk."""
+    """Some rows of a shard, read in one task; a shard of which nothing is to be read has one empty chunk."""
 
     shard: Shard
-    positions: Sequence[int]
-    """Among the shard's contents."""
+    rows: Sequence[int]
+    is_first: bool
     is_last: bool
 
 
 def encode_images(
     items: Sequence[Item], vision: "VisionEncoder", plan: Plan, folder: WorkFolder, workers: Workers, watch: Stopwatch
 ) -> Generator[Progress, None, EncodedImages]:
-    """Finish all image shards. Raises DataError when the encoder returns a number that cannot be kept, or when a batch
-    does not fit in memory."""
+    """Finish all image shards. Raises DataError when the encoder returns a number that cannot be kept, when a batch
+    does not fit in memory, or when a file changes under processes that share the work."""
+    hashed = None
     if folder.is_shared:
         with watch.measure("decode"):
-            share_survey(items, plan, folder, workers)
-    taken_up = None
+            hashed = _share_hashes(items, plan, folder, workers)
+    resumed = None
     furthest = 0
-    is_second_reading = False
     while True:
-        done = EncodedImages(np.zeros((len(items), 32), np.uint8), np.full(len(items), NO_CONTENT, np.int64))
+        done = EncodedImages.of(len(items))
         elsewhere: list[int] = []
         with open_lanes(within_memory(vision.encode, "pictures"), str(vision.about["device"])) as lanes:
-            tasks = _chunks(items, vision.preprocess, plan, folder, workers, done)
-            pieces = workers.map(prepare_sources, tasks, ahead=2 * workers.count)
+            tasks = _tasks(items, vision.preprocess, plan, folder, hashed)
+            pieces = workers.map(read_pictures, tasks, ahead=2 * workers.count)
             batch = _Batch(items, vision.width, lanes, plan, watch)
-            again = _again(items, vision.preprocess, plan, done)
-            for progress in _encode_pass(items, pieces, batch, again, folder, watch, done, elsewhere):
+            for progress in _encode_pass(items, vision.preprocess, plan, pieces, batch, folder, watch, done, elsewhere):
                 if progress.done >= furthest:  # a later pass begins at the first row again
                     furthest = progress.done
                     yield progress
-        taken_up = done.taken_up if taken_up is None else taken_up
-        if elsewhere:
-            folder.wait(Stage.images, elsewhere)
-        elif done.left_untried and not folder.is_shared and not is_second_reading:
-            is_second_reading = True  # once: a file that changes for ever would have it go on for ever
-        else:
-            done.taken_up = taken_up
+        resumed = done.resumed if resumed is None else resumed
+        if not elsewhere:
+            done.resumed = resumed
             return done
+        folder.wait(Stage.images, elsewhere)
 
 
 def _encode_pass(
     items: Sequence[Item],
-    pieces: Iterator[tuple[_Chunk, Sequence[np.ndarray | str]]],
+    preprocess: Preprocess,
+    plan: Plan,
+    pieces: Iterator[tuple[_Chunk, Iterable[Picture]]],
     batch: "_Batch",
-    again: "_Again",
     folder: WorkFolder,
     watch: Stopwatch,
     done: EncodedImages,
@@ -304,26 +209,36 @@ def _encode_pass(
 ) -> Iterator[Progress]:
     """Walk over all shards and finish those that nobody else is at; the others' numbers go to `elsewhere`."""
     rejected_contents: dict[int, str] = {}
-    tried: dict[int, int] = {}
-    """Content that vanished -> files that were tried."""
     session_rows = 0
     while True:
         with watch.measure("decode"):
-            chunk, pictures = next(pieces, (None, ()))
+            chunk, pictures = next(pieces, (None, []))
         if chunk is None:
             break
-        shard = chunk.shard
-        for position, picture in zip(chunk.positions, pictures, strict=True):
-            if isinstance(picture, Vanished):
-                picture, tried[done.starts[shard.number] + position] = again(shard.new_rows[position], picture)
-            if isinstance(picture, str):
-                batch.reject(position, picture)
-                continue
-            if batch.is_full:
-                batch.send()
-                row = shard.new_rows[position]
-                yield _progress(row, len(items), session_rows + row - shard.rows.start, watch)
-            batch.add(position, picture)
+        shard, rows = chunk.shard, chunk.rows
+        if chunk.is_first:
+            done.starts.append(done.contents)
+            if shard.record is not None and shard.found is not None and _new(shard, done) != shard.record["new"]:
+                # An earlier shard has other contents than when this one was made: so has this one.
+                shard.record, shard.found, rows = None, None, shard.rows
+                pictures = _read(items, rows, preprocess, plan.max_pixels)
+            for row, picture in zip(shard.rows, shard.found or (), strict=False):
+                done.add(shard, row, picture)
+        for row, picture in zip(rows, pictures, strict=True):
+            if shard.found is None:
+                if not done.add(shard, row, picture):
+                    continue
+                position = len(shard.new_rows) - 1
+            else:
+                position = shard.new_rows.index(row)
+                _require_same(items[row], picture, shard.found[row - shard.rows.start])
+            if isinstance(picture.pixels, np.ndarray):
+                if batch.is_full:
+                    batch.send()
+                    yield _progress(row, len(items), session_rows + row - shard.rows.start, watch)
+                batch.add(position, picture.pixels)
+            else:
+                batch.reject(position, str(picture.pixels))
         if not chunk.is_last:
             continue
         if shard.is_elsewhere:
@@ -334,41 +249,17 @@ def _encode_pass(
             batch.send()
             latents = batch.latents(shard)
             with watch.measure("write"):
-                shard.record = _record(shard, batch.rejected)
+                shard.record = _record(shard, done, batch.rejected)
                 folder.write_shard(Stage.images, shard.number, latents, shard.record)
             session_rows += len(shard.rows)
         else:
-            done.taken_up += len(shard.rows)
+            done.resumed += len(shard.rows)
         batch.clear()
         start = done.starts[shard.number]
-        for entry in ("rejected", VANISHED):
-            rejected_contents |= {start + int(position): why for position, why in shard.record[entry].items()}
+        rejected_contents |= {start + int(position): why for position, why in shard.record["rejected"].items()}
         yield _progress(shard.rows.stop, len(items), session_rows, watch)
     for row in np.flatnonzero(np.isin(done.content, list(rejected_contents))).tolist():
         done.reasons[row] = rejected_contents[int(done.content[row])]
-    done.left_untried = any(
-        content in rejected_contents and np.count_nonzero(done.content == content) > count
-        for content, count in tried.items()
-    )
-
-
-_Again = Callable[[int, Vanished], tuple[np.ndarray | str, int]]
-
-
-def _again(items: Sequence[Item], preprocess: Preprocess, plan: Plan, done: EncodedImages) -> _Again:
-    """A function that finds pixels for a row whose file vanished in the other rows of its content that are known so
-    far; returns them, or the last reason against, and how many rows there are."""
-
-    def again(row: int, why: Vanished) -> tuple[np.ndarray | str, int]:
-        rows = np.flatnonzero(done.content == done.content[row]).tolist()
-        found: np.ndarray | str = why
-        for twin in rows:
-            if twin != row and isinstance(found, Vanished):
-                sha256 = done.sha256[twin].tobytes()
-                (found,) = prepare_sources(preprocess, plan.max_pixels, [items[twin].source], [sha256])
-        return found, len(rows)
-
-    return again
 
 
 class _Batch:
@@ -420,50 +311,161 @@ class _Batch:
         return latent
 
 
-def _chunks(
+def _tasks(
     items: Sequence[Item],
     preprocess: Preprocess,
     plan: Plan,
     folder: WorkFolder,
-    workers: Workers,
-    done: EncodedImages,
+    hashed: list[list[Picture]] | None,
 ) -> Iterator[tuple[_Chunk, tuple[Any, ...]]]:
-    """The decoding tasks, numbering contents in `done` on the way."""
-    known: dict[bytes, int] = {}
-    for shard in surveyed(items, plan, folder, workers):
-        _number_contents(shard, known, done)
-        take_up(shard, folder)
-        positions = range(0) if shard.record or shard.is_elsewhere else range(len(shard.new_rows))
-        for first in range(0, max(1, len(positions)), DECODE_CHUNK):
-            here = positions[first : first + DECODE_CHUNK]
-            rows = [shard.new_rows[position] for position in here]
-            arguments = (
-                preprocess,
-                plan.max_pixels,
-                [items[row].source for row in rows],
-                [done.sha256[row].tobytes() for row in rows],
-            )
-            yield _Chunk(shard, here, first + DECODE_CHUNK >= len(positions)), arguments
+    """What is to be read, shard after shard; `hashed` is what processes that share the work have told each other."""
+    numbering = EncodedImages.of(len(items) if hashed else 0)
+    for number, rows in enumerate(_shard_rows(len(items), plan)):
+        shard = Shard(number, rows)
+        wanted: Sequence[int] = rows
+        if hashed is None:
+            _resume(shard, items, folder)
+        else:
+            shard.found = hashed[number]
+            wanted = [row for row, one in zip(rows, shard.found, strict=True) if numbering.add(shard, row, one)]
+            shard.new_rows = []
+            _claim(shard, [row - rows.start for row in wanted], folder)
+        if shard.record is not None or shard.is_elsewhere:
+            wanted = ()
+        for first in range(0, max(1, len(wanted)), READ_CHUNK):
+            here = wanted[first : first + READ_CHUNK]
+            chunk = _Chunk(shard, here, first == 0, first + READ_CHUNK >= len(wanted))
+            yield chunk, ([items[row].source for row in here], preprocess, plan.max_pixels)
 
 
-def _number_contents(shard: Shard, known: dict[bytes, int], done: EncodedImages) -> None:
-    done.starts.append(done.contents)
-    for row, found in zip(shard.rows, shard.found, strict=True):
-        if isinstance(found, str):
-            done.reasons[row] = found
-            continue
-        done.sha256[row] = np.frombuffer(found, np.uint8)
-        number = known.setdefault(found[:KEY_BYTES], done.contents)
-        done.content[row] = number
-        if number == done.contents:
-            done.contents += 1
-            shard.new_rows.append(row)
+def _read(items: Sequence[Item], rows: Sequence[int], preprocess: Preprocess, max_pixels: int) -> Iterator[Picture]:
+    """All pictures of a shard, some in memory at a time."""
+    for first in range(0, len(rows), READ_CHUNK):
+        yield from read_pictures(
+            [items[row].source for row in rows[first : first + READ_CHUNK]], preprocess, max_pixels
+        )
 
 
-def _record(shard: Shard, rejected: dict[int, str]) -> dict[str, Any]:
-    vanished = {str(position): reason for position, reason in rejected.items() if isinstance(reason, Vanished)}
-    damaged = {str(position): reason for position, reason in rejected.items() if not isinstance(reason, Vanished)}
-    return {**shard.identity, "rejected": damaged, VANISHED: vanished}
+def _resume(shard: Shard, items: Sequence[Item], folder: WorkFolder) -> None:
+    """The record of a finished shard and what stands in its files, if they are those that it was made of."""
+    record = folder.read_record(Stage.images, shard.number)
+    if record is None or record.get("rows") != [shard.rows.start, shard.rows.stop] or record.get("vanished"):
+        return
+    sources = [items[row].source for row in shard.rows]
+    nothing: list[Any] = [None] * len(sources)  # a record of an older version tells no stamps
+    hashes, stamps = record.get("sha256", nothing), record.get("stamps", nothing)
+    found = []
+    for source, sha256, stamp in zip(sources, hashes, stamps, strict=True):
+        if sha256 is not None and is_unchanged(source, stamp):
+            found.append(Picture(bytes.fromhex(sha256), (stamp[0], stamp[1])))
+        else:
+            found += read_pictures([source])
+    wanted = {"files_xxh3": _files_digest([one.sha256 for one in found])}
+    shard.record = folder.read_shard(Stage.images, shard.number, wanted)
+    shard.found = found if shard.record is not None else None
+
+
+def _claim(shard: Shard, new: list[int], folder: WorkFolder) -> None:
+    """The record of a finished shard; else claim the shard, or see that another process is at it."""
+    assert shard.found is not None
+    wanted = {
+        "rows": [shard.rows.start, shard.rows.stop],
+        "files_xxh3": _files_digest([one.sha256 for one in shard.found]),
+        "new": new,
+    }
+    shard.record = folder.read_shard(Stage.images, shard.number, wanted)
+    if shard.record is not None:
+        return
+    if not folder.claim(Stage.images, shard.number):
+        shard.is_elsewhere = True
+        return
+    shard.record = folder.read_shard(Stage.images, shard.number, wanted)  # finished a moment ago
+    if shard.record is not None:
+        folder.release(Stage.images, shard.number)
+    else:
+        folder.forget_shard(Stage.images, shard.number)
+
+
+def _share_hashes(items: Sequence[Item], plan: Plan, folder: WorkFolder, workers: Workers) -> list[list[Picture]]:
+    """What stands in the files of every shard, each read by one of the processes; returns when all are read."""
+    rows = _shard_rows(len(items), plan)
+
+    def claimed(missing: Sequence[int]) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        for number in missing:
+            if not folder.claim(Stage.hashes, number):
+                continue
+            if folder.read_record(Stage.hashes, number) is not None:  # finished by another process a moment ago
+                folder.release(Stage.hashes, number)
+                continue
+            here = rows[number]
+            for first in range(0, len(here), READ_CHUNK):
+                yield number, ([items[row].source for row in here[first : first + READ_CHUNK]],)
+
+    missing = list(range(len(rows)))
+    while missing := [number for number in missing if folder.read_record(Stage.hashes, number) is None]:
+        found: dict[int, list[Picture]] = defaultdict(list)
+        for number, some in workers.map(read_pictures, claimed(missing), 2 * workers.count):
+            found[number] += some
+            if len(found[number]) == len(rows[number]):
+                folder.write_hashes(number, {"files": [_told(one) for one in found.pop(number)]})
+        folder.wait(Stage.hashes, missing)
+    return [
+        [
+            Picture(sha256 and bytes.fromhex(sha256), (size, time_ns), reason)
+            for sha256, size, time_ns, reason in (folder.read_record(Stage.hashes, number) or {})["files"]
+        ]
+        for number in range(len(rows))
+    ]
+
+
+def _told(picture: Picture) -> list[Any]:
+    return [picture.sha256 and picture.sha256.hex(), *picture.stamp, picture.pixels]
+
+
+def _require_same(item: Item, now: Picture, hashed: Picture) -> None:
+    if now.sha256 != hashed.sha256:
+        raise DataError(
+            f"{item.uri}: the file changed or went while it was being extracted, and other processes count on it; "
+            "what is finished is kept: run the same command again"
+        )
+
+
+def _shard_rows(count: int, plan: Plan) -> list[range]:
+    """The rows of the dataset in each image shard."""
+    return [range(start, min(start + plan.image_shard, count)) for start in range(0, count, plan.image_shard)]
+
+
+def _new(shard: Shard, done: EncodedImages) -> list[int]:
+    """Positions of the rows that would bring a new content."""
+    seen: set[bytes] = set()
+    new = []
+    for position, picture in enumerate(shard.found or ()):
+        key = picture.sha256[:KEY_BYTES] if picture.sha256 else None
+        if key is not None and key not in done.known and key not in seen:
+            seen.add(key)
+            new.append(position)
+    return new
+
+
+def _files_digest(sha256: Sequence[bytes | None]) -> str:
+    return xxhash.xxh3_64_hexdigest(canonical_json([one and one.hex() for one in sha256]).encode())
+
+
+def _record(shard: Shard, done: EncodedImages, rejected: dict[int, str]) -> dict[str, Any]:
+    """What tells a shard: its rows, what stands in their files, and which of them it has latents of. That depends on
+    the shards before it, too."""
+    sha256 = [
+        done.sha256[row].tobytes() if done.content[row] != NO_CONTENT else None
+        for row in range(shard.rows.start, shard.rows.stop)
+    ]
+    return {
+        "rows": [shard.rows.start, shard.rows.stop],
+        "files_xxh3": _files_digest(sha256),
+        "new": [row - shard.rows.start for row in shard.new_rows],
+        "rejected": {str(position): reason for position, reason in rejected.items()},
+        "sha256": [one and one.hex() for one in sha256],
+        "stamps": done.stamps[shard.rows.start : shard.rows.stop].tolist(),
+    }
 
 
 def _progress(done: int, total: int, in_session: int, watch: Stopwatch) -> Progress:

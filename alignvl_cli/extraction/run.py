@@ -20,9 +20,8 @@ from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.extraction.encoding import Stopwatch
 from alignvl_cli.extraction.events import Event, ExtractSummary, Finished, Note, Seconds, Stage
 from alignvl_cli.extraction.images import EncodedImages, encode_images
-from alignvl_cli.extraction.occupancy import remove_leftover, work_folder
 from alignvl_cli.extraction.plan import Batches, Plan, existing_store_matches, make_plan, store_differences
-from alignvl_cli.extraction.shards import WorkFolder
+from alignvl_cli.extraction.shards import WorkFolder, remove_leftover, work_folder
 from alignvl_cli.extraction.texts import Captions, encode_texts, gather_captions
 from alignvl_cli.settings import ExtractConfig, StoreDtype, too_many_rejected
 from alignvl_cli.store.schema import Rejected
@@ -174,7 +173,7 @@ def run_extraction(
                 name: splits.codes.count(code) for code, name in enumerate(splits.names) if code in splits.codes
             },
             rounding_error=written.rounding_error,
-            taken_up=images.taken_up,
+            resumed=images.resumed,
             workers=count,
             seconds=Seconds(
                 decode=watch["decode"],
@@ -183,7 +182,8 @@ def run_extraction(
                 write=watch["write"],
                 total=watch.total(),
             ),
-        )
+        ),
+        images.stamps,
     )
 
 

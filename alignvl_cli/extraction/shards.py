@@ -9,11 +9,13 @@ One process holds the folder's lock alone; processes that share an extraction ho
 by a lock of its own. A killed one's claims are free at once, so the others do its work: nobody waits for the dead.
 """
 
+import glob
+import json
 import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,9 +24,10 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from alignvl_cli.artifacts import Lock, committed, is_litter, read_json, write_json
-from alignvl_cli.errors import DataError
+from alignvl_cli.artifacts import SharedLock, committed, held, is_litter, read_json, write_json
+from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.extraction.events import Stage
+from alignvl_cli.extraction.plan import Plan, shown_differences
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.store.writer import Written
 
@@ -38,7 +41,7 @@ SCRATCH = re.compile(r"\.(.+)\.\d+\.tmp")
 """A file on its way to the name in the group (`provenance.committed`)."""
 OURS = re.compile(
     "|".join(map(re.escape, (PLAN, LOCK, ASSEMBLED, ASSEMBLED + CLAIM, FINISHED)))
-    + rf"|({'|'.join(Stage)})-\d{{6,}}(\.json|\.npy|{re.escape(CLAIM)})"
+    + rf"|({'|'.join(Stage)}|surveys)-\d{{6,}}(\.json|\.npy|{re.escape(CLAIM)})"
 )
 POLL_SECONDS = 0.2
 OPEN_MAPS = 64
@@ -49,7 +52,7 @@ class WorkFolder:
     path: Path
     is_shared: bool = False
     """Whether other processes may be making shards of it."""
-    _claims: dict[str, Lock] = field(default_factory=dict)
+    _claims: dict[str, SharedLock] = field(default_factory=dict)
     is_over: bool = False
     """Nothing is left to do in it: the last process to leave a shared folder removes it."""
 
@@ -113,19 +116,19 @@ class WorkFolder:
             time.sleep(POLL_SECONDS)
 
     def read_record(self, stage: Stage, number: int) -> dict[str, Any] | None:
-        """The record of a shard or survey alone; None when it is not there or damaged."""
+        """The record of a shard alone; None when it is not there or damaged."""
         path = self._path(stage, number, "json")
         try:
             return read_json(path, "shard record") if path.exists() else None
         except DataError:  # damaged by the disk, not by a crash: made again
             return None
 
-    def write_survey(self, number: int, survey: dict[str, Any]) -> None:
+    def write_hashes(self, number: int, hashes: dict[str, Any]) -> None:
         """Keep what stands in the files of an image shard, which every process needs to number contents."""
-        path = self._path(Stage.surveys, number, "json")
+        path = self._path(Stage.hashes, number, "json")
         with _kept(path):
-            write_json(path, survey)
-        self.release(Stage.surveys, number)
+            write_json(path, hashes)
+        self.release(Stage.hashes, number)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -238,14 +241,152 @@ def _kept(path: Path) -> Iterator[None]:
         ) from problem
 
 
-def shared_lock(path: Path) -> Lock:
+def shared_lock(path: Path) -> SharedLock:
     """A lock that an extraction cannot be shared without."""
-    return Lock(
+    return SharedLock(
         path,
-        unlockable=f"{path.parent}: files cannot be locked here, which sharing an extraction needs; run it as one "
+        f"{path.parent}: files cannot be locked here, which sharing an extraction needs; run it as one "
         "process, or put --output on a file system with locks",
     )
 
 
 def _digest(latents: np.ndarray) -> str:
     return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(latents).reshape(-1).view(np.uint8).data)
+
+
+SHOWN_FILES = 3
+ENTRY_SECONDS = 20.0
+"""How long a process that shares waits for another to write the plan."""
+
+
+@contextmanager
+def work_folder(output: Path, plan: Plan, *, restart: bool, is_shared: bool = False) -> Iterator[WorkFolder]:
+    """The folder of the work on `output`, made or taken up; it stays behind unless it is discarded.
+
+    Raises DataError while another process works on the same store, unless both share it, and for a folder of the
+    user's own; MismatchError, naming what differs, when the folder was begun with another plan and `restart` does not
+    discard it.
+    """
+    folder = _folder_of(output)
+    _require_ours(folder, output)
+    if is_shared:
+        lock = _enter(folder, output, plan)
+        shared = WorkFolder(folder.path, is_shared=True)
+        try:
+            yield shared
+        finally:
+            if shared.is_over and lock.take():  # the others have left
+                folder.discard()
+            shared.release_all()
+            lock.close()
+        return
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with held(folder.path / LOCK, _occupied(output)):
+        if restart:
+            folder.empty()
+        _settle_plan(folder, output, plan, is_alone=True)
+        _remove_scratch(folder, output)
+        yield folder
+
+
+def _enter(folder: WorkFolder, output: Path, plan: Plan) -> SharedLock:
+    """The folder's lock, shared with the processes of the same plan; the first to come settles the plan, alone."""
+    deadline = time.monotonic() + ENTRY_SECONDS
+    while time.monotonic() < deadline:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # removed just now by the last process of an extraction that ended
+            lock = shared_lock(folder.path / LOCK)
+            try:
+                if lock.take() and lock.is_current:
+                    _settle_plan(folder, output, plan, is_alone=True)
+                    _remove_scratch(folder, output)
+                    for number in folder.numbers(Stage.hashes):  # files may stand otherwise now
+                        folder.forget_shard(Stage.hashes, number)
+                if lock.share() and lock.is_current and (folder.path / PLAN).exists():
+                    _settle_plan(folder, output, plan, is_alone=False)
+                    return lock
+            except BaseException:
+                lock.close()
+                raise
+            lock.close()
+        time.sleep(POLL_SECONDS)
+    raise DataError(_occupied(output))
+
+
+def recorded_plan(output: Path) -> dict[str, Any] | None:
+    """The plan of the unfinished work on `output`, as JSON; None where there is none."""
+    path = _folder_of(output).path / PLAN
+    try:
+        return read_json(path, "extraction plan") if path.exists() else None
+    except DataError:  # removed, or damaged, which `work_folder` says
+        return None
+
+
+def remove_leftover(output: Path) -> None:
+    """Remove the folder that the finished store `output` was made in, if a process was killed between the two.
+
+    A folder of other work stays, such as an interrupted extraction that is to replace this store; so does one
+    that another process is at work in.
+    """
+    folder = _folder_of(output)
+    if not (folder.path / LOCK).exists():
+        if output.exists():
+            with suppress(OSError):  # not there, or not empty
+                folder.path.rmdir()
+        return
+    with suppress(DataError, FileNotFoundError), held(folder.path / LOCK, _occupied(output)):
+        if folder.became(output):
+            _remove_scratch(folder, output)
+            folder.discard()
+
+
+def _folder_of(output: Path) -> WorkFolder:
+    return WorkFolder(output.with_name(output.name + ".partial"))
+
+
+def _remove_scratch(folder: WorkFolder, output: Path) -> None:
+    """Remove what a killed process was writing, here and under the store's name; nobody else is, under the lock."""
+    for scratch in (*folder.path.glob(".*.tmp"), *output.parent.glob(f".{glob.escape(output.name)}.*.tmp")):
+        named = SCRATCH.fullmatch(scratch.name)
+        if named and (named[1] == output.name or is_ours(scratch.name)):
+            scratch.unlink()
+
+
+def _require_ours(folder: WorkFolder, output: Path) -> None:
+    """DataError for a folder that no extraction has begun, with files that no extraction makes."""
+    if (folder.path / PLAN).exists():
+        return
+    others = []
+    with suppress(FileNotFoundError, NotADirectoryError):
+        others = sorted(path.name for path in folder.path.iterdir() if not is_ours(path.name))
+    if others:
+        named = ", ".join(others[:SHOWN_FILES]) + (", ..." if len(others) > SHOWN_FILES else "")
+        raise DataError(
+            f"{folder.path}: unfinished work on {output.name} would lie in this folder, and it holds other files "
+            f"({named}); move them away, or choose another --output"
+        )
+
+
+def _settle_plan(folder: WorkFolder, output: Path, plan: Plan, *, is_alone: bool) -> None:
+    """Write the plan, or see that the one there is the same; who `is_alone` with the folder may have another dtype
+    than before, for shards are float32 whatever the store will be."""
+    path = folder.path / PLAN
+    now = json.loads(json.dumps(plan.to_json()))
+    if not path.exists():
+        folder.empty()
+        write_json(path, now)
+        return
+    there = read_json(path, "extraction plan")
+    if is_alone and there != now and not shown_differences(there | {"dtype": now["dtype"]}, now):
+        write_json(path, now)
+        return
+    changed = shown_differences(there, now)
+    if changed:
+        raise MismatchError(
+            f"{folder.path}: an extraction of {output.name} was begun with other settings ({changed}); "
+            "go on with those, or discard it with --restart"
+        )
+
+
+def _occupied(output: Path) -> str:
+    return f"{output}: another process is extracting this store; wait for it, or choose another --output"

@@ -1,7 +1,4 @@
-"""Examples for a page: queries on which two arms disagree, and a run's best and worst ones.
-
-What a run finds for single queries, for somebody to look at; and its best and worst queries.
-"""
+"""Examples for a page: queries on which two arms disagree, and a run's best and worst ones, with what was found."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

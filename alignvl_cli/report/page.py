@@ -1,10 +1,6 @@
 """A report as one self-contained page: what may stand in it, and the page itself.
 
 Nothing is loaded from anywhere, there is no script, and every text is escaped; pictures and plots are inside it.
-
-HTML from the templates of this room: every value escaped, nothing left undefined, one style for all pages.
-
-Small pictures for a page: bytes of an image file in, a data URI out.
 """
 
 import base64

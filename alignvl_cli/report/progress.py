@@ -1,12 +1,6 @@
-"""Live displays of the long stages: they take a stage's records and draw on the console of stderr.
+"""Live displays of extractions, trainings and studies: they take a stage's records and draw on the console of stderr.
 
 In a terminal a bar moves; elsewhere a plain line comes now and then; with `--quiet` nothing does.
-
-The live display of an extraction, and what is said of it when it is over.
-
-The live display of a training run.
-
-The live display of a study: runs done, the last one, and the time left.
 """
 
 import json

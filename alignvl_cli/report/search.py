@@ -1,7 +1,4 @@
-"""What a search found, as a table a query.
-
-What a search found, as one self-contained page: pictures inside it, no scripts, nothing loaded from anywhere.
-"""
+"""What a search found: a table a query, or one self-contained page with its pictures inside, without scripts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

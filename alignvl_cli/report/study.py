@@ -1,9 +1,7 @@
-"""A study's verdicts as tables: one of arms, one of effects if it is factorial, one of recalls; and what they say.
+"""A study as tables: its arms, effects if it is factorial, recalls, and what they say; and a plan of one in words.
 
 `verdicts` is what `verdicts.json` holds (`ablation.verdicts.StudyVerdicts`); every figure of it at full precision is in
 `ablation.records.verdicts_frame`.
-
-What a study would take, in words.
 """
 
 from collections.abc import Mapping, Sequence

@@ -3,7 +3,6 @@
 `verdicts` and `study` are what `verdicts.json` and `study.json` hold.
 """
 
-import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -45,7 +44,7 @@ from alignvl_cli.report.page import (
     shown_settings,
 )
 from alignvl_cli.report.plots import RELIABILITY, study_plots
-from alignvl_cli.report.reproduce import study_toml
+from alignvl_cli.report.reproduce import ablate_command, study_toml
 from alignvl_cli.report.study import study_notes, study_tables
 from alignvl_cli.report.tables import Cell, Table
 from alignvl_cli.report.text import counted
@@ -80,7 +79,6 @@ def study_views(folder: Path, data: Path | None, device: str, *, find: Find, war
     def page() -> Page:
         store = _store_of_study(folder, study["store"], data, find, warn)
         config, environment = _records_of_a_run(folder, verdicts)
-        again = ["alignvl", "ablate", f"{verdicts['name']}.toml", "--threads", str(study["threads"])]
         return study_page(
             verdicts,
             study,
@@ -88,7 +86,7 @@ def study_views(folder: Path, data: Path | None, device: str, *, find: Find, war
             [] if store is None else list(_disagreements(folder, verdicts, Shower.of(store), device)),
             encoders={side: config[side] for side in SIDES if side in config},
             machine=environment,
-            commands=[*extraction_of(store), shlex.join(again)],
+            commands=[*extraction_of(store), ablate_command(f"{verdicts['name']}.toml", study)],
             made_with=made_with_of(folder),
         )
 
@@ -160,7 +158,8 @@ def _reliability(folder: Path, verdicts: Json, study: Json, warn: Warn) -> dict[
     for arm in verdicts["arms"]:
         runs = [run_folder(folder, arm["arm"], seed) for seed in arm["seeds"]]
         try:
-            found = read_reliability(runs, Path(study["store"]["path"]), study["split"])
+            place = Path(study["store"]["path"]), study["store"]["content_hash"]
+            found = read_reliability(runs, *place, study["split"])
         except DataError as problem:
             warn(f"no reliability of arm {arm['arm']}: {problem}")
             continue

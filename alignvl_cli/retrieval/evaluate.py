@@ -1,13 +1,11 @@
-"""What an evaluation is: the values that tables, JSON and studies are views of.
+"""Evaluates a run on a split of a store, and keeps the result beside the run.
 
-Evaluates a run on a split: exact ranks both ways, the agreement of FAISS galleries, and what was counted.
-
-Writes an evaluation beside the run that it is of.
+Exact ranks in both directions, how far a FAISS index agrees with them, and a warning of whatever flatters the figures.
 """
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +19,6 @@ from torch import Tensor
 from alignvl_cli.align.ranks import rank_queries
 from alignvl_cli.artifacts import check_parts, committed, file_sha256, frame_of, made_by, read_json, write_json
 from alignvl_cli.errors import MismatchError, UsageError
-from alignvl_cli.retrieval.bootstrap import Resampled, resample
 from alignvl_cli.retrieval.calibration import Modesty, modesty
 from alignvl_cli.retrieval.eccv import BeyondPairs, beyond_pairs
 from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
@@ -30,6 +27,7 @@ from alignvl_cli.retrieval.hubness import (
     Corrected,
     Correction,
     Hubness,
+    asking,
     choose_normalisation,
     hubness,
     inverted_softmax_penalties,
@@ -38,22 +36,30 @@ from alignvl_cli.retrieval.hubness import (
 from alignvl_cli.retrieval.metrics import (
     DEFAULT_PROTOCOL,
     DIRECTIONS,
+    RECALL_AT,
     Fold,
     Protocol,
     QueryRanks,
+    Resampled,
     RetrievalMetrics,
     cut_folds,
     direction_metrics,
     relevance,
+    resample,
 )
 from alignvl_cli.retrieval.nearest import FLAT, Agreement, flat_index, found_shares
 from alignvl_cli.settings import HubnessReport
-from alignvl_cli.store.reader import SplitRows, Store
+from alignvl_cli.store.reader import ALL, SplitRows, Store
 from alignvl_cli.training.run_folder import Run
 
 if TYPE_CHECKING:
     import pandas
 
+TRAIN = BANK_SPLIT
+LONGEST_NAME = 180
+"""Characters of a file's name; file systems take 255 bytes."""
+FindStore = Callable[[str, str], Store | None]
+"""(content hash, where it was) -> the store, wherever it is now."""
 SCHEMA, TABLE_SCHEMA = "alignvl.eval/1", "alignvl.eval-table/1"
 
 
@@ -243,12 +249,14 @@ def evaluate(
     hubs: HubnessReport | None = None,
     eccv: Path | None = None,
     device: str = "cpu",
+    find: FindStore | None = None,
 ) -> Evaluation:
     """Rank every query of `split` exactly, in both directions, and hold a FAISS index of each gallery to it.
 
     `bootstrap` adds intervals, `calibration` the modesty report, `hubs` the hubness report, `eccv` (Karpathy's
     `dataset_coco.json`) figures of COCO under wider verdicts. With fewer wrong candidates than K, R@K is 100 whatever
-    the model; a warning says so.
+    the model; a warning says so. So does one of images that the run was trained or selected on, told by their bytes:
+    `find` gives the stores that it was trained on by their content hash.
 
     Raises MismatchError for a store of other encoders, DataError for an absent split, one without captions, or anything
     that is not finite, UsageError for folds together with a report on the whole gallery.
@@ -262,9 +270,14 @@ def evaluate(
     texts = [store.text_caption[row] for row in rows.text]
     folds = cut_folds(rows, protocol.folds)
     by_image, by_text = _query_ranks(embeddings, folds, texts, store.image_id, protocol)
-    found = _agreement(embeddings.img_IE, embeddings.txt_TE)
+    found = _agreement(embeddings)
     captions_I = np.bincount(rows.text_image, minlength=len(rows.image))
-    warnings = _warnings(run, store, split, folds, protocol, found)
+    warnings = [*_flattery(run, store, rows, split, find), *_warnings(split, folds, protocol, found)]
+    if split in (run.split_used, ALL) and (calibration or hubs is HubnessReport.nnn):
+        warnings.append(
+            f"the temperature, or the hub correction, is fitted on split {run.split_used!r} of {store.path}, which is "
+            "evaluated here: what comes of it is flattered"
+        )
     judged = None
     if calibration:
         judged = _modesty(run, store, embeddings, device)
@@ -365,12 +378,15 @@ def _metrics(ranks: tuple[QueryRanks, QueryRanks], protocol: Protocol) -> Retrie
     return RetrievalMetrics(*(direction_metrics(found, protocol.recall_at) for found in ranks))
 
 
-def _agreement(img_IE: Tensor, txt_TE: Tensor) -> Agreement:
+def _agreement(embeddings: Embeddings) -> Agreement:
     """Both galleries' agreement with exact search, every query that was asked counting alike."""
-    image, text = img_IE.cpu().numpy(), txt_TE.cpu().numpy()
-    by_image, of_texts = found_shares(flat_index(text), image, text)
-    by_text, of_images = found_shares(flat_index(image), text, image)
-    return Agreement.measured(np.concatenate([by_image, by_text]), max(of_texts, of_images))
+    shares, firsts = [], []
+    for query_QE, gallery_GE in asking(embeddings).values():
+        query, gallery = query_QE.cpu().numpy(), gallery_GE.cpu().numpy()
+        share_Q, k = found_shares(flat_index(gallery), query, gallery)
+        shares.append(share_Q)
+        firsts.append(k)
+    return Agreement.measured(np.concatenate(shares), max(firsts))
 
 
 def _modesty(run: Run, store: Store, embeddings: Embeddings, device: str) -> Modesty:
@@ -394,15 +410,44 @@ def _correction(hubs: HubnessReport, run: Run, store: Store, embeddings: Embeddi
     return Correction(hubs.value, False, parameters, normalisation_penalties(embeddings, bank, chosen))
 
 
-def _warnings(run: Run, store: Store, split: str, folds: list[Fold], protocol: Protocol, found: Agreement) -> list[str]:
-    warnings = []
-    if split == run.split_used:
-        warnings.append(
-            f"{run.path} was selected on split {split!r}, the one evaluated here: its figures are flattered"
+def _flattery(run: Run, store: Store, rows: SplitRows, split: str, find: FindStore | None) -> Iterator[str]:
+    """A warning for each way in which the run has seen the images that it is evaluated on."""
+    seen = "images are ones, by their SHA-256, that"
+    evaluated = _digests(store, rows.image)
+    trained = [(reference, TRAIN, "was trained on") for reference in run.config["stores"]]
+    selected = (run.config.get("selection_store") or run.config["stores"][0], run.split_used, "was selected on")
+    absent: dict[str, str] = {}
+    counts: dict[str, set[bytes]] = {}
+    for reference, used, what in [*trained, selected]:
+        content, place = reference["content_hash"], reference["path"]
+        other = store if content == store.content_hash else find(content, place) if find else None
+        if other is None or _hashed(other) != _hashed(store):
+            absent[content] = place
+        elif used in other.split_sizes():
+            counts.setdefault(what, set()).update(evaluated & _digests(other, other.rows(used).image))
+    for what, shared in counts.items():
+        if shared:
+            of = f"{len(shared):,} of {len(evaluated):,} different {seen} {run.path} {what}"
+            yield f"split {split!r}: {of}: its figures are flattered"
+    for place in absent.values():
+        yield (
+            f"{place}, which {run.path} was trained on, is not here, or has other hashes of its images: whether images "
+            f"of split {split!r} are among them cannot be told"
         )
-    trained_on = {reference["content_hash"] for reference in run.config["stores"]}
-    if split in ("train", "all") and store.content_hash in trained_on:
-        warnings.append(f"{run.path} was trained on pairs of split {split!r}: its figures are flattered")
+
+
+def _hashed(store: Store) -> str:
+    """What the SHA-256 of its images are of; latents that were imported without pictures have no other."""
+    return str(store.dataset.get("sha256_of", "picture"))
+
+
+def _digests(store: Store, row_I: np.ndarray) -> set[bytes]:
+    """The different SHA-256 of the images at `row_I`."""
+    return {digest.tobytes() for digest in store.image_sha256[row_I]}
+
+
+def _warnings(split: str, folds: list[Fold], protocol: Protocol, found: Agreement) -> list[str]:
+    warnings = []
     wrong = min(_wrong_candidates(fold) for fold in folds)
     trivial = [f"R@{k}" for k in protocol.recall_at if wrong < k]
     if trivial:
@@ -440,13 +485,23 @@ def _where(evaluation: Evaluation) -> str:
 
 
 def save_evaluation(run: Run, evaluation: Evaluation) -> Path:
-    """Write `RUN/eval/STORE-SPLIT.json` and the ranks beside it, each whole or not at all; returns the JSON's path.
+    """Write the JSON and, beside it, the ranks, each whole or not at all; returns the JSON's path (`evaluation_path`).
 
     The Parquet has a row a query: direction, query_row (in the store's `/image` or `/text`), query_id (the image's, or
-    the caption's image's) and rank, 0 being a hit at 1. Another protocol than the default is part of the name. An
-    earlier evaluation of this name is replaced.
+    the caption's image's) and rank, 0 being a hit at 1. An earlier evaluation of the same content, split and options is
+    replaced.
     """
-    path = evaluation_path(run.path, Path(evaluation.store), evaluation.split, evaluation.protocol)
+    reports = {
+        "bootstrap": evaluation.resampled,
+        "calibration": evaluation.modesty,
+        "hubness": evaluation.hubness,
+        "eccv": evaluation.beyond,
+    }
+    asked = [name for name, report in reports.items() if report is not None]
+    if evaluation.hubness and evaluation.hubness.corrected:
+        asked.append(evaluation.hubness.corrected.name)
+    place = Path(evaluation.store), evaluation.provenance["store_content_hash"], evaluation.split
+    path = evaluation_path(run.path, *place, evaluation.protocol, asked)
     path.parent.mkdir(exist_ok=True)
     ranks = path.with_suffix(".parquet")
     with committed(ranks) as scratch:
@@ -462,12 +517,32 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     return evaluation
 
 
-def evaluation_path(run: Path, store: Path, split: str, protocol: Protocol = DEFAULT_PROTOCOL) -> Path:
-    """Where the evaluation of a run on a split is saved; its ranks, `.parquet`, are there when it is."""
-    name = f"{store.stem}-{split}"
+def evaluation_path(
+    run: Path,
+    store: Path,
+    content_hash: str,
+    split: str,
+    protocol: Protocol = DEFAULT_PROTOCOL,
+    reports: Sequence[str] = (),
+) -> Path:
+    """Where an evaluation is saved: `RUN/eval/STORE-HASH-SPLIT[-OPTION]....json`, HASH being of the store's content, so
+    that other stores and other options are other files. Its ranks, `.parquet`, are there when it is."""
+    name = f"{store.stem}-{content_hash[:8]}-{split}"
+    if protocol.recall_at != RECALL_AT:
+        name += "-recall-" + "-".join(map(str, protocol.recall_at))
     name += f"-{protocol.folds}-folds" if protocol.folds > 1 else ""
     name += "-identical-hits" if protocol.identical_hits else ""
+    name += "".join(f"-{report}" for report in reports)
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return run / "eval" / (re.sub(r"[^\w.+-]", "_", name) + ".json")
+
+
+def calibrated_path(run: Path, store: Path, content_hash: str, split: str) -> Path:
+    """Where the evaluation with a calibration lies that a study keeps of each run; earlier versions had other names."""
+    path = evaluation_path(run, store, content_hash, split, reports=["calibration"])
+    earlier = run / "eval" / (re.sub(r"[^\w.+-]", "_", f"{store.stem}-{split}") + ".json")
+    return earlier if earlier.is_file() and not path.is_file() else path
 
 
 def _ranks_table(evaluation: Evaluation) -> pyarrow.Table:

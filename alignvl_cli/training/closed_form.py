@@ -1,5 +1,5 @@
-"""`--method procrustes|cca|ridge`, the adapters solved for, and `--init cca`, their start solved for; the ridge is
-chosen on validation.
+"""Adapters that are solved for: `--method procrustes|cca|ridge`, and the start of `--init cca`. The ridge is selected
+on the validation split.
 
 Letters: I images, T captions, N pairs of a block, E shared width.
 """

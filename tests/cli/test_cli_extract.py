@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import shutil
+import sys
 import tarfile
 from pathlib import Path
 
@@ -39,9 +41,61 @@ def test_the_same_pictures_leave_nothing_to_do(empty, tmp_path, manifest, extrac
     before = (tmp_path / "s.h5").read_bytes()
     again = empty(*extract(manifest))
     assert (again.exit_code, again.stdout) == (0, f"{tmp_path / 's.h5'}\n")
+    assert "up to date" in again.stderr
     assert "nothing to do" in again.stderr
-    assert "pictures 40/40" in again.stderr
     assert (tmp_path / "s.h5").read_bytes() == before
+
+
+@pytest.fixture
+def opened():
+    """Names of the picture files that this process opens, as Python's audit events tell them."""
+    names: list[str] = []
+    is_over = False
+
+    def heard(event, arguments):
+        if not is_over and event == "open" and str(arguments[0]).endswith(".png"):
+            names.append(Path(arguments[0]).name)
+
+    sys.addaudithook(heard)  # for good: nothing takes a hook away
+    yield names
+    is_over = True
+
+
+def test_each_picture_is_opened_once_and_never_again(empty, tmp_path, manifest, extract, opened):
+    names = sorted(f"{number:02d}.png" for number in range(40))
+    empty.succeeds(*extract(manifest))
+    assert sorted(opened) == names
+    opened.clear()
+    empty.succeeds(*extract(manifest))
+    assert opened == [], "size and time of every file are as they were"
+    (tmp_path / "photos" / "07.png").touch()
+    empty.succeeds(*extract(manifest))
+    assert opened == ["07.png"]
+    opened.clear()
+    empty.succeeds(*extract(manifest))
+    assert opened == []
+
+
+@pytest.mark.parametrize("lose", [Path.unlink, lambda path: path.write_text("{"), lambda path: path.write_text("[]")])
+def test_a_store_without_its_record_of_files_is_compared_once(empty, tmp_path, manifest, extract, opened, lose):
+    empty.succeeds(*extract(manifest))
+    lose(tmp_path / "s.h5.files.json")
+    for opens in (40, 0):
+        opened.clear()
+        assert "up to date" in empty(*extract(manifest)).stderr
+        assert len(opened) == opens
+
+
+def test_a_change_of_neither_size_nor_time_is_found_by_verify_alone(empty, tmp_path, manifest, extract):
+    path = tmp_path / "photos" / "07.png"
+    empty.succeeds(*extract(manifest))
+    before = path.stat()
+    Image.new("RGB", (20, 20), (7, 248, 78)).save(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert "up to date" in empty(*extract(manifest)).stderr
+    verified = empty("inspect", tmp_path / "s.h5", "--verify", 40)
+    assert "photos/07.png" in verified.stdout + verified.stderr
 
 
 def test_a_replaced_picture_is_named_and_overwrite_takes_it_in(empty, tmp_path, manifest, extract):
@@ -107,4 +161,9 @@ def test_a_tar_packed_anew_or_another_one_is_not_the_store_of_the_first(empty, t
     empty.succeeds(*extract(pack(tmp_path / "one.tar", 0)))
     pack(tmp_path / "one.tar", 100)
     assert "6 of 6 pictures have changed" in empty.fails(4, *extract(tmp_path / "one.tar"))
-    assert "6 of 6 pictures have changed" in empty.fails(4, *extract(pack(tmp_path / "two.tar", 50)))
+    two = pack(tmp_path / "two.tar", 50)
+    assert "6 of 6 pictures have changed" in empty.fails(4, *extract(two))
+    empty.succeeds(*extract(tmp_path / "one.tar"), "--overwrite")
+    shutil.copystat(tmp_path / "one.tar", two)
+    assert two.stat().st_size == (tmp_path / "one.tar").stat().st_size
+    assert "6 of 6 pictures have changed" in empty.fails(4, *extract(two)), "the record is of the files of one.tar"

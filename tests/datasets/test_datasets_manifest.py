@@ -322,7 +322,7 @@ BAD_JSONL = {
     "blank": ("\n\n", "this manifest is empty"),
     "no image column": ('{"Images": "a", "caption": "x"}\n', r"line 1: no column 'image'.*--image-column 'Images'"),
     "no image column, nothing near": ('{"q": 1}\n', r"no column 'image' \(columns: 'q'\); name the column with"),
-    "no image in a row": (GOOD + '{"image": "", "caption": "x"}\n', "line 2: nothing in column 'image'"),
+    "no image in any row": ('{"image": "", "caption": "x"}\n' * 2, r"column 'image': not one of 2 rows .*line 1\)"),
     "no caption column": (
         '{"image": "a", "kaption": "x"}\n',
         r"not one caption for 1 images.*--caption-column 'kaption'",

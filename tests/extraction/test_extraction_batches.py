@@ -7,7 +7,7 @@ import torch
 from support.fakes import FakeText, FakeVision, make_dataset
 
 from alignvl_cli.errors import DataError
-from alignvl_cli.extraction.batch_size import choose_batches, measured_size
+from alignvl_cli.extraction.estimate import choose_batches, measured_size
 from alignvl_cli.extraction.events import Finished
 from alignvl_cli.extraction.plan import CPU_IMAGES, Batches, make_plan
 from alignvl_cli.extraction.run import run_extraction
@@ -86,5 +86,5 @@ def test_what_was_measured_is_kept_for_the_rest_of_the_work(tmp_path):
     assert again == begun
     *_, last = run_extraction(dataset, *encoders, output, AUTO, settings={}, batches=again)
     assert isinstance(last, Finished)
-    assert last.summary.taken_up == 32
+    assert last.summary.resumed == 32
     assert open_store(output).made_by["plan"]["text_batch"] == 3

@@ -1,13 +1,19 @@
 """Pictures that change, come back or vanish while an extraction is under way: the store is that of the files there."""
 
+import hashlib
+import os
+from pathlib import Path
+
 import pytest
 from PIL import Image
 from support.fakes import FakeText, FakeVision, make_dataset
 from support.stored import differing, stored_datasets
 
+from alignvl_cli.artifacts import read_json, write_json
+from alignvl_cli.datasets.dataset import ImageSource
 from alignvl_cli.distributed import ALONE, Ranks
+from alignvl_cli.encoders.decoding import decode_image
 from alignvl_cli.errors import DataError
-from alignvl_cli.extraction import images
 from alignvl_cli.extraction.events import Finished, Progress, Stage
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.settings import ExtractConfig
@@ -46,7 +52,7 @@ def test_a_picture_that_was_replaced_is_read_again(tmp_path, ranks):
     interrupted(dataset, output, ranks)
     Image.new("RGB", (12, 10), (200, 201, 77)).save(tmp_path / "data" / "00040.png")
     vision = FakeVision()
-    assert extract(dataset, output, vision=vision, ranks=ranks).taken_up == 68
+    assert extract(dataset, output, vision=vision, ranks=ranks).resumed == 68
     assert sum(vision.batches) == 32, "the shard of the new picture, and no other"
     assert_as_if_undisturbed(dataset, output)
 
@@ -61,7 +67,7 @@ def test_pictures_that_have_come_back_are_read(tmp_path, ranks):
     for path in away:
         path.with_suffix(".away").rename(path)
     summary = extract(dataset, output, ranks=ranks)
-    assert (summary.rejected, summary.taken_up) == (0, 36)
+    assert (summary.rejected, summary.resumed) == (0, 36)
     assert_as_if_undisturbed(dataset, output)
 
 
@@ -91,65 +97,111 @@ def test_latents_stay_with_their_pictures_when_a_lost_shard_brings_others(tmp_pa
     assert_as_if_undisturbed(dataset, output)
 
 
-def vanishing(monkeypatch, spoil, number):
-    """The first time that picture `number` is to be decoded, `spoil` is done to its file before."""
-    prepare, spoilt = images.prepare_sources, []
+def spoiling(monkeypatch, path, spoil, when):
+    """The file `path` is spoilt once, right before or right after its bytes are read."""
+    read, spoilt = ImageSource.read, []
 
-    def prepared(preprocess, max_pixels, sources, sha256):
-        for source in sources:
-            if source.path.name == f"{number:05d}.png" and not spoilt:
-                spoilt.append(source.path)
-                spoil(source.path)
-        return prepare(preprocess, max_pixels, sources, sha256)
+    def reading(source, at_most=None):
+        is_now = source.path == path and not spoilt
+        if is_now:
+            spoilt.append(path)
+        if is_now and when == "before":
+            spoil(path)
+        data = read(source, at_most)
+        if is_now and when == "after":
+            spoil(path)
+        return data
 
-    monkeypatch.setattr(images, "prepare_sources", prepared)
+    monkeypatch.setattr(ImageSource, "read", reading)
 
 
-def overwrite(path):
-    path.write_bytes(b"another file")
+def replace(path):
+    Image.new("RGB", (31, 17), (3, 99, 201)).save(path)
 
 
-SPOILT = pytest.mark.parametrize("spoil", [lambda path: path.unlink(), overwrite], ids=["vanished", "changed"])
+SPOILT = pytest.mark.parametrize("spoil", [Path.unlink, replace], ids=["vanished", "changed"])
+WHEN = pytest.mark.parametrize("when", ["before", "after"])
 
 
 @SPOILT
+@WHEN
 @pytest.mark.parametrize("twin", [5, 40, 150])
-def test_a_picture_that_goes_before_it_is_decoded_takes_no_equal_one_along(tmp_path, monkeypatch, spoil, twin):
-    """The twin stands in the same shard, in the next one (hashed already), or in one that is not read yet."""
+def test_the_bytes_that_were_hashed_are_those_that_were_encoded(tmp_path, monkeypatch, spoil, when, twin):
+    """Whatever happens to a file around its one reading: its hash and its latent are of the same bytes, and an equal
+    file in its shard, in the next one or further on has its own."""
     dataset, output = make_dataset(tmp_path / "data", images=200), tmp_path / "s.h5"
     data = tmp_path / "data"
-    (data / f"{twin:05d}.png").write_bytes((data / "00003.png").read_bytes())
-    vanishing(monkeypatch, spoil, 3)
+    first = (data / "00003.png").read_bytes()
+    (data / f"{twin:05d}.png").write_bytes(first)
+    spoiling(monkeypatch, data / "00003.png", spoil, when)
     extract(dataset, output)
     store = open_store(output)
-    assert f"item{twin}" in store.image_id
-    assert [entry.id for entry in store.rejected] in ([], ["item3"])
-    latent = store.image_block(slice(None))
-    stored = dict(zip(store.image_id, latent, strict=True))
-    extract(make_dataset(tmp_path / "other", images=4), tmp_path / "other.h5")
-    alone = open_store(tmp_path / "other.h5").image_block(slice(None))[3]
-    assert abs(stored[f"item{twin}"] - alone).max() < 0.02
+    sha256 = dict(zip(store.image_id, map(bytes, store.image_sha256), strict=True))
+    latent = dict(zip(store.image_id, store.image_block(slice(None)), strict=True))
+    is_gone = spoil is Path.unlink and when == "before"
+    assert [entry.id for entry in store.rejected] == (["item3"] if is_gone else [])
+    monkeypatch.undo()
+    wanted = {f"item{twin}": first}
+    if not is_gone:
+        wanted["item3"] = first if when == "after" else (data / "00003.png").read_bytes()
+    for name, there in wanted.items():
+        assert sha256[name] == hashlib.sha256(there).digest()
+        pixels = FakeVision().preprocess(decode_image(there, SMALL.max_pixels))
+        assert abs(latent[name] - FakeVision().encode(pixels[None])[0]).max() < 0.02, "but for its batch"
 
 
 @SPOILT
-@pytest.mark.parametrize("ranks", [ALONE, TWO], ids=["alone", "shared"])
-def test_a_picture_that_went_before_it_was_decoded_is_tried_again(tmp_path, monkeypatch, spoil, ranks):
+@WHEN
+def test_a_file_that_changes_while_it_is_read_is_read_again_by_the_next_run(tmp_path, monkeypatch, spoil, when):
     dataset, output = make_dataset(tmp_path / "data", images=70), tmp_path / "s.h5"
     path = tmp_path / "data" / "00003.png"
     there = path.read_bytes()
-    vanishing(monkeypatch, spoil, 3)
-    interrupted(dataset, output, ranks)
+    spoiling(monkeypatch, path, spoil, when)
+    interrupted(dataset, output)
+    monkeypatch.undo()
     path.write_bytes(there)
     vision = FakeVision()
-    assert extract(dataset, output, vision=vision, ranks=ranks).rejected == 0
-    assert sum(vision.batches) == 32
+    assert extract(dataset, output, vision=vision).rejected == 0
+    assert sum(vision.batches) == (32 if when == "before" else 0), "of the bytes that are there again, or made anew"
     assert_as_if_undisturbed(dataset, output)
 
 
-def test_a_picture_that_went_for_good_is_named(tmp_path, monkeypatch):
-    dataset, output = make_dataset(tmp_path / "data", images=40), tmp_path / "s.h5"
-    vanishing(monkeypatch, lambda path: path.unlink(), 3)
-    assert extract(dataset, output).rejected == 1
-    assert [(entry.id, entry.reason) for entry in open_store(output).rejected] == [
-        ("item3", "No such file or directory")
-    ]
+@SPOILT
+def test_processes_that_share_the_work_refuse_a_file_that_changes_under_them(tmp_path, monkeypatch, spoil):
+    dataset, output = make_dataset(tmp_path / "data", images=70), tmp_path / "s.h5"
+    path = tmp_path / "data" / "00003.png"
+    there = path.read_bytes()
+    spoiling(monkeypatch, path, spoil, "after")
+    with pytest.raises(DataError, match=r"00003.*changed or went .* run the same command again"):
+        extract(dataset, output, ranks=TWO)
+    path.write_bytes(there)
+    extract(dataset, output, ranks=TWO)
+    assert_as_if_undisturbed(dataset, output)
+
+
+def test_a_resumed_extraction_opens_no_picture_of_a_finished_shard(tmp_path, monkeypatch):
+    dataset, output = make_dataset(tmp_path / "data", images=100), tmp_path / "s.h5"
+    interrupted(dataset, output)
+    os.utime(tmp_path / "data" / "00007.png")
+    opened = []
+    read = ImageSource.read
+    monkeypatch.setattr(
+        ImageSource, "read", lambda source, *most: opened.append(source.path.name) or read(source, *most)
+    )
+    assert extract(dataset, output).resumed == 100
+    assert opened == ["00007.png"]
+    assert_as_if_undisturbed(dataset, output)
+
+
+def test_a_folder_of_an_older_version_is_resumed(tmp_path):
+    """Its records tell no hash and no time of a file: the files are read, and no shard is made again."""
+    dataset, output = make_dataset(tmp_path / "data", images=100), tmp_path / "s.h5"
+    interrupted(dataset, output)
+    for path in (tmp_path / "s.h5.partial").glob("images-*.json"):
+        record = read_json(path, "shard record")
+        del record["sha256"], record["stamps"]
+        write_json(path, {**record, "vanished": {}})
+    vision = FakeVision()
+    assert extract(dataset, output, vision=vision).resumed == 100
+    assert not vision.batches
+    assert_as_if_undisturbed(dataset, output)

@@ -175,7 +175,7 @@ def bad_files():
         "letter.jpg": (b"Dear reader, this is no picture.", "not an image"),
         "zeros.png": (bytes(1 << 20), "not an image"),
         "program.jpg": (encoded(quarters(), "EPS"), "not an image"),
-        "document.png": (encoded(quarters(), "PDF"), "not an image"),
+        "document.png": (encoded(quarters(), "PDF"), "PDF, which is not read"),
         "bomb.png": (png_of(50_000, 50_000), "50000 x 50000 pixels, above --max-pixels"),
         "bomb.gif": (large_gif, "60000 x 60000 pixels, above --max-pixels"),
         "bomb.bmp": (bytes(large_bmp), "50000 x 50000 pixels, above --max-pixels"),

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from support.killable import CONFIG, Killable
 from support.stored import differing, stored_datasets
 from typer.testing import CliRunner
 
-from alignvl_cli.artifacts import Lock
 from alignvl_cli.cli.app import app
 from alignvl_cli.distributed import ALONE, Ranks, ranks_here
 from alignvl_cli.errors import DataError, UsageError
@@ -167,7 +165,7 @@ def test_alone_and_shared_do_not_meet(tmp_path, alone):
 
 def test_a_lone_process_keeps_ranks_out(tmp_path, alone, monkeypatch):
     dataset, _, _ = alone
-    monkeypatch.setattr("alignvl_cli.extraction.occupancy.ENTRY_SECONDS", 0.5)
+    monkeypatch.setattr("alignvl_cli.extraction.shards.ENTRY_SECONDS", 0.5)
     running = run_extraction(dataset, FakeVision(), FakeText(), tmp_path / "s.h5", CONFIG, settings={})
     next(running)
     with pytest.raises(DataError, match="another process"):
@@ -183,8 +181,6 @@ def test_nobody_throws_away_what_others_may_be_using(tmp_path, alone, option):
 
 def test_sharing_needs_locks(tmp_path, alone, monkeypatch):
     monkeypatch.setattr("alignvl_cli.artifacts.fcntl", None)
-    with closing(Lock(tmp_path / "any")) as lock:
-        assert lock.take()
     with pytest.raises(DataError, match="one process"):
         extract(alone[0], tmp_path / "s.h5", of(2)[0])
 
@@ -194,6 +190,7 @@ def test_sharing_needs_locks(tmp_path, alone, monkeypatch):
     [
         ({}, ALONE),
         ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, Ranks(1, 2, 1, 2)),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, Ranks(1, 2, None, 2)),
         ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, Ranks(5, 8, 1, 4)),
     ],
 )

@@ -54,7 +54,7 @@ def test_a_latent_beyond_float16_is_met_in_its_shard_and_float32_goes_on(tmp_pat
         extract(dataset, output, vision=vision, text=text, config=HALF)
     assert not (tmp_path / "s.h5.partial" / "images-000003.json").exists() or side == "text"
     summary = extract(dataset, output, vision=vision, text=text)
-    assert summary.taken_up == (32 if side == "vision" else 100)
+    assert summary.resumed == (32 if side == "vision" else 100)
     assert open_store(output).image_latent.dtype == np.float32
 
 
@@ -113,7 +113,7 @@ def test_a_file_put_into_the_work_folder_outlives_the_work(tmp_path, ranks):
     running.close()
     (tmp_path / "s.h5.partial" / "images-notes.json").write_text("mine")
     (tmp_path / ".s.h5.notes.tmp").write_text("mine")
-    assert extract(dataset, output, ranks=ranks).taken_up == 32
+    assert extract(dataset, output, ranks=ranks).resumed == 32
     assert [path.name for path in (tmp_path / "s.h5.partial").iterdir()] == ["images-notes.json"]
     assert (tmp_path / ".s.h5.notes.tmp").exists()
     shutil.rmtree(tmp_path / "s.h5.partial")

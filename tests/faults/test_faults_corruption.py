@@ -21,9 +21,9 @@ from alignvl_cli.artifacts import read_json
 from alignvl_cli.datasets.dataset import Dataset
 from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.errors import DataError, MismatchError
-from alignvl_cli.extraction.again import compare_pictures
 from alignvl_cli.extraction.plan import existing_store_matches, make_plan
 from alignvl_cli.extraction.run import run_extraction
+from alignvl_cli.extraction.up_to_date import compare_pictures
 from alignvl_cli.retrieval.evaluate import read_evaluation
 from alignvl_cli.retrieval.index import open_index
 from alignvl_cli.settings import DatasetOptions, Gallery
@@ -61,7 +61,7 @@ def read_run(folder: Path) -> Any:
 
 
 def read_saved_evaluation(folder: Path) -> Any:
-    path = folder / "run" / "eval" / "store-test.json"
+    path = next((folder / "run" / "eval").glob("store-*-test-calibration.json"))
     return read_evaluation(path), pyarrow.parquet.read_table(path.with_suffix(".parquet")).to_pydict()
 
 

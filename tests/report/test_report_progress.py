@@ -118,7 +118,7 @@ SUMMARY = events.ExtractSummary(
     captions=5000, distinct_captions=4900, repeated_captions=100,
     truncated_captions=0, cleaned_captions=0, blank_captions=0, rejected=3,
     too_many_rejected=False, leaks=2, split_sizes={"train": 1300, "val": 200, "test": 400}, rounding_error=1.2e-3,
-    taken_up=0, workers=1,
+    resumed=0, workers=1,
     seconds=events.Seconds(decode=1.0, encode_images=20.0, encode_texts=5.0, write=0.5, total=27.0),
 )  # fmt: skip
 EXTRACTION = [

@@ -39,6 +39,7 @@ class Sample:
 SAMPLES = [
     Sample("photos.jsonl", DatasetFormat.jsonl, COLUMNS),
     Sample("photos.csv", DatasetFormat.csv, COLUMNS),
+    Sample("photos.json", DatasetFormat.json, ("image", "captions", "label")),
     Sample("dataset_photos.json", DatasetFormat.karpathy, ("image", "captions", "split")),
     Sample("captions_photos.json", DatasetFormat.coco, ("image", "captions")),
     Sample("photos.token", DatasetFormat.flickr_token, ("image", "captions")),

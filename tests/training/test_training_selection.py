@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.fakes import make_store
 
-from alignvl_cli.align import neighbours
+from alignvl_cli.align import ranks
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.recipes import resolve_train
@@ -16,7 +16,7 @@ from alignvl_cli.training import subsets as selection
 from alignvl_cli.training.data import StoredRows
 from alignvl_cli.training.run import count_pairs, train_run
 from alignvl_cli.training.run_folder import CONFIG, load_run
-from alignvl_cli.training.subsets import SUBSETS, Latents, agreement, choose_pairs, corrupt
+from alignvl_cli.training.subsets import SUBSETS, Latents, agreement, corrupt, select_pairs
 
 SMALL = {"epochs": 3, "batch-size": 16, "embed-dim": 8, "adapter-depth": 1, "device": "cpu", "precision": "fp32"}
 
@@ -125,7 +125,7 @@ def store(tmp_path_factory):
 
 def chosen(store, **asked):
     config = resolve_train(SMALL | {key.replace("_", "-"): value for key, value in asked.items()}, pairs=180)
-    return choose_pairs([open_store(store)], "train", config, Streams(config.seed))
+    return select_pairs([open_store(store)], "train", config, Streams(config.seed))
 
 
 def test_quality_leaves_corrupted_pairs_out(store):
@@ -205,8 +205,8 @@ def test_a_store_read_by_windows_is_corrupted_and_judged_alike(tmp_path):
     {"subset": f"{kind}:300"} for kind in ("quality", "kdpp")
 )], ids=str)  # fmt: skip
 def test_a_budget_bounds_what_is_looked_at_and_changes_nothing(tmp_path, monkeypatch, asked):
-    monkeypatch.setattr(neighbours, "ASKED", 40)
-    monkeypatch.setattr(neighbours, "OTHERS", 70)
+    monkeypatch.setattr(ranks, "ASKED", 40)
+    monkeypatch.setattr(ranks, "OTHERS", 70)
     monkeypatch.setattr(selection, "DPP_BLOCK", 150)
     sizes = {"images": 400, "dim": 12, "text_dim": 10, "captions_per_image": (1, 2, 0, 3)}
     opened = [open_store(make_store(tmp_path / "s.h5", **sizes))]
@@ -217,7 +217,7 @@ def test_a_budget_bounds_what_is_looked_at_and_changes_nothing(tmp_path, monkeyp
         most.clear()
         flags = {key.replace("_", "-"): value for key, value in asked.items()}
         config = resolve_train(SMALL | flags | {"memory-budget": budget}, pairs=400)
-        pairs = choose_pairs(opened, "train", config, Streams(config.seed))
+        pairs = select_pairs(opened, "train", config, Streams(config.seed))
         found[budget] = (pairs.text_image_T, [rows.tolist() for rows in pairs.text._rows], max(most))
     assert torch.equal(found["4kB"][0], found["none"][0])
     assert found["4kB"][1] == found["none"][1]

@@ -8,6 +8,8 @@ import sys
 import pandas
 import pytest
 
+from alignvl_cli.store.reader import open_store
+
 
 def test_every_report_at_once_is_one_table_after_the_other(alignvl):
     table = " ".join(alignvl.succeeds("eval", "--bootstrap", "--calibration", "--hubness", "nnn").split())
@@ -31,13 +33,14 @@ def test_diagrams_are_drawn_beside_the_result(alignvl):
     result = alignvl("eval", "--calibration")
     assert result.exit_code == 0
     folder = alignvl.workspace / "runs" / "0002-alignvl-no-mix-uniform-s0" / "eval"
+    saved = f"fake-{open_store(alignvl.workspace / 'stores' / 'fake.h5').content_hash[:8]}-test-calibration"
     assert {path.name for path in folder.iterdir()} == {
-        "fake-test.json",
-        "fake-test.parquet",
-        "fake-test-reliability.png",
-        "fake-test-reliability.svg",
+        f"{saved}.json",
+        f"{saved}.parquet",
+        f"{saved}-reliability.png",
+        f"{saved}-reliability.svg",
     }
-    assert "fake-test-reliability.png" in result.stderr
+    assert f"{saved}-reliability.png" in result.stderr
 
 
 def test_without_matplotlib_the_table_comes_and_the_diagrams_are_said_to_be_missing(alignvl, monkeypatch):
@@ -54,7 +57,8 @@ def test_other_recalls_folds_and_identical_hits_are_stated(alignvl):
     assert list(found["metrics"]["image_to_text"])[:2] == ["R@1", "R@3"]
     assert "2 folds" in found["protocol"]
     saved = alignvl.workspace / "runs" / "0002-alignvl-no-mix-uniform-s0" / "eval"
-    assert (saved / "fake-test-2-folds-identical-hits.json").is_file()
+    (record,) = saved.glob("fake-*-test-*2-folds-identical-hits.json")
+    assert json.loads(record.read_text(encoding="utf-8"))["folds"] == 2
 
 
 def test_differences_between_runs_have_intervals(alignvl):

@@ -6,6 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 from support.fakes import make_store
 from support.studies import write_study
 from support.tiny_models import save_dinov2
@@ -57,6 +58,7 @@ def test_an_unknown_demo(empty):
 
 def test_an_unknown_model_while_offline(empty, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "a.png")
     path = manifest(tmp_path, '{"image": "a.png", "captions": ["x"]}\n')
     assert "nobody/nothing" in empty.fails(3, "extract", path, "--vision", "nobody/nothing")
 
@@ -223,9 +225,9 @@ def test_a_search_for_nothing(alignvl, texts):
 def test_the_run_that_an_index_was_made_of_is_gone(alignvl):
     run = alignvl.workspace / "runs" / "0001-alignvl-s0"
     alignvl.succeeds("index", run)
-    shutil.rmtree(run)
+    shutil.rmtree(run.parent)  # another run may have the very same adapters
     message = alignvl.fails(3, "search", "red")
-    assert "the run it was made of is gone" in message
+    assert "is neither in the workspace" in message
     assert "alignvl index RUN" in message
 
 

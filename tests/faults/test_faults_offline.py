@@ -36,7 +36,7 @@ def test_the_whole_pipeline_asks_no_network(tmp_path, tries, tried):
     found = json.loads(alignvl.succeeds("search", "red square", "--json"))
     assert found["results"]
     for path in (*(tmp_path / "w").glob("*/*"),):
-        if not path.name.startswith("."):
+        if not path.name.startswith(".") and path.suffix != ".json":
             alignvl.succeeds("inspect", path, "--check")
     alignvl.succeeds("doctor")
     assert tries == []

@@ -108,7 +108,7 @@ def shape_for(pairs: int) -> Shape:
     epochs = LEAST_EPOCHS if pairs < 100_000 else LEAST_EPOCHS // 2
     return Shape(
         latent_norm=LatentNorm.rms,
-        latent_width=512 if pairs < 20_000 else 1024,
+        latent_width=1024,
         init=Init.random,
         adapter_depth=1,
         adapter_expansion=1 if pairs < 20_000 else 2,

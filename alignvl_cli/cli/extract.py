@@ -83,6 +83,7 @@ def extract(
         encoders.vision,
         pooling=encoders.image_pooling,
         layers=encoders.image_layers,
+        views=encoders.views,
         device=place,
         precision=asked.precision,
         trust=trust,

@@ -59,6 +59,11 @@ class Layers:
             part_BP = [F.normalize(vector_BP, dim=1) for vector_BP in part_BP]
         return torch.cat(part_BP, dim=1)
 
+    def mean(self, views_VBD: Tensor) -> Tensor:
+        """Latents (B, D) of pictures from those of their views: of each part the mean direction, of unit length."""
+        part_VBP = views_VBD.split(self.widths or views_VBD.shape[2], dim=2)
+        return torch.cat([F.normalize(F.normalize(one, dim=2).mean(dim=0), dim=1) for one in part_VBP], dim=1)
+
 
 def layers_on_record(record: Mapping[str, Any]) -> str:
     """What to ask for to get the parts of a recorded encoder again."""

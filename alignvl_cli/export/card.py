@@ -52,7 +52,8 @@ def model_card(run: Run, target: ExportTarget, compared: Sequence[Parity], folde
         trust=", trust_remote_code=True" if has_code else "",
     )
     code = (
-        "\n`alignvl_blocks.py` holds two layers that sentence-transformers lacks; it is the only code here.\n"
+        "\n`alignvl_blocks.py` holds modules that sentence-transformers lacks; it is the only code here, and\n"
+        "`trust_remote_code=True` lets it run.\n"
         if has_code
         else ""
     )

@@ -97,6 +97,8 @@ def extract(
         precision=asked.precision,
         trust=trust,
     )
+    for note in filter(None, (images.layers.note, captions.layers.note)):
+        session.note(note)
     plan = make_plan(pairs, images, captions, config)
     store = output or session.workspace.store_path(pairs.name, plan.encoder_hash)
     if asked.plan:

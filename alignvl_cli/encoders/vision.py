@@ -21,13 +21,12 @@ from transformers.models.efficientnet.modeling_efficientnet import EfficientNetS
 
 from alignvl_cli.devices import choose_precision
 from alignvl_cli.encoders.folders import NO_TRUST, Side, code_record, find_model, spec_of
-from alignvl_cli.encoders.layers import Hidden, Layers, Pool, choose_layers, layers_on_record
+from alignvl_cli.encoders.layers import Hidden, Layers, Pool, choose_layers, layers_on_record, run_probe
 from alignvl_cli.encoders.pixels import Preprocess, Views, views_on_record, views_record
 from alignvl_cli.encoders.pooling import IMAGE_VECTORS, OF_ONE_TOKEN, choose_pooling, inner_pooling
 from alignvl_cli.encoders.preprocessing import PROBES, load_processor, preprocess_of, processor_record
 from alignvl_cli.encoders.records import about, require_known, require_same
 from alignvl_cli.encoders.towers import DTYPES, PROJECTED, Tower, load_tower, probed, require_steady
-from alignvl_cli.errors import UsageError
 from alignvl_cli.settings import LAST_LAYER, Pooling, Precision, Trust
 
 Values = Callable[[np.ndarray], Tensor]
@@ -177,9 +176,7 @@ def load_vision(
     preprocess = preprocess_of(processor, found.spec)
     pixels_2CHW = values_of(preprocess, "cpu", torch.float32)(np.stack([preprocess(PROBES[0])] * 2))
     with probed(found, tower):
-        output = tower.model(
-            pixel_values=pixels_2CHW, **({} if layers == LAST_LAYER else {"output_hidden_states": True})
-        )
+        output = run_probe(partial(tower.model, pixel_values=pixels_2CHW), layers)
         hidden = output.last_hidden_state
     require_steady(found, tower, hidden)
     prefix = _prefix_tokens(hidden, _patches(tower, pixels_2CHW))
@@ -194,11 +191,16 @@ def load_vision(
     )
     last_2P = IMAGE_VECTORS[chosen](output, prefix or 0)
     inner = inner_pooling(Side.vision, chosen, tower.model_type, prefix)
-    if inner is None and layers != LAST_LAYER:
-        raise UsageError(f"{found.spec}: nothing tells how to pool its layers; leave --image-layers out")
-
     pool = partial(_pooled, inner or chosen, prefix or 0)
-    parts = choose_layers(Side.vision, found.spec, layers, output, last_2P, pool, of_one_token=inner in OF_ONE_TOKEN)
+    parts = choose_layers(
+        Side.vision,
+        found.spec,
+        layers,
+        output,
+        last_2P,
+        None if inner is None else pool,
+        of_one_token=inner in OF_ONE_TOKEN,
+    )
     precision = choose_precision(precision, device)
     model = folded(tower.model, pixels_2CHW)
     layout = torch.contiguous_format if model is tower.model else torch.channels_last

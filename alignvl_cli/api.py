@@ -49,6 +49,7 @@ from alignvl_cli.settings import (
     Trust,
     by_flag,
     layers_asked,
+    views_asked,
 )
 from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.run import count_pairs, train_run
@@ -79,6 +80,7 @@ def extract(
     text_pooling: Pooling | str | None = None,
     image_layers: str = LAST_LAYER,
     text_layers: str = LAST_LAYER,
+    views: int = 1,
     text_prefix: str | None = None,
     format: DatasetFormat | str | None = None,
     image_root: str | Path | None = None,
@@ -124,6 +126,7 @@ def extract(
         vision,
         pooling=pooling,
         layers=layers_asked(image_layers, "image-layers"),
+        views=views_asked(str(views)),
         device=place,
         precision=number,
         trust=trust,

@@ -276,6 +276,13 @@ def layers_asked(text: str, flag: str) -> str:
     return ",".join(name if name == LAST_LAYER or not is_listed else str(int(name)) for name in names)
 
 
+def views_asked(text: str) -> int:
+    """How many views of a picture; UsageError for a number that there is not."""
+    if text.strip() not in ("1", "2", "4"):
+        raise UsageError(f"--views: wanted 1, 2 or 4, got '{text}'")
+    return int(text)
+
+
 def _parts(text: str) -> str:
     return ",".join(name.strip() for name in text.split(","))
 
@@ -449,6 +456,12 @@ class EncoderSettings:
         *(LAST_LAYER, ENCODERS),
         metavar="LAYERS",
         read=partial(layers_asked, flag="text-layers"),
+    )
+    views: int = setting(
+        "Views of a picture that its latent is the mean of: as it is, mirrored, inner part, on white.",
+        *(1, ENCODERS),
+        metavar="1|2|4",
+        read=views_asked,
     )
     text_prefix: str | None = setting(
         "Put before every caption and query, as in 'query: '.",

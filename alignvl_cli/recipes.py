@@ -94,6 +94,8 @@ RELEASED_SHAPE = Shape(
 CAN_START_AT_CCA = (AdapterKind.fusemix, AdapterKind.linear)
 """Adapters that are one linear map when their residual branches give nothing."""
 LEAST_STEPS, LEAST_EPOCHS = 300, 20
+NARROWEST_LATENTS, WIDEST_LATENTS = 64, 1024
+"""Principal components kept; half as many as there are pairs in between: beyond their rank they are noise."""
 
 
 def shape_for(pairs: int) -> Shape:
@@ -108,7 +110,7 @@ def shape_for(pairs: int) -> Shape:
     epochs = LEAST_EPOCHS if pairs < 100_000 else LEAST_EPOCHS // 2
     return Shape(
         latent_norm=LatentNorm.rms,
-        latent_width=1024,
+        latent_width=min(WIDEST_LATENTS, max(NARROWEST_LATENTS, pairs // 2)),
         init=Init.random,
         adapter_depth=1,
         adapter_expansion=1 if pairs < 20_000 else 2,

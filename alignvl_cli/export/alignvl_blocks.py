@@ -121,3 +121,52 @@ class GatedUnit(_Block):
     def apply_to(self, x_ND: Tensor) -> Tensor:
         x_ND = self.norm(x_ND)
         return self.out_map(F.relu6(self.gate(x_ND)) * self.value(x_ND))
+
+
+class _Member(nn.Module):
+    """A chain of layers of a member: the pooled latent in, its unit embedding out."""
+
+    def __init__(self, layers: list[dict[str, Any]]) -> None:
+        super().__init__()
+        self.kinds = [layer["kind"] for layer in layers]
+        made: dict[str, Any] = {
+            "Dense": _dense,
+            "LayerNorm": lambda dimension: nn.LayerNorm(dimension),
+            "Normalize": nn.Identity,
+        }
+        made |= {"InvertedBottleneck": InvertedBottleneck, "GatedUnit": GatedUnit}
+        self.layers = nn.ModuleList(
+            made[layer["kind"]](**{key: value for key, value in layer.items() if key != "kind"}) for layer in layers
+        )
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        for kind, layer in zip(self.kinds, self.layers, strict=True):
+            if kind == "Normalize":
+                x_ND = F.normalize(x_ND, dim=1)
+            else:
+                x_ND = layer.apply_to(x_ND) if isinstance(layer, _Block) else layer(x_ND)
+        return x_ND
+
+
+def _dense(in_features: int, out_features: int, bias: bool, activation_function: str) -> nn.Module:
+    linear = nn.Linear(in_features, out_features, bias)
+    return nn.Sequential(linear, nn.GELU()) if activation_function.endswith("GELU") else nn.Sequential(linear)
+
+
+class Joined(_Block):
+    """An ensemble: members' unit embeddings, each times the root of its weight, side by side, then a linear map."""
+
+    config_keys = ["width", "hidden", "out", "members", "roots"]  # noqa: RUF012
+
+    def __init__(
+        self, width: int, hidden: int, out: int, members: list[list[dict[str, Any]]], roots: list[float]
+    ) -> None:
+        super().__init__(width, hidden, out)
+        del self.norm
+        self.members, self.roots = members, roots
+        self.chains = nn.ModuleList(_Member(layers) for layers in members)
+        self.reduce = nn.Linear(hidden, out, bias=False)
+
+    def apply_to(self, x_ND: Tensor) -> Tensor:
+        unit = [root * chain(x_ND) for root, chain in zip(self.roots, self.chains, strict=True)]
+        return self.reduce(torch.cat(unit, dim=1))

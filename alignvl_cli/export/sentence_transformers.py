@@ -21,10 +21,12 @@ from alignvl_cli.align.adapters import (
     Columns,
     GatedUnit,
     InvertedBottleneck,
+    Joined,
     PrincipalComponents,
     Standardize,
     StreamDropout,
     UnitLength,
+    UnitMeanSquare,
 )
 from alignvl_cli.artifacts import read_json, write_foreign_json
 from alignvl_cli.encoders.quiet import quiet
@@ -119,6 +121,24 @@ def _gated(layer: GatedUnit, following: nn.Module | None) -> list[Module]:
     return [Module(f"{OURS}GatedUnit", sizes, weights)]
 
 
+def _joined(layer: Joined, following: nn.Module | None) -> list[Module]:
+    """Each member's own chain, nested; the names of its layers' weights say where they are."""
+    members, weights = [], {"reduce.weight": layer.map_ES}
+    for number, member in enumerate(layer.members):
+        assert isinstance(member, Adapter)
+        modules = chain(member)
+        members.append([{"kind": module.type.rsplit(".", 1)[1], **module.config} for module in modules])
+        for place, module in enumerate(modules):
+            prefix = f"chains.{number}.layers.{place}."
+            names = {"linear.": "0.", "norm.": "" if module.type.endswith(".LayerNorm") else "norm."}
+            for name, tensor in module.weights.items():
+                known = next((part for part in names if name.startswith(part)), None)
+                weights[prefix + (name if known is None else names[known] + name.removeprefix(known))] = tensor
+    config = {"width": members[0][0].get("in_features", 0), "hidden": layer.map_ES.shape[1]}
+    config |= {"out": layer.map_ES.shape[0], "members": members, "roots": layer.root_M.tolist()}
+    return [Module(f"{OURS}Joined", config, weights)]
+
+
 def _nothing(layer: nn.Module, following: nn.Module | None) -> list[Module]:
     """The identity once training is over, or done by the layer before."""
     return []
@@ -129,6 +149,7 @@ MODULES: dict[type[nn.Module], Callable[[Any, nn.Module | None], list[Module]]] 
     Columns: _columns,
     UnitLength: lambda layer, following: [Module(f"{THEIRS}Normalize")],
     Standardize: _standardize,
+    UnitMeanSquare: _standardize,
     PrincipalComponents: _principal,
     nn.Linear: _linear,
     nn.GELU: _nothing,
@@ -136,6 +157,7 @@ MODULES: dict[type[nn.Module], Callable[[Any, nn.Module | None], list[Module]]] 
     StreamDropout: _nothing,
     InvertedBottleneck: _bottleneck,
     GatedUnit: _gated,
+    Joined: _joined,
 }
 """Layer -> (the layer, the one after it) -> modules; a new adapter made of other layers adds its line."""
 

@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from support import tiny_models
 from torch import nn
 
-from alignvl_cli.align.adapters import AdapterShape, AsStored, Columns, new_pair
+from alignvl_cli.align.adapters import AdapterShape, AsStored, Columns, Joined, new_pair
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.encoders.text import load_text
 from alignvl_cli.export import alignvl_blocks
@@ -76,6 +76,19 @@ def test_the_chain_takes_the_columns_of_a_run():
     columns = Columns(WIDTH, [(0, 2), (3, WIDTH)])
     found = run_chain(MODULES[Columns](columns, None), latent_ND)
     assert torch.equal(found, latent_ND[:, [column for column in range(WIDTH) if column != 2]])
+
+
+def test_the_chain_of_an_ensemble_is_the_ensemble():
+    """Of members of every kind, norm and reduction."""
+    made = [adapter_of(*which) for which in itertools.product(AdapterKind, LatentNorm, [0, 8])]
+    joined = Joined([adapter for adapter, _ in made], [7] * len(made), 5)
+    draw = torch.Generator().manual_seed(1)
+    joined.root_M.copy_(torch.rand(len(made), generator=draw))
+    joined.map_ES.copy_(torch.randn(joined.map_ES.shape, generator=draw))
+    latent_ND = made[0][1]
+    torch.testing.assert_close(
+        run_chain(MODULES[Joined](joined, None), latent_ND), joined(latent_ND), atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("kind", list(AdapterKind))

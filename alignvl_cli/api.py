@@ -33,9 +33,9 @@ from alignvl_cli.retrieval.dual_encoder import DualEncoder
 from alignvl_cli.retrieval.factory import AUTO
 from alignvl_cli.retrieval.metrics import RECALL_AT, Protocol
 from alignvl_cli.settings import (
+    AUTO_LAYERS,
     DEFAULT_TEXT,
     DEFAULT_VISION,
-    LAST_LAYER,
     DatasetFormat,
     DatasetOptions,
     Device,
@@ -78,8 +78,8 @@ def extract(
     text: str = DEFAULT_TEXT,
     image_pooling: Pooling | str | None = None,
     text_pooling: Pooling | str | None = None,
-    image_layers: str = LAST_LAYER,
-    text_layers: str = LAST_LAYER,
+    image_layers: str = AUTO_LAYERS,
+    text_layers: str = AUTO_LAYERS,
     views: int = 1,
     text_prefix: str | None = None,
     format: DatasetFormat | str | None = None,

@@ -25,7 +25,7 @@ TEXTS = ["red", "a Green square", "", "blue square 7 " * 30]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> CommandLine:
-    """A workspace with runs of every adapter, fusemix last and joined with the closed form, and the folder of their text
+    """A workspace with runs of every adapter, fusemix last and joined, and the folder of their text
     encoder beside it."""
     folder = tmp_path_factory.mktemp("export")
     alignvl = CommandLine(folder / "workspace")

@@ -261,6 +261,11 @@ def departures(config: TrainConfig, usual: TrainConfig) -> dict[str, Any]:
     return {key: value for key, value in by_flag(config.to_json()).items() if value != there.get(key)}
 
 
+def as_flags(settings: Mapping[str, Any]) -> str:
+    """Settings as they are typed."""
+    return " ".join(f"--{key} {value}" for key, value in settings.items())
+
+
 SAME_PAIRS = ("seed", "embed_dim", "memory_budget", "corrupt_captions", "corrupt_kind", "subset")
 SAME_PARTS = ("image_parts", "text_parts")
 

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from alignvl_cli.errors import UsageError
+from alignvl_cli.recipes import as_flags
 from alignvl_cli.report.artifacts import flat
 from alignvl_cli.report.text import as_time, counted, roughly, safe
 
@@ -216,7 +217,7 @@ class TrainingProgress(Display):
         self._say(f"{ridge}validation mean recall {tried.metrics['mean_recall']:.2f}{best}")
 
     def _member(self, member: "records.Member") -> None:
-        settings = " ".join(f"--{key} {value}" for key, value in member.settings.items()) or "the first"
+        settings = as_flags(member.settings) or "the first"
         self._say(f"pair {member.number} of {member.of}: {settings}")
         self._last = self._best = None
 
@@ -230,7 +231,7 @@ class TrainingProgress(Display):
         self._say(f"{what}{closed}: validation mean recall {weighed.metrics['mean_recall']:.2f}{kept}")
 
     def _compared(self, compared: "records.Compared") -> None:
-        settings = " ".join(f"--{key} {value}" for key, value in compared.settings.items()) or "the usual settings"
+        settings = as_flags(compared.settings) or "the usual settings"
         self._say(
             f"compared, {compared.share:.0%} of the epochs: {settings}: "
             f"validation mean recall {compared.metrics['mean_recall']:.2f}"

@@ -1,6 +1,7 @@
-"""Which of several processes this one is, as torchrun says it in the environment.
+"""Which of several processes this one is, as torchrun says it in the environment; and worker processes.
 
-Ordered work in worker processes, a bounded way ahead; or the same in this process.
+`started_workers` adds to `concurrent.futures` a bound on the tasks that are ahead, and workers that end with this
+process, however it ends.
 """
 
 import multiprocessing
@@ -13,7 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from alignvl_cli.devices import usable_cores
 from alignvl_cli.errors import DataError, UsageError
@@ -21,13 +22,15 @@ from alignvl_cli.errors import DataError, UsageError
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """One process among equals that share the shards of one extraction over a common folder."""
+    """One process among those that torchrun started, or the only one."""
 
     rank: int = 0
     count: int = 1
     local_rank: int = 0
     """Among the processes of this machine: the number of its GPU."""
     local_count: int = 1
+    is_local_known: bool = True
+    """Whether LOCAL_RANK was stated, which says what GPU is whose."""
 
     @property
     def is_shared(self) -> bool:
@@ -43,8 +46,10 @@ ALONE = Ranks()
 
 
 def ranks_here(environment: Mapping[str, str] = os.environ) -> Ranks:
-    """From RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; alone where they are not set. UsageError for nonsense."""
+    """From RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; alone where RANK is not set. UsageError for nonsense."""
     count = _number(environment, "WORLD_SIZE", 1)
+    if "RANK" not in environment:
+        return ALONE
     rank = _number(environment, "RANK", 0)
     local_count = _number(environment, "LOCAL_WORLD_SIZE", count)
     local_rank = _number(environment, "LOCAL_RANK", rank)
@@ -53,19 +58,28 @@ def ranks_here(environment: Mapping[str, str] = os.environ) -> Ranks:
             f"RANK {rank} of WORLD_SIZE {count}, LOCAL_RANK {local_rank} of LOCAL_WORLD_SIZE {local_count}: a rank "
             "must be below its size; start the processes with torchrun, or unset these variables"
         )
-    return Ranks(rank, count, local_rank, local_count)
+    return Ranks(rank, count, local_rank, local_count, count == 1 or "LOCAL_RANK" in environment)
 
 
 def use_own_gpu(ranks: Ranks) -> None:
     """Have `cuda` mean this process's own GPU; UsageError when the machine has fewer GPUs than processes."""
     import torch
 
-    there = torch.cuda.device_count()
-    if ranks.local_rank >= there:
+    torch.cuda.set_device(own_gpu(ranks, torch.cuda.device_count()))
+
+
+def own_gpu(ranks: Ranks, gpus: int) -> int:
+    """The GPU of this process among those of its machine; UsageError when there are not as many."""
+    if not ranks.is_local_known:
         raise UsageError(
-            f"LOCAL_RANK {ranks.local_rank}, and this machine has {there} GPUs; start one process for each GPU"
+            "RANK is set but LOCAL_RANK is not, which says what GPU is whose: start with torchrun, or set it"
         )
-    torch.cuda.set_device(ranks.local_rank)
+    if ranks.local_rank >= gpus:
+        raise UsageError(
+            f"LOCAL_RANK {ranks.local_rank}: this process has no GPU, the machine has {gpus}; start as many processes "
+            "as GPUs"
+        )
+    return ranks.local_rank
 
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:
@@ -84,42 +98,26 @@ FEW_CORES = 2
 """Up to here the encoder's threads and a decoding process only get in each other's way."""
 
 
-class Workers(Protocol):
-    """Runs picklable functions; results come in the order of the tasks, whoever did them."""
+@dataclass(frozen=True)
+class Workers:
+    """Runs picklable functions in processes, or in this one; results come in the order of the tasks."""
 
-    count: int
+    count: int = 0
+    pool: ProcessPoolExecutor | None = None
 
     def map(
         self, function: Callable[..., Any], tasks: Iterable[tuple[Tag, Sequence[Any]]], ahead: int
     ) -> Iterator[tuple[Tag, Any]]:
         """`(tag, function(*arguments))` for each `(tag, arguments)`; at most `ahead` tasks wait or run beyond the
         one handed out, so memory is bounded however slow the consumer is."""
-        ...
-
-
-class InProcess:
-    count = 0
-
-    def map(
-        self, function: Callable[..., Any], tasks: Iterable[tuple[Tag, Sequence[Any]]], ahead: int
-    ) -> Iterator[tuple[Tag, Any]]:
-        for tag, arguments in tasks:
-            yield tag, function(*arguments)
-
-
-class InProcesses:
-    def __init__(self, pool: ProcessPoolExecutor, count: int) -> None:
-        self.count = count
-        self._pool = pool
-
-    def map(
-        self, function: Callable[..., Any], tasks: Iterable[tuple[Tag, Sequence[Any]]], ahead: int
-    ) -> Iterator[tuple[Tag, Any]]:
+        if self.pool is None:
+            yield from ((tag, function(*arguments)) for tag, arguments in tasks)
+            return
         waiting: deque[tuple[Tag, Future[Any]]] = deque()
         try:
             for tag, arguments in tasks:
                 with _undisturbed():
-                    waiting.append((tag, self._pool.submit(function, *arguments)))
+                    waiting.append((tag, self.pool.submit(function, *arguments)))
                 if len(waiting) > ahead:
                     tag, future = waiting.popleft()
                     yield tag, future.result()
@@ -136,13 +134,13 @@ class InProcesses:
 def started_workers(count: int) -> Iterator[Workers]:
     """`count` processes, or none; they end with the block, and with this process however it ends."""
     if count == 0:
-        yield InProcess()
+        yield Workers()
         return
     # Spawned, not forked: torch and HDF5 hold threads and locks that do not survive a fork.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin)
     try:
-        yield InProcesses(pool, count)
+        yield Workers(count, pool)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

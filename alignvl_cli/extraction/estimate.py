@@ -16,10 +16,10 @@ from alignvl_cli.datasets.dataset import MOST_BYTES, Dataset, Item
 from alignvl_cli.devices import peak_resident_bytes
 from alignvl_cli.distributed import choose_workers
 from alignvl_cli.errors import DataError
-from alignvl_cli.extraction.batch_size import choose_batches
-from alignvl_cli.extraction.encoding import open_lanes, within_memory
-from alignvl_cli.extraction.images import hash_sources, prepare_sources
-from alignvl_cli.extraction.plan import make_plan
+from alignvl_cli.extraction.batches import choose_batches, within_memory
+from alignvl_cli.extraction.images import encoding_threads
+from alignvl_cli.extraction.plan import Plan, make_plan
+from alignvl_cli.extraction.sources import read_pictures
 
 if TYPE_CHECKING:
     from alignvl_cli.encoders.text import TextEncoder
@@ -65,13 +65,18 @@ class Estimate:
 
 
 def estimate(
-    dataset: Dataset, vision: "VisionEncoder", text: "TextEncoder", output: Path, config: ExtractConfig
+    dataset: Dataset,
+    vision: "VisionEncoder",
+    text: "TextEncoder",
+    output: Path,
+    config: ExtractConfig,
+    plan: Plan | None = None,
 ) -> Estimate:
     """Time a few batches of pictures and captions spread over `dataset`. Writes nothing.
 
     DataError when not one picture of the sample can be read.
     """
-    plan = make_plan(dataset, vision, text, config, choose_batches(dataset, vision, text, config, output))
+    plan = choose_batches(plan or make_plan(dataset, vision, text, config), dataset, vision, text, config, output)
     workers = choose_workers(config.workers, len(dataset.items))
     sample = _spread(dataset.items, (BATCHES + 1) * plan.image_batch)
     decode, encode, rejected = _time_images(sample, vision, plan.image_batch, plan.max_pixels)
@@ -118,22 +123,20 @@ def _time_images(
     """Seconds a picture for reading and decoding, and for its forward pass; and how many cannot be read."""
     sources = [item.source for item in items]
     began = time.perf_counter()
-    hashes = hash_sources(sources)
-    found = [(source, one) for source, one in zip(sources, hashes, strict=True) if isinstance(one, bytes)]
-    pictures = prepare_sources(vision.preprocess, max_pixels, [one for one, _ in found], [one for _, one in found])
+    readings = [read_pictures(vision.preprocess, max_pixels, [source])[0] for source in sources]
     decode = (time.perf_counter() - began) / len(items)
-    pixels = [picture for picture in pictures if not isinstance(picture, str)]
+    pixels = [one.picture for one in readings if isinstance(one.picture, np.ndarray)]
     if not pixels:
-        reason = next(one for one in [*hashes, *pictures] if isinstance(one, str))
+        reason = readings[0].picture
         raise DataError(
             f"none of {len(items)} sampled images can be read; the first: {reason}; are the paths right (--image-root)?"
         )
     groups = [pixels[first : first + batch] for first in range(0, len(pixels), batch)]
     timed = groups[1:] or groups
-    with open_lanes(within_memory(vision.encode, "pictures"), str(vision.about["device"])) as lanes:
-        lanes.submit(np.stack(groups[0])).result()
+    with encoding_threads(within_memory(vision.encode, "pictures"), str(vision.about["device"])) as encoding:
+        encoding.submit(np.stack(groups[0])).result()
         began = time.perf_counter()
-        for future in [lanes.submit(np.stack(group)) for group in timed]:
+        for future in [encoding.submit(np.stack(group)) for group in timed]:
             future.result()
     return decode, (time.perf_counter() - began) / sum(map(len, timed)), len(items) - len(pixels)
 

@@ -3,223 +3,104 @@
 A shard is a stretch of the dataset's rows. Its *contents* are the readable files in it whose bytes
 stood in no earlier row; the later ones share the first one's latent. Contents are numbered through
 the whole dataset in order of first appearance, and every content has a row in its shard's latents,
-one that turns out not to be a picture too (zeros, never used): so numbers follow from hashes alone,
-before anything is decoded, and do not depend on who does the work or when. Several processes may therefore share the
-shards: each walks over all of them, encodes those that it can claim, and comes back for what the others leave undone.
-A finished shard is taken up if the hashes are still those it was made of, and made anew if not.
+one that turns out not to be a picture too (zeros, never used): so numbers follow from hashes alone
+and do not depend on who does the work or when.
 
-What stands in the picture files, shard by shard, before anything is decoded: hashes, or why they cannot be read.
+A finished shard is reused if its files are as they were, by size and time or else by hash, and if no
+earlier shard has taken or given it a content; its files are not opened then. Every other file is opened
+once, by a worker, which hashes and decodes the same bytes; pixels of a content that is known are dropped.
 
-Every run reads all files, those of finished shards too: only so is a picture noticed that was replaced, came back or
-went since the shard was made.
-
-What worker processes do: read files, hash them, decode and scale pictures.
-
-Imports little, since every worker pays for it when it starts.
+Ranks that share an extraction read the files of their own shards, tell each other the hashes, and
+encode what is new: a rank holds the pixels of one shard until the hashes of all earlier ones are there.
 """
 
-import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 import xxhash
 
 from alignvl_cli.artifacts import canonical_json
-from alignvl_cli.datasets.dataset import MOST_BYTES, ImageSource, Item
+from alignvl_cli.datasets.dataset import Item
+from alignvl_cli.devices import computing_with
 from alignvl_cli.distributed import Workers
-from alignvl_cli.encoders.decoding import UnreadableImage, decode_image
-from alignvl_cli.encoders.preprocessing import Preprocess
-from alignvl_cli.extraction.encoding import Lanes, Stopwatch, open_lanes, require_storable, within_memory
-from alignvl_cli.extraction.events import Progress, Stage
+from alignvl_cli.extraction.batches import require_storable, within_memory
 from alignvl_cli.extraction.plan import Plan
+from alignvl_cli.extraction.progress import Progress, Stage, Stopwatch
 from alignvl_cli.extraction.shards import WorkFolder
+from alignvl_cli.extraction.sources import CHUNK, Reading, packed, read_pictures, states_of, unpacked
 
 if TYPE_CHECKING:
     from alignvl_cli.encoders.vision import VisionEncoder
 
-"""Of one file: no picture within any pixel limit is as long, and reading it all would cost a worker's memory."""
+NO_CONTENT = -1
+KEY_BYTES = 16
+"""Of each SHA-256, kept in memory to know a content again."""
 CHANGED = "the file changed while it was being read"
+CPU_THREADS = 2
+"""Encoding threads on a CPU."""
+
+Encode = Callable[[np.ndarray], np.ndarray]
 
 
-class Vanished(str):
-    """Why a file that was there when it was hashed cannot be had any more; nothing is said of the picture."""
+class Encoding:
+    """Threads that encode batches; see `encoding_threads`."""
+
+    def __init__(self, encode: Encode, pool: ThreadPoolExecutor, count: int) -> None:
+        self._encode = encode
+        self._pool = pool
+        self._count = count
+        self._waiting: deque[Future[np.ndarray]] = deque()
+
+    def submit(self, batch: np.ndarray) -> Future[np.ndarray]:
+        """Have `batch` encoded. Waits while one batch more than there are threads is pending, so memory is bounded."""
+        while len(self._waiting) > self._count:
+            self._waiting.popleft().result()
+        future = self._pool.submit(self._encode, batch)
+        self._waiting.append(future)
+        return future
 
 
-def hash_sources(sources: Sequence[ImageSource]) -> list[bytes | str]:
-    """SHA-256 of each file's bytes, or the reason why they cannot be read."""
-    return [_hash(source) for source in sources]
+@contextmanager
+def encoding_threads(encode: Encode, device: str) -> Iterator[Encoding]:
+    """Threads that run `encode` beside the one that decodes; a batch that has not begun when they close never does.
 
-
-def prepare_sources(
-    preprocess: Preprocess, max_pixels: int, sources: Sequence[ImageSource], sha256: Sequence[bytes]
-) -> list[np.ndarray | str]:
-    """Pixels of each picture as `preprocess` gives them, or the reason why there are none: `Vanished` where another
-    file of the same content may do."""
-    return [
-        _prepare(preprocess, max_pixels, source, expected) for source, expected in zip(sources, sha256, strict=True)
-    ]
-
-
-def _hash(source: ImageSource) -> bytes | str:
-    try:
-        return hashlib.sha256(source.read(MOST_BYTES)).digest()
-    except OSError as problem:
-        return _reason(problem)
-
-
-def _prepare(preprocess: Preprocess, max_pixels: int, source: ImageSource, sha256: bytes) -> np.ndarray | str:
-    try:
-        data = source.read(MOST_BYTES)
-        if hashlib.sha256(data).digest() != sha256:
-            return Vanished(CHANGED)
-        return preprocess(decode_image(data, max_pixels))
-    except OSError as problem:
-        return Vanished(_reason(problem))
-    except UnreadableImage as problem:
-        return str(problem)
-
-
-def _reason(problem: OSError) -> str:
-    return problem.strerror or str(problem)
-
-
-HASH_CHUNK = 64
-VANISHED = "vanished"
-"""Entry of a shard's record: contents whose files were there when they were hashed and not when they were decoded."""
+    On a CPU two batches at a time, each with half of torch's threads, are faster than one with all of them: no thread
+    waits for the others after every layer, and decoding fills the gaps. On other devices one keeps the device at work.
+    """
+    threads = torch.get_num_threads()
+    count = CPU_THREADS if device == "cpu" and threads >= CPU_THREADS else 1
+    with computing_with(threads // count):
+        pool = ThreadPoolExecutor(count, "encoding")
+        try:
+            yield Encoding(encode, pool, count)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 @dataclass
 class Shard:
+    """A shard whose contents are being numbered."""
+
     number: int
     rows: range
-    found: list[bytes | str]
-    """SHA-256 of each row's file, or why it cannot be read."""
-    record: dict[str, Any] | None = None
-    """Of a finished shard."""
-    is_elsewhere: bool = False
-    """Whether another process is at work on it."""
-    new_rows: list[int] = field(default_factory=list)
-    """Rows that bring a content not seen before, in order."""
+    sha256: list[str | None] = field(default_factory=list)
+    """Of each row's file, hexadecimal; None where it cannot be read."""
+    new: list[int] = field(default_factory=list)
+    """Positions of the rows that bring a content not seen before, in order."""
 
     @property
     def identity(self) -> dict[str, Any]:
         """What tells a shard, in its record: its rows, what stands in their files, and which of them it has latents
         of. That depends on the shards before it, too."""
-        files = canonical_json(_hexadecimal(self.found))
-        return {
-            "rows": [self.rows.start, self.rows.stop],
-            "files_xxh3": xxhash.xxh3_64_hexdigest(files.encode()),
-            "new": [row - self.rows.start for row in self.new_rows],
-        }
-
-
-def shard_rows(count: int, plan: Plan) -> list[range]:
-    """The rows of the dataset in each image shard."""
-    return [range(start, min(start + plan.image_shard, count)) for start in range(0, count, plan.image_shard)]
-
-
-def surveyed(items: Sequence[Item], plan: Plan, folder: WorkFolder, workers: Workers) -> Iterator[Shard]:
-    """All shards in order, with what stands in their files; in a shared folder `share_survey` has read them already."""
-    rows = shard_rows(len(items), plan)
-    if folder.is_shared:
-        for number, here in enumerate(rows):
-            survey = folder.read_record(Stage.surveys, number)
-            yield Shard(number, here, _found(survey) if survey else hash_sources([items[row].source for row in here]))
-        return
-    pending = (task for number, here in enumerate(rows) for task in _hashing(items, number, here))
-    # A whole shard ahead, so that decoding goes on across its border.
-    hashed = workers.map(hash_sources, pending, ahead=max(2 * workers.count, plan.image_shard // HASH_CHUNK))
-    for number, here in enumerate(rows):
-        yield Shard(number, here, [one for _ in range(0, len(here), HASH_CHUNK) for one in next(hashed)[1]])
-
-
-def share_survey(items: Sequence[Item], plan: Plan, folder: WorkFolder, workers: Workers) -> None:
-    """Read the files of every shard, each by one of the processes; returns when all are read."""
-    rows = shard_rows(len(items), plan)
-    missing = list(range(len(rows)))
-    while missing := [number for number in missing if folder.read_record(Stage.surveys, number) is None]:
-        found: dict[int, list[bytes | str]] = defaultdict(list)
-        for number, some in workers.map(hash_sources, _claimed(items, rows, missing, folder), 2 * workers.count):
-            found[number] += some
-            if len(found[number]) == len(rows[number]):
-                folder.write_survey(number, _survey(found.pop(number)))
-        folder.wait(Stage.surveys, missing)
-
-
-def take_up(shard: Shard, folder: WorkFolder) -> None:
-    """Read the record of a finished shard whose contents are numbered; else claim the shard, or see that another
-    process is at it."""
-    # Files that had vanished are tried again. Processes that share the work leave it to the next run: all of them must
-    # come to the same rows.
-    wanted = shard.identity if folder.is_shared else {**shard.identity, VANISHED: {}}
-    shard.record = folder.read_shard(Stage.images, shard.number, wanted)
-    if shard.record is not None:
-        return
-    if not folder.claim(Stage.images, shard.number):
-        shard.is_elsewhere = True
-    elif folder.is_shared:
-        shard.record = folder.read_shard(Stage.images, shard.number, wanted)  # finished a moment ago
-        if shard.record is not None:
-            folder.release(Stage.images, shard.number)
-        else:
-            folder.forget_shard(Stage.images, shard.number)
-
-
-def forget_readings(folder: WorkFolder) -> None:
-    """Remove what former processes of a shared folder said of files: they may stand otherwise now.
-
-    To be called by one process, alone in the folder.
-    """
-    for number in folder.numbers(Stage.surveys):
-        folder.forget_shard(Stage.surveys, number)
-    for number in folder.numbers(Stage.images):
-        record = folder.read_record(Stage.images, number)
-        if record is None or record.get(VANISHED):
-            folder.forget_shard(Stage.images, number)
-
-
-def _survey(found: Sequence[bytes | str]) -> dict[str, Any]:
-    return {
-        "sha256": _hexadecimal(found),
-        "unreadable": {str(n): one for n, one in enumerate(found) if isinstance(one, str)},
-    }
-
-
-def _found(survey: dict[str, Any]) -> list[bytes | str]:
-    return [bytes.fromhex(one) if one else survey["unreadable"][str(n)] for n, one in enumerate(survey["sha256"])]
-
-
-def _hexadecimal(found: Sequence[bytes | str]) -> list[str | None]:
-    """None for a file that cannot be read, whatever the reason."""
-    return [one.hex() if isinstance(one, bytes) else None for one in found]
-
-
-def _claimed(
-    items: Sequence[Item], rows: Sequence[range], missing: Sequence[int], folder: WorkFolder
-) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    for number in missing:
-        if not folder.claim(Stage.surveys, number):
-            continue
-        if folder.read_record(Stage.surveys, number) is None:
-            yield from _hashing(items, number, rows[number])
-        else:  # finished by another process a moment ago
-            folder.release(Stage.surveys, number)
-
-
-def _hashing(items: Sequence[Item], number: int, rows: range) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    for first in range(0, len(rows), HASH_CHUNK):
-        yield number, ([items[row].source for row in rows[first : first + HASH_CHUNK]],)
-
-
-NO_CONTENT = -1
-KEY_BYTES = 16
-"""Of each SHA-256, kept in memory to know a content again."""
-DECODE_CHUNK = 16
-"""Pictures in one task: enough that passing it costs nothing, few enough that many in flight fit in memory."""
+        files = xxhash.xxh3_64_hexdigest(canonical_json(self.sha256).encode())
+        return {"rows": [self.rows.start, self.rows.stop], "files_xxh3": files, "new": self.new}
 
 
 @dataclass
@@ -230,16 +111,15 @@ class EncodedImages:
     """(rows, 32) uint8; zeros for a file that could not be read."""
     content: np.ndarray
     """(rows,) int64 number of each row's content, NO_CONTENT for a file that could not be read."""
+    states: np.ndarray
+    """(rows, 3) int64 state of each file when it was read; see `sources.FileState`."""
     starts: list[int] = field(default_factory=list)
     """The first content of each shard."""
     contents: int = 0
     reasons: dict[int, str] = field(default_factory=dict)
     """Row -> why it is rejected."""
-    taken_up: int = 0
+    reused: int = 0
     """Rows of shards that were finished before."""
-    left_untried: bool = False
-    """Whether a file vanished between hashing and decoding, of which an equal one was found too late to take its
-    place."""
 
     @property
     def accepted(self) -> np.ndarray:
@@ -249,222 +129,263 @@ class EncodedImages:
         return np.flatnonzero(~is_rejected)
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Some of a shard's contents, to be decoded in one task; a shard without any has one empty chunk."""
-
-    shard: Shard
-    positions: Sequence[int]
-    """Among the shard's contents."""
-    is_last: bool
+def shard_rows(count: int, plan: Plan) -> list[range]:
+    """The rows of the dataset in each image shard."""
+    return [range(start, min(start + plan.image_shard, count)) for start in range(0, count, plan.image_shard)]
 
 
 def encode_images(
     items: Sequence[Item], vision: "VisionEncoder", plan: Plan, folder: WorkFolder, workers: Workers, watch: Stopwatch
 ) -> Generator[Progress, None, EncodedImages]:
-    """Finish all image shards. Raises DataError when the encoder returns a number that cannot be kept, or when a batch
-    does not fit in memory."""
-    if folder.is_shared:
-        with watch.measure("decode"):
-            share_survey(items, plan, folder, workers)
-    taken_up = None
-    furthest = 0
-    is_second_reading = False
-    while True:
-        done = EncodedImages(np.zeros((len(items), 32), np.uint8), np.full(len(items), NO_CONTENT, np.int64))
-        elsewhere: list[int] = []
-        with open_lanes(within_memory(vision.encode, "pictures"), str(vision.about["device"])) as lanes:
-            tasks = _chunks(items, vision.preprocess, plan, folder, workers, done)
-            pieces = workers.map(prepare_sources, tasks, ahead=2 * workers.count)
-            batch = _Batch(items, vision.width, lanes, plan, watch)
-            again = _again(items, vision.preprocess, plan, done)
-            for progress in _encode_pass(items, pieces, batch, again, folder, watch, done, elsewhere):
-                if progress.done >= furthest:  # a later pass begins at the first row again
-                    furthest = progress.done
-                    yield progress
-        taken_up = done.taken_up if taken_up is None else taken_up
-        if elsewhere:
-            folder.wait(Stage.images, elsewhere)
-        elif done.left_untried and not folder.is_shared and not is_second_reading:
-            is_second_reading = True  # once: a file that changes for ever would have it go on for ever
-        else:
-            done.taken_up = taken_up
-            return done
+    """Finish all image shards. Raises DataError when the encoder returns a number that cannot be kept, when a batch
+    does not fit in memory, or when a rank that shares the work is gone."""
+    with encoding_threads(within_memory(vision.encode, "pictures"), str(vision.about["device"])) as encoding:
+        return (yield from _ImageStage(items, vision, plan, folder, workers, watch, encoding).run())
 
 
-def _encode_pass(
-    items: Sequence[Item],
-    pieces: Iterator[tuple[_Chunk, Sequence[np.ndarray | str]]],
-    batch: "_Batch",
-    again: "_Again",
-    folder: WorkFolder,
-    watch: Stopwatch,
-    done: EncodedImages,
-    elsewhere: list[int],
-) -> Iterator[Progress]:
-    """Walk over all shards and finish those that nobody else is at; the others' numbers go to `elsewhere`."""
-    rejected_contents: dict[int, str] = {}
-    tried: dict[int, int] = {}
-    """Content that vanished -> files that were tried."""
-    session_rows = 0
-    while True:
-        with watch.measure("decode"):
-            chunk, pictures = next(pieces, (None, ()))
-        if chunk is None:
-            break
-        shard = chunk.shard
-        for position, picture in zip(chunk.positions, pictures, strict=True):
-            if isinstance(picture, Vanished):
-                picture, tried[done.starts[shard.number] + position] = again(shard.new_rows[position], picture)
-            if isinstance(picture, str):
-                batch.reject(position, picture)
+@dataclass(eq=False)
+class _ImageStage:
+    items: Sequence[Item]
+    vision: "VisionEncoder"
+    plan: Plan
+    folder: WorkFolder
+    workers: Workers
+    watch: Stopwatch
+    encoding: Encoding
+    known: dict[bytes, int] = field(default_factory=dict)
+    """Key of each content so far -> its number."""
+    unchanged: dict[int, dict[str, Any] | None] = field(default_factory=dict)
+    """The record of each own shard that is about to come; None for one that is to be made."""
+    encoded_rows: int = 0
+    """Of this process."""
+
+    def __post_init__(self) -> None:
+        rows = len(self.items)
+        self.rows = shard_rows(rows, self.plan)
+        self.done = EncodedImages(
+            np.zeros((rows, 32), np.uint8), np.full(rows, NO_CONTENT, np.int64), np.zeros((rows, 3), np.int64)
+        )
+
+    def run(self) -> Generator[Progress, None, EncodedImages]:
+        is_shared = self.folder.ranks.is_shared
+        ahead = 2 * self.workers.count
+        if is_shared and self.workers.count:  # a shard is encoded while the next one is read
+            ahead = max(ahead, self.plan.image_shard // CHUNK)
+        shards: list[Shard] = []
+        rejected: dict[int, str] = {}
+        pieces = self.workers.map(read_pictures, self._tasks(), ahead)
+        for number, group in groupby(self._timed(pieces), key=lambda piece: piece[0]):
+            record = self.unchanged.pop(number)
+            readings = (one for _, some in group for one in some)
+            if is_shared:
+                readings = iter(self._told(number, record, readings))
+                shards += [self._of_other_rank(other) for other in range(len(shards), number)]
+            shard = self._begin(number)
+            shards.append(shard)
+            if record is not None:
+                self._number_all(shard, record)
+                if shard.new == record["new"]:
+                    self.done.reused += len(shard.rows)
+                else:  # a content has moved to or from an earlier shard
+                    record = yield from self._encode(shard, self._read_again(shard))
+            else:
+                record = yield from self._encode(shard, self._number_each(shard, readings))
+            rejected |= self._rejected(shard, record)
+            yield self._progress(shard.rows.stop)
+        shards += [self._of_other_rank(other) for other in range(len(shards), len(self.rows))]
+        for shard in shards:
+            if not self.folder.is_own(shard.number):
+                record = self.folder.wait(shard.number, lambda shard=shard: self._finished(shard))
+                rejected |= self._rejected(shard, record)
+        for row in np.flatnonzero(np.isin(self.done.content, list(rejected))).tolist():
+            self.done.reasons[row] = rejected[int(self.done.content[row])]
+        if is_shared:
+            yield self._progress(len(self.items))
+        return self.done
+
+    def _tasks(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        """What to read, a chunk of a shard at a time; a shard that can be reused has one task, of no files."""
+        for number, rows in enumerate(self.rows):
+            if not self.folder.is_own(number):
                 continue
-            if batch.is_full:
-                batch.send()
-                row = shard.new_rows[position]
-                yield _progress(row, len(items), session_rows + row - shard.rows.start, watch)
-            batch.add(position, picture)
-        if not chunk.is_last:
-            continue
-        if shard.is_elsewhere:
-            elsewhere.append(shard.number)
-            session_rows += len(shard.rows)  # the others' work counts for the time that is left
-            continue
-        if shard.record is None:
-            batch.send()
-            latents = batch.latents(shard)
-            with watch.measure("write"):
-                shard.record = _record(shard, batch.rejected)
-                folder.write_shard(Stage.images, shard.number, latents, shard.record)
-            session_rows += len(shard.rows)
-        else:
-            done.taken_up += len(shard.rows)
-        batch.clear()
-        start = done.starts[shard.number]
-        for entry in ("rejected", VANISHED):
-            rejected_contents |= {start + int(position): why for position, why in shard.record[entry].items()}
-        yield _progress(shard.rows.stop, len(items), session_rows, watch)
-    for row in np.flatnonzero(np.isin(done.content, list(rejected_contents))).tolist():
-        done.reasons[row] = rejected_contents[int(done.content[row])]
-    done.left_untried = any(
-        content in rejected_contents and np.count_nonzero(done.content == content) > count
-        for content, count in tried.items()
-    )
+            record = self.unchanged[number] = self._reusable(number, rows)
+            for first in range(rows.start, rows.stop if record is None else rows.start + 1, CHUNK):
+                here = range(first, min(first + CHUNK, rows.stop)) if record is None else range(0)
+                yield number, self._task(here)
 
+    def _task(self, rows: Iterable[int]) -> tuple[Any, ...]:
+        return self.vision.preprocess, self.plan.max_pixels, [self.items[row].source for row in rows]
 
-_Again = Callable[[int, Vanished], tuple[np.ndarray | str, int]]
+    def _timed(self, pieces: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            with self.watch.measure("decode"):
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
 
+    def _reusable(self, number: int, rows: range) -> dict[str, Any] | None:
+        """The record of a finished shard whose files are as they were, brought up to date with their states."""
+        wanted = {"rows": [rows.start, rows.stop]}
+        record = self.folder.read_record(Stage.images, number)
+        if record is None or record.get("rows") != wanted["rows"]:
+            return None
+        try:
+            before = unpacked(record.get("states"))
+        except ValueError:  # of an earlier version
+            return None
+        sources = [self.items[row].source for row in rows]
+        now = states_of(sources)
+        if before.shape != now.shape:
+            return None
+        differing = np.flatnonzero((before != now).any(axis=1)).tolist()
+        for position, one in zip(
+            differing, read_pictures(None, self.plan.max_pixels, [sources[n] for n in differing]), strict=True
+        ):
+            if (one.sha256.hex() if one.sha256 else None) != record["sha256"][position]:
+                return None
+            before[position] = one.state
+        verified = self.folder.read_shard(Stage.images, number, wanted)
+        return None if verified is None else verified | {"states": packed(before)}
 
-def _again(items: Sequence[Item], preprocess: Preprocess, plan: Plan, done: EncodedImages) -> _Again:
-    """A function that finds pixels for a row whose file vanished in the other rows of its content that are known so
-    far; returns them, or the last reason against, and how many rows there are."""
+    def _told(self, number: int, record: dict[str, Any] | None, readings: Iterable[Reading]) -> list[Reading]:
+        """The readings, once the other ranks know of the files."""
+        found = list(readings)
+        files = (
+            {name: record[name] for name in ("rows", "sha256", "states", "unreadable")}
+            if record is not None
+            else _files(self.rows[number], found)
+        )
+        self.folder.write_record(Stage.files, number, files)
+        return found
 
-    def again(row: int, why: Vanished) -> tuple[np.ndarray | str, int]:
-        rows = np.flatnonzero(done.content == done.content[row]).tolist()
-        found: np.ndarray | str = why
-        for twin in rows:
-            if twin != row and isinstance(found, Vanished):
-                sha256 = done.sha256[twin].tobytes()
-                (found,) = prepare_sources(preprocess, plan.max_pixels, [items[twin].source], [sha256])
-        return found, len(rows)
+    def _of_other_rank(self, number: int) -> Shard:
+        """A shard of another rank, numbered as soon as that one has read its files."""
+        shard = self._begin(number)
+        files = self.folder.wait(number, lambda: self.folder.read_record(Stage.files, number))
+        self._number_all(shard, files)
+        return shard
 
-    return again
+    def _finished(self, shard: Shard) -> dict[str, Any] | None:
+        record = self.folder.read_record(Stage.images, shard.number)
+        is_it = record is not None and all(record.get(name) == value for name, value in shard.identity.items())
+        return record if is_it else None
 
+    def _begin(self, number: int) -> Shard:
+        self.done.starts.append(self.done.contents)
+        return Shard(number, self.rows[number])
 
-class _Batch:
-    """Pictures on their way through the encoder, and the latents of one shard."""
+    def _number(self, shard: Shard, sha256: bytes | None) -> bool:
+        """Number the content of the shard's next row; whether it is new."""
+        position = len(shard.sha256)
+        shard.sha256.append(None if sha256 is None else sha256.hex())
+        if sha256 is None:
+            return False
+        row = shard.rows[position]
+        self.done.sha256[row] = np.frombuffer(sha256, np.uint8)
+        number = self.done.content[row] = self.known.setdefault(sha256[:KEY_BYTES], self.done.contents)
+        if number < self.done.contents:
+            return False
+        self.done.contents += 1
+        shard.new.append(position)
+        return True
 
-    def __init__(self, items: Sequence[Item], width: int, lanes: Lanes, plan: Plan, watch: Stopwatch) -> None:
-        self._items = items
-        self._width = width
-        self._lanes = lanes
-        self._size = plan.image_batch
-        self._dtype = plan.dtype
-        self._watch = watch
-        self.clear()
+    def _number_all(self, shard: Shard, files: dict[str, Any]) -> None:
+        """Number a shard of which a record says what stands in its files."""
+        self.done.states[shard.rows.start : shard.rows.stop] = unpacked(files["states"])
+        for sha256 in files["sha256"]:
+            self._number(shard, None if sha256 is None else bytes.fromhex(sha256))
+        self.done.reasons |= {shard.rows[int(position)]: why for position, why in files["unreadable"].items()}
 
-    def clear(self) -> None:
-        self._positions: list[int] = []
-        self._pixels: list[np.ndarray] = []
-        self._sent: list[tuple[list[int], Future[np.ndarray]]] = []
-        self.rejected: dict[int, str] = {}
+    def _number_each(self, shard: Shard, readings: Iterable[Reading]) -> Iterator[tuple[int, np.ndarray | str]]:
+        """Position and pixels of each new content, as they are read; or the reason why it has none."""
+        for position, one in enumerate(readings):
+            row = shard.rows[position]
+            self.done.states[row] = one.state
+            if self._number(shard, one.sha256):
+                assert one.picture is not None  # only a repeated content has none
+                yield position, one.picture
+            elif one.sha256 is None:
+                self.done.reasons[row] = str(one.picture)
 
-    def reject(self, position: int, reason: str) -> None:
-        self.rejected[position] = reason
+    def _read_again(self, shard: Shard) -> Iterator[tuple[int, np.ndarray | str]]:
+        """As `_number_each`, of a shard whose contents are numbered already: those of finished work."""
+        chunks = (shard.new[first : first + CHUNK] for first in range(0, len(shard.new), CHUNK))
+        tasks = ((chunk, self._task(shard.rows[position] for position in chunk)) for chunk in chunks)
+        for chunk, readings in self.workers.map(read_pictures, tasks, 2 * self.workers.count):
+            for position, one in zip(chunk, readings, strict=True):
+                self.done.states[shard.rows[position]] = one.state
+                is_same = one.sha256 is not None and one.sha256.hex() == shard.sha256[position]
+                yield position, one.picture if is_same and one.picture is not None else CHANGED
 
-    def add(self, position: int, pixels: np.ndarray) -> None:
-        self._positions.append(position)
-        self._pixels.append(pixels)
+    def _encode(
+        self, shard: Shard, pictures: Iterable[tuple[int, np.ndarray | str]]
+    ) -> Generator[Progress, None, dict[str, Any]]:
+        """Encode the new contents of a shard and write it; returns its record."""
+        rejected: dict[str, str] = {}
+        batch: list[np.ndarray] = []
+        order: list[int] = []
+        """Number of each picture's content, counted from the shard's first."""
+        sent: list[Future[np.ndarray]] = []
 
-    @property
-    def is_full(self) -> bool:
-        return len(self._pixels) == self._size
+        def send() -> None:
+            if batch:
+                with self.watch.measure("encode_images"):
+                    sent.append(self.encoding.submit(np.stack(batch)))
+                batch.clear()
 
-    def send(self) -> None:
-        """Have what was added encoded."""
-        if not self._pixels:
-            return
-        with self._watch.measure("encode_images"):
-            self._sent.append((self._positions, self._lanes.submit(np.stack(self._pixels))))
-        self._positions, self._pixels = [], []
-
-    def latents(self, shard: Shard) -> np.ndarray:
-        """(contents, D) float32, zeros where a content was rejected; waits for all that was sent."""
-        latent = np.zeros((len(shard.new_rows), self._width), np.float32)
-        for positions, future in self._sent:
-            with self._watch.measure("encode_images"):
+        for content, (position, picture) in enumerate(pictures):
+            if isinstance(picture, str):
+                rejected[str(content)] = picture
+                continue
+            if len(batch) == self.plan.image_batch:
+                send()
+                yield self._progress(shard.rows[position], position)
+            batch.append(picture)
+            order.append(content)
+        send()
+        latents = np.zeros((len(shard.new), self.vision.width), np.float32)
+        done = 0
+        for future in sent:
+            with self.watch.measure("encode_images"):
                 part = future.result()
-            names = [self._items[shard.new_rows[position]].id for position in positions]
-            require_storable(part, self._dtype, "image", names)
-            latent[positions] = part
-        return latent
+            here = order[done : done + len(part)]
+            names = [self.items[shard.rows[shard.new[content]]].id for content in here]
+            require_storable(part, self.plan.dtype, "image", names)
+            latents[here] = part
+            done += len(part)
+        rows = slice(shard.rows.start, shard.rows.stop)
+        record = {
+            **shard.identity,
+            "rejected": rejected,
+            "sha256": shard.sha256,
+            "states": packed(self.done.states[rows]),
+            "unreadable": {
+                str(row - rows.start): self.done.reasons[row]
+                for row in shard.rows
+                if shard.sha256[row - rows.start] is None
+            },
+        }
+        with self.watch.measure("write"):
+            self.folder.write_shard(Stage.images, shard.number, latents, record)
+        self.encoded_rows += len(shard.rows)
+        return record
+
+    def _rejected(self, shard: Shard, record: dict[str, Any]) -> dict[int, str]:
+        """Number of each content of the shard that has no latent -> why."""
+        start = self.done.starts[shard.number]
+        return {start + int(content): why for content, why in record["rejected"].items()}
+
+    def _progress(self, row: int, more: int = 0) -> Progress:
+        rate = (self.encoded_rows + more) * self.folder.ranks.count / self.watch.total()
+        return Progress(Stage.images, row, len(self.items), rate)
 
 
-def _chunks(
-    items: Sequence[Item],
-    preprocess: Preprocess,
-    plan: Plan,
-    folder: WorkFolder,
-    workers: Workers,
-    done: EncodedImages,
-) -> Iterator[tuple[_Chunk, tuple[Any, ...]]]:
-    """The decoding tasks, numbering contents in `done` on the way."""
-    known: dict[bytes, int] = {}
-    for shard in surveyed(items, plan, folder, workers):
-        _number_contents(shard, known, done)
-        take_up(shard, folder)
-        positions = range(0) if shard.record or shard.is_elsewhere else range(len(shard.new_rows))
-        for first in range(0, max(1, len(positions)), DECODE_CHUNK):
-            here = positions[first : first + DECODE_CHUNK]
-            rows = [shard.new_rows[position] for position in here]
-            arguments = (
-                preprocess,
-                plan.max_pixels,
-                [items[row].source for row in rows],
-                [done.sha256[row].tobytes() for row in rows],
-            )
-            yield _Chunk(shard, here, first + DECODE_CHUNK >= len(positions)), arguments
-
-
-def _number_contents(shard: Shard, known: dict[bytes, int], done: EncodedImages) -> None:
-    done.starts.append(done.contents)
-    for row, found in zip(shard.rows, shard.found, strict=True):
-        if isinstance(found, str):
-            done.reasons[row] = found
-            continue
-        done.sha256[row] = np.frombuffer(found, np.uint8)
-        number = known.setdefault(found[:KEY_BYTES], done.contents)
-        done.content[row] = number
-        if number == done.contents:
-            done.contents += 1
-            shard.new_rows.append(row)
-
-
-def _record(shard: Shard, rejected: dict[int, str]) -> dict[str, Any]:
-    vanished = {str(position): reason for position, reason in rejected.items() if isinstance(reason, Vanished)}
-    damaged = {str(position): reason for position, reason in rejected.items() if not isinstance(reason, Vanished)}
-    return {**shard.identity, "rejected": damaged, VANISHED: vanished}
-
-
-def _progress(done: int, total: int, in_session: int, watch: Stopwatch) -> Progress:
-    return Progress(Stage.images, done, total, in_session / watch.total())
+def _files(rows: range, readings: Sequence[Reading]) -> dict[str, Any]:
+    """What stands in the files of a shard, for the other ranks."""
+    return {
+        "rows": [rows.start, rows.stop],
+        "sha256": [None if one.sha256 is None else one.sha256.hex() for one in readings],
+        "states": packed(np.array([one.state for one in readings], np.int64).reshape(-1, 3)),
+        "unreadable": {str(n): str(one.picture) for n, one in enumerate(readings) if one.sha256 is None},
+    }

@@ -7,7 +7,6 @@ one of N does; the adapters' work and the comparison, which are nearly all of it
 Letters: N rows of the batch, R rows of this process, E shared width.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from alignvl_cli.align.adapters import AdapterPair, StreamDropout
 from alignvl_cli.align.tiles import Peers
+from alignvl_cli.distributed import ranks_here, use_own_gpu
 from alignvl_cli.errors import AlignvlError, UsageError
 
 PATIENCE = timedelta(minutes=5)
@@ -106,30 +106,18 @@ class Team(Peers):
 @contextmanager
 def joined(device: str) -> Iterator[Team]:
     """The team that `torchrun` started this process in, or a team of one."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or "RANK" not in os.environ:
+    ranks = ranks_here()
+    if not ranks.is_shared:
         yield Team()
         return
     if device == "cuda":
-        torch.cuda.set_device(own_gpu(torch.cuda.device_count()))
+        use_own_gpu(ranks)
     with _in_touch():
         dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Team(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
-
-
-def own_gpu(gpus: int) -> int:
-    """The GPU of this process among those of its machine; UsageError when the processes are more than those."""
-    local = os.environ.get("LOCAL_RANK")
-    if local is None:
-        raise UsageError(
-            "RANK is set but LOCAL_RANK is not, which says what GPU is whose: start with torchrun, or set it"
-        )
-    if int(local) >= gpus:
-        raise UsageError(f"process {local} of this machine has no GPU: it has {gpus}; start as many processes as GPUs")
-    return int(local)
 
 
 @contextmanager

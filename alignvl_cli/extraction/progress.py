@@ -1,17 +1,23 @@
-"""What an extraction tells its caller as it goes: records, which the caller shows."""
+"""What an extraction tells its caller as it goes: records, which the caller shows, and the time that each part took."""
 
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+import numpy as np
+
 
 class Stage(StrEnum):
-    surveys = "surveys"
-    """The hashes of the picture files, which processes that share an extraction tell each other."""
+    files = "files"
+    """What stands in the picture files, which the ranks of an extraction tell each other."""
     images = "images"
     texts = "texts"
     pictures = "pictures"
-    """The files of a store that is complete, read again to see that it is still of them."""
+    """Picture files of a complete store that have another size or time than when it was made, read again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +78,41 @@ class ExtractSummary:
     """Images in each split."""
     rounding_error: float | None
     """Largest absolute difference that float16 made; None for float32."""
-    taken_up: int
+    reused: int
     """Images whose latents an earlier, interrupted run had finished."""
     workers: int
     seconds: Seconds
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Finished:
     """The last record."""
 
     summary: ExtractSummary
+    states: np.ndarray
+    """(items of the dataset, 3) int64: how each picture file is known again; see `sources.FileState`."""
 
 
 Event = Progress | Note | Finished
+
+
+class Stopwatch:
+    """Wall time since it was made, and of the parts that were measured."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def measure(self, what: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[what] += time.perf_counter() - started
+
+    def __getitem__(self, what: str) -> float:
+        return self._seconds[what]
+
+    def total(self) -> float:
+        return time.perf_counter() - self._started

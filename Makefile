@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-faults lint bench clean
+.PHONY: quickstart test test-quick test-faults lint docs bench clean
 .DEFAULT_GOAL := quickstart
 
 $(STAMP): pyproject.toml constraints.txt
@@ -21,13 +21,19 @@ test: $(STAMP)  ## linters, types, and every test with coverage
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --cov=alignvl_cli --cov-report=term --cov-fail-under=90
 
+test-quick: $(STAMP)  ## for the hand: no test that is marked slow, no coverage; about two minutes
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not slow"
+
 test-faults: $(STAMP)  ## kills, full disks, corruptions and hostile input, more of each than `make test` tries; prints counts
-	ALIGNVL_FAULTS=6 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/faults
+	ALIGNVL_FAULTS=6 ALIGNVL_COMMAND_LINES=2000 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/faults
 
 lint: $(STAMP)  ## put formatting and fixable lint right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/mypy
+
+docs: $(STAMP)  ## the pages as a site in build/site; fails on a dead link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(STAMP)  ## docs/benchmarks.md, from one run of every benchmark; QUICK=--quick for small sizes
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/page.py $(QUICK)

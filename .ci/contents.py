@@ -8,6 +8,7 @@ from pathlib import Path
 
 NEEDED = {
     "alignvl_cli/__main__.py",
+    "alignvl_cli/py.typed",
     "alignvl_cli/export/alignvl_blocks.py",
     "alignvl_cli/datasets/emoji/emoji.tar",
     "alignvl_cli/datasets/emoji/LICENSES.txt",

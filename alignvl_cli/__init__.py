@@ -1,20 +1,50 @@
 """alignvl: align two frozen encoders, and find out which ingredient of the training helped.
 
-The public names load on first use, so that importing the package costs nothing:
-`DualEncoder` embeds texts and images with a trained run, `open_store` reads a store of latents.
+The public names load on first use, so that importing the package costs nothing. `docs/python.md` shows them.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_HOMES = {
-    "DualEncoder": "alignvl_cli.retrieval.dual_encoder",
-    "open_store": "alignvl_cli.store.reader",
-}
-__all__ = ["DualEncoder", "open_store"]
+if TYPE_CHECKING:
+    from alignvl_cli.api import (
+        DualEncoder,
+        build_index,
+        classify,
+        evaluate,
+        extract,
+        open_store,
+        run_study,
+        search,
+        train,
+    )
+
+    __version__: str
+
+__all__ = [
+    "DualEncoder",
+    "__version__",
+    "build_index",
+    "classify",
+    "evaluate",
+    "extract",
+    "open_store",
+    "run_study",
+    "search",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name == "__version__":
+        from alignvl_cli.artifacts import alignvl_version
+
+        return alignvl_version()
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    home = {"open_store": "store.reader", "DualEncoder": "retrieval.dual_encoder"}.get(name, "api")
+    return getattr(import_module(f"alignvl_cli.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

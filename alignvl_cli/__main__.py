@@ -6,7 +6,11 @@ import os
 # workers are that, spinning takes the cores away from the work. Read by OpenMP when torch loads it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from alignvl_cli.cli.app import app
+from alignvl_cli.cli.interrupts import leave_at_once
+
+leave_at_once()
+
+from alignvl_cli.cli.app import app  # noqa: E402  (takes a while, in which a Ctrl-C is answered already)
 
 
 def main() -> None:

@@ -1,24 +1,26 @@
-"""How an artefact was made, told by hashes; and files that are whole or absent.
+"""What every stage that writes files shares: hashes, sealed JSON, files that are whole or absent, provenance, locks.
 
 Loads no heavy library: versions come from package metadata.
-
-Locks on files and folders that go with the process that holds them, even a killed one.
 """
 
+import errno
 import hashlib
 import json
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignvl_cli.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    import pandas
 
 RECORDED_PACKAGES = (
     "torch",
@@ -68,7 +70,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 def read_sealed(path: Path, what: str) -> tuple[dict[str, Any], bool]:
     """As `read_json`; and whether the file has a seal, which then was verified."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as problem:
         raise DataError(f"{path}: cannot read this {what}: {problem.strerror or problem}") from problem
     except (ValueError, RecursionError) as problem:
@@ -119,6 +121,22 @@ def foreign_file(folder: Path, written: Mapping[str, tuple[str, ...]]) -> Path |
         if not (is_litter(path.name) or any(fnmatch(path.name, pattern) for pattern in patterns)):
             return inside
     return None
+
+
+def frame_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> "pandas.DataFrame":
+    """A row each of `rows`; `columns` are those of none. What is counted stays whole where some of it is missing, and
+    texts are Python's own: a path may be no valid Unicode, which pandas' type for text refuses."""
+    import pandas
+
+    def column(name: str) -> "pandas.Series":
+        values = [row.get(name) for row in rows]
+        kinds = {type(value) for value in values if value is not None}
+        if kinds == {int}:
+            return pandas.Series(values, dtype="Int64" if None in values else "int64")
+        return pandas.Series(values, dtype="float64" if kinds <= {int, float} else object)
+
+    names = dict.fromkeys(name for row in rows for name in row) if rows else columns
+    return pandas.DataFrame({name: column(name) for name in names})
 
 
 def check_parts(folder: Path, sha256: Mapping[str, str], what: str) -> None:
@@ -237,24 +255,60 @@ def made_by(stage: str, settings: Mapping[str, Any], **more: Any) -> dict[str, A
     }
 
 
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What a file system without locks answers."""
+
+
+@contextmanager
+def held(path: Path, busy: str) -> Iterator[None]:
+    """Hold the lock file `path` alone while the block runs, against this process's other threads too.
+
+    The lock goes with the process, even a killed one; the file stays, and says who locked it last. DataError that says
+    `busy` ("what happened; what to do") and by whom when it is held already. Where files cannot be locked, nothing is.
+    """
+    from filelock import FileLock, Timeout
+
+    path.parent.stat()  # which filelock would make
+    lock = FileLock(path, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+        path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+    except Timeout as problem:
+        what, separator, remedy = busy.partition("; ")
+        raise DataError(f"{what} ({_holder(path)}){separator}{remedy}") from problem
+    except OSError as problem:
+        if problem.errno not in NO_LOCKS:
+            lock.release()
+            raise
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip() or "it has just begun"
+    except OSError:  # Windows lets nobody read a locked file
+        return "it holds the lock"
+
+
 try:
     import fcntl
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 
-class Lock:
-    """The lock of a file, which is made, or of a folder that is there; open until `close`.
+class SharedLock:
+    """A lock file that one process holds alone, or several together, which `filelock` cannot; open until `close`.
 
-    Best effort where nothing can be locked: there a lock is always to be had. With `unlockable` that is a DataError
-    which says so.
+    DataError that says `unlockable` where files cannot be locked.
     """
 
-    def __init__(self, path: Path, *, is_folder: bool = False, unlockable: str | None = None) -> None:
+    def __init__(self, path: Path, unlockable: str) -> None:
         self._path = path
         self._unlockable = unlockable
-        flags = os.O_RDONLY if is_folder else os.O_WRONLY | os.O_CREAT
-        self._handle: int | None = None if is_folder and fcntl is None else os.open(path, flags, 0o666)
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
 
     def take(self) -> bool:
         """Hold the lock alone; False when any other process holds it."""
@@ -266,9 +320,7 @@ class Lock:
 
     @property
     def is_current(self) -> bool:
-        """Whether what is locked is still what has its name: a folder may be removed while its lock is opened."""
-        if self._handle is None:
-            return True
+        """Whether what is locked is still what has its name: the file may be removed while it is opened."""
         try:
             return os.path.samestat(os.fstat(self._handle), os.stat(self._path))
         except FileNotFoundError:
@@ -276,28 +328,15 @@ class Lock:
 
     def close(self) -> None:
         """Give the lock up."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+        os.close(self._handle)
 
     def _flock(self, kind: str) -> bool:
-        if fcntl is not None and self._handle is not None:
-            try:
+        try:
+            if fcntl is not None:
                 fcntl.flock(self._handle, getattr(fcntl, kind) | fcntl.LOCK_NB)
                 return True
-            except BlockingIOError:
-                return False
-            except OSError:
-                pass
-        if self._unlockable is not None:
-            raise DataError(self._unlockable)
-        return True
-
-
-@contextmanager
-def held(path: Path, busy: str, *, is_folder: bool = False) -> Iterator[None]:
-    """Hold the lock of `path` alone while the block runs; DataError that says `busy` when another process holds it."""
-    with closing(Lock(path, is_folder=is_folder)) as lock:
-        if not (lock.take() and lock.is_current):
-            raise DataError(busy)
-        yield
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        raise DataError(self._unlockable)

@@ -1,6 +1,6 @@
-"""Which device and which number format a stage will use, decided at run time. Loads torch only when asked.
+"""The machine: which device and number format a stage uses, its cores, memory and name.
 
-What a run records about the machine it ran on, and how much of its memory a step may take.
+Importing this loads no torch; most functions do.
 """
 
 import ctypes
@@ -10,12 +10,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from alignvl_cli.config import Device, Precision
 from alignvl_cli.errors import UsageError
+from alignvl_cli.settings import Device, Precision
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """As malloc.h numbers them."""
@@ -31,13 +33,13 @@ def choose_device(asked: Device) -> str:
         Device.mps: torch.backends.mps.is_available(),
         Device.cpu: True,
     }
-    chosen = next(device for device, there in present.items() if there) if asked is Device.auto else asked
-    if not present[chosen]:
+    used = next(device for device, there in present.items() if there) if asked is Device.auto else asked
+    if not present[used]:
         there = ", ".join(device.value for device, is_there in present.items() if is_there)
-        raise UsageError(f"--device {chosen.value}: this machine has no such device for torch (it has: {there})")
-    if chosen is Device.cpu:
+        raise UsageError(f"--device {used.value}: this machine has no such device for torch (it has: {there})")
+    if used is Device.cpu:
         _keep_freed_memory()
-    return chosen.value
+    return used.value
 
 
 def _keep_freed_memory() -> None:
@@ -130,6 +132,8 @@ CPU_TILE, ACCELERATOR_TILE = 1024, 8192
 
 def device_name(device: str) -> str:
     """The accelerator's own name, else the processor's architecture and what of it torch uses."""
+    import torch
+
     if device == "cuda":
         return torch.cuda.get_device_name()
     return f"{device} ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
@@ -138,6 +142,8 @@ def device_name(device: str) -> str:
 def peak_memory_bytes(device: str) -> int | None:
     """The most memory in use so far: the device's when it has its own, else the process's; None if nobody counts."""
     if device == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated()
     return peak_resident_bytes()
 
@@ -145,6 +151,8 @@ def peak_memory_bytes(device: str) -> int | None:
 def memory_bytes(device: str) -> int:
     """What the device has in all: unlike what is free just now, the same in every run on one machine."""
     if device == "cuda":
+        import torch
+
         return torch.cuda.get_device_properties(device).total_memory
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -164,11 +172,15 @@ def automatic_tile(rows: int, device: str) -> int:
 
 def fits_on(device: str, size: int) -> bool:
     """Whether `size` bytes leave half of the device's free memory to the training itself."""
+    import torch
+
     return device != "cuda" or size < torch.cuda.mem_get_info()[0] / 2
 
 
-def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+def sent(tensor: "Tensor", device: "torch.device | str") -> "Tensor":
     """`tensor` on `device`. To a GPU it goes from pinned memory, behind the work that waits there: the host goes on."""
+    import torch
+
     device = torch.device(device)
     if tensor.device.type == device.type:
         return tensor

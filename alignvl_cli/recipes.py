@@ -1,26 +1,29 @@
-"""What a recipe, a size and silence stand for: the settings that they fill in where no flag or file says otherwise."""
+"""What a recipe, a size and silence stand for, and how what was asked for becomes what is trained: flag, then
+`--config` file, then recipe (ingredients) or size (shapes), then default.
+"""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
-from alignvl_cli.config import (
+from alignvl_cli.declarations import declared
+from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import (
     AdapterKind,
-    CorruptKind,
-    Device,
-    EsSchedule,
-    EsTarget,
     Init,
-    LatentNorm,
     Loss,
     Method,
-    MixCoefficient,
     NoiseKind,
-    NoiseMatch,
     NoisePosition,
     NoiseUnits,
-    Precision,
     Recipe,
+    Size,
+    TrainConfig,
+    by_flag,
+    did_you_mean,
+    subset_of,
 )
 
 INGREDIENTS: dict[Recipe, dict[str, Any]] = {
@@ -42,34 +45,10 @@ SWITCHED_BY = {
 }
 """Setting a detail of an ingredient switches the ingredient on."""
 
-DETAIL_DEFAULTS: dict[str, Any] = {
-    "method": Method.contrastive,
-    "corrupt-captions": 0.0,
-    "corrupt-kind": CorruptKind.shuffle,
-    "subset": "all",
-    "mix-alpha": 1.0,
-    "mix-coefficient": MixCoefficient.batch,
-    "noise": NoiseKind.gaussian,
-    "noise-std": 0.01,
-    "noise-units": NoiseUnits.absolute,
-    "noise-match": NoiseMatch.variance,
-    "noise-position": NoisePosition.input,
-    "smoothing": 0.1,
-    "es-target": EsTarget.uniform,
-    "es-schedule": EsSchedule.constant,
-    "mask-duplicates": False,
-    "latent-norm": LatentNorm.none,
-    "loss": Loss.infonce,
-    "adapter": AdapterKind.fusemix,
-    "temperature": "learned",
-    "loss-tile": "auto",
-    "ema": 0.0,
-    "patience": 0,
-    "memory-budget": "none",
-    "seed": 0,
-    "device": Device.auto,
-    "precision": Precision.auto,
-}
+TRAIN = {setting.flag: setting for setting in declared(TrainConfig).values()}
+"""Every setting of `train`, as its flag is spelled without the dashes."""
+DEFAULTS = {key: setting.default for key, setting in TRAIN.items() if setting.default is not MISSING}
+"""Where no flag, file or recipe says otherwise. The rest a recipe or a size decides."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,3 +108,163 @@ def auto_shape(pairs: int, init: Init = Init.cca) -> Shape:
         batch_size=max(2, min(4096, pairs // 2, seventh)),
         lr=2e-4 if starts_at_cca else 3e-3 if is_narrow else 1e-3,
     )
+
+
+def parse_setting(key: str, value: Any) -> Any:
+    """`value` as the type of setting `key`, in range; UsageError otherwise."""
+    if key not in TRAIN:
+        raise UsageError(f"unknown setting '{key}'.{did_you_mean(key, TRAIN)}")
+    return TRAIN[key].parse(value)
+
+
+NOT_IN_ADAPTER = {
+    AdapterKind.linear: ("adapter-depth", "adapter-expansion", "dropout"),
+    AdapterKind.glu: ("adapter-depth",),
+}
+"""Settings that an adapter does not have."""
+ACT_ON_CLOSED_FORMS = (
+    *("method", "seed", "size", "embed-dim", "latent-norm", "temperature"),
+    *("device", "memory-budget", "corrupt-captions", "corrupt-kind", "subset"),
+)
+"""All that a closed form heeds."""
+
+
+def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> TrainConfig:
+    """The settings that `layers` ask for, the last layer strongest (file, then flags; base, then arm).
+
+    Keys are flags without the dashes. `pairs` is the number of training pairs, which the automatic
+    size depends on; without it the check of the settings is complete and the size a placeholder.
+    Raises UsageError for an unknown key, a wrong value, a contradiction, or a setting without effect.
+    """
+    checked = _without_idle([{key: parse_setting(key, value) for key, value in layer.items()} for layer in layers])
+    asked: dict[str, Any] = {key: value for layer in checked for key, value in layer.items()}
+    is_solved = asked.get("method", Method.contrastive) is not Method.contrastive
+    recipe = Recipe.clip if is_solved else asked.get("recipe", Recipe.alignvl)
+    on = dict(INGREDIENTS[recipe])
+    for layer in checked:
+        on |= _switches(layer)
+    values = DEFAULTS | RECIPE_DETAILS.get(recipe, {}) | asked
+    if on["rp"] and values["noise"] is NoiseKind.none:  # switched on again above a layer that had it off
+        values["noise"] = DEFAULTS["noise"]
+    _refuse_idle(asked, values, on)
+    kept = subset_of(values["subset"])
+    pairs = pairs if kept is None else kept[1] if pairs is None else min(kept[1], pairs)
+    size = asked.get("size", Size.auto)
+    can_start_at_cca = values["adapter"] in CAN_START_AT_CCA and not is_solved
+    start = asked.get("init", Init.cca if can_start_at_cca else Init.random)
+    if start is Init.cca and not can_start_at_cca:
+        raise UsageError(f"--init cca starts one linear map, which --adapter {values['adapter']} is not; leave one out")
+    shape = RELEASED_SHAPE if size is Size.released else auto_shape(10_000 if pairs is None else pairs, start)
+    values = by_flag(asdict(shape)) | values | {"recipe": recipe, "size": size, "mix": on["mix"]}
+    if is_solved:
+        values |= {"adapter": AdapterKind.linear, "epochs": 0, "latent-width": 0, "init": Init.random}
+    values["noise"] = values["noise"] if on["rp"] else NoiseKind.none
+    values["smoothing"] = values["smoothing"] if on["es"] else 0.0
+    return TrainConfig(**{field.name: values[field.name.replace("_", "-")] for field in fields(TrainConfig)})
+
+
+def one_layer(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """What `layers` ask for as one layer, which trains the same: without what a stronger layer undid."""
+    checked = _without_idle([{key: parse_setting(key, value) for key, value in layer.items()} for layer in layers])
+    asked = {
+        key: value for layer, kept in zip(layers, checked, strict=True) for key, value in layer.items() if key in kept
+    }
+    for ingredient, details in SWITCHED_BY.items():
+        switches = [switch for layer in checked if (switch := _switches(layer).get(ingredient)) is not None]
+        if not switches:
+            continue
+        is_none = ingredient == "rp" and asked.get("noise") == NoiseKind.none
+        if switches[-1]:
+            asked |= (
+                {ingredient: True} if asked.get(ingredient) is False else {}
+            )  # on again by a stronger layer's detail
+            asked = {key: value for key, value in asked.items() if not (is_none and key == "noise")}
+        else:
+            asked = {key: value for key, value in asked.items() if key not in (ingredient, *details)}
+            asked |= {"noise": NoiseKind.none} if is_none else {ingredient: False}
+    return asked
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The top-level keys of a TOML file, for a layer of `resolve_train`; `_` and `-` read alike."""
+    import tomllib
+
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as problem:
+        raise DataError(f"--config {path}: cannot be read ({problem.strerror})") from problem
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:
+        raise DataError(f"--config {path}: not valid TOML ({problem})") from problem
+    return by_flag(settings)
+
+
+def run_name(config: TrainConfig) -> str:
+    """Recipe, what departs from it, and the seed: the readable part of a run's folder name."""
+    if config.method is not Method.contrastive:
+        return f"{config.method.value}-s{config.seed}"
+    plain = resolve_train({"recipe": config.recipe})
+    parts = [config.recipe.value]
+    if config.mix != plain.mix:
+        parts.append("mix" if config.mix else "no-mix")
+    if config.noise != plain.noise:
+        parts.append("no-rp" if config.noise is NoiseKind.none else config.noise.value)
+    if config.noise is not NoiseKind.none and config.noise_std != plain.noise_std:
+        parts.append(f"std{config.noise_std:g}" + ("rms" if config.noise_units is NoiseUnits.rms else ""))
+    if config.smoothing != plain.smoothing:
+        parts.append(f"es{config.smoothing:g}" if config.smoothing else "no-es")
+    if config.smoothing and config.es_target != plain.es_target:
+        parts.append(config.es_target.value)
+    if config.smoothing and config.es_schedule != plain.es_schedule:
+        parts.append(config.es_schedule.value)
+    if config.adapter != plain.adapter:
+        parts.append(config.adapter.value)
+    if config.loss != plain.loss:
+        parts.append(config.loss.value)
+    return "-".join([*parts, f"s{config.seed}"])
+
+
+def _switches(layer: Mapping[str, Any]) -> dict[str, bool]:
+    """Which ingredients this layer switches on or off, by their own flag or by a detail of theirs."""
+    switched = {}
+    for ingredient, details in SWITCHED_BY.items():
+        given = [key for key in details if key in layer]
+        off_by_kind = ingredient == "rp" and layer.get("noise") is NoiseKind.none
+        if off_by_kind and (layer.get("rp") or len(given) > 1):
+            other = "rp" if layer.get("rp") else next(key for key in given if key != "noise")
+            raise UsageError(f"--noise none and --{other} contradict each other; leave one out")
+        if layer.get(ingredient) is False and given and not off_by_kind:
+            raise UsageError(f"--no-{ingredient} leaves --{given[0]} without effect; leave one of them out")
+        if ingredient in layer:
+            switched[ingredient] = layer[ingredient]
+        elif given:
+            switched[ingredient] = not off_by_kind
+    return switched
+
+
+def _without_idle(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The layers, without what a closed form asked for in a stronger layer leaves idle; UsageError for what is asked
+    for beside it, or above it."""
+    places = [place for place, layer in enumerate(layers) if "method" in layer]
+    if not places or layers[places[-1]]["method"] is Method.contrastive:
+        return layers
+    for layer in layers[places[-1] :]:
+        for key, value in layer.items():
+            if key not in ACT_ON_CLOSED_FORMS:
+                flag = f"--no-{key}" if value is False else f"--{key}"
+                method = layers[places[-1]]["method"]
+                raise UsageError(f"--method {method} is a closed form, on which {flag} has no effect; leave it out")
+    return [{key: value for key, value in layer.items() if key in ACT_ON_CLOSED_FORMS} for layer in layers]
+
+
+def _refuse_idle(asked: Mapping[str, Any], values: Mapping[str, Any], on: Mapping[str, bool]) -> None:
+    """Refuse settings that the others leave without effect: nobody must believe that they acted."""
+    if "corrupt-kind" in asked and not values["corrupt-captions"]:
+        raise UsageError("--corrupt-kind says how, and --corrupt-captions SHARE how many; give both or neither")
+    if "noise-match" in asked and on["rp"] and values["noise"] is not NoiseKind.uniform:
+        raise UsageError(f"--noise-match acts on --noise uniform alone, and the noise is {values['noise']}")
+    at_output = values["noise-position"] is NoisePosition.output
+    if on["rp"] and at_output and values["noise"] is NoiseKind.dropout:
+        raise UsageError("--noise dropout is sized by the RMS of the latents; it cannot act at --noise-position output")
+    for key in NOT_IN_ADAPTER.get(values["adapter"], ()):
+        if key in asked:
+            raise UsageError(f"--adapter {values['adapter']} has no {key}; leave --{key} out")

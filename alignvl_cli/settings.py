@@ -1,164 +1,750 @@
-"""From what was asked for to what is trained: flag, then `--config` file, then recipe (ingredients) or size (shapes),
-then default.
+"""THE table: each setting of each command, declared once. A flag is a field is a study's arm.
+
+A class is a command's settings, or a part of several commands'. Its fields say all there is to know (`declarations`):
+type, default or who decides it, range, help line, panel. `cli.options` makes the flags of them, `recipes` reads files
+and studies by them, `cli.reference` writes docs/cli.md from them.
+
+No heavy library is imported, so that `--help` is instant; for the same reason (each method of a dataclass is compiled)
+what only carries flags to a command has neither `==` nor `repr`.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from alignvl_cli.config import (
-    AdapterKind,
-    Init,
-    Method,
-    NoiseKind,
-    NoisePosition,
-    NoiseUnits,
-    Recipe,
-    Size,
-    TrainConfig,
-)
-from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.grammar import GRAMMAR, by_flag, parse_setting, subset_of
-from alignvl_cli.recipes import (
-    CAN_START_AT_CCA,
-    DETAIL_DEFAULTS,
-    INGREDIENTS,
-    RECIPE_DETAILS,
-    RELEASED_SHAPE,
-    SWITCHED_BY,
-    auto_shape,
-)
+from alignvl_cli.declarations import Checked, Range, at_least, declared, setting
+from alignvl_cli.errors import UsageError
 
-NOT_IN_ADAPTER = {
-    AdapterKind.linear: ("adapter-depth", "adapter-expansion", "dropout"),
-    AdapterKind.glu: ("adapter-depth",),
-}
-"""Settings that an adapter does not have."""
-ACT_ON_CLOSED_FORMS = (
-    *("method", "seed", "size", "embed-dim", "latent-norm", "temperature"),
-    *("device", "memory-budget", "corrupt-captions", "corrupt-kind", "subset"),
-)
-"""All that a closed form heeds."""
+MAX_PIXELS = 89_478_485
+"""Pillow's own warning limit: a quarter of a gigabyte of RGB."""
+BUNDLED = "bundled:"
+"""Before the name of an encoder that the extra `demo` brings."""
+DEFAULT_VISION = BUNDLED + "efficientnet-lite0"
+DEFAULT_TEXT = BUNDLED + "all-minilm-l6-v2"
+ALWAYS_FORGIVEN = 10
+"""Images that may be unreadable however small the dataset is."""
+DEFAULT_MARGIN = 1.0
+"""Points of mean recall within which two arms count as equivalent, where a study does not say."""
+REPORTED_SPLIT = "test"
+TEMPLATES = ("{}", "a photo of {}", "a picture of {}")
+"""Prompts of a class, its label in them."""
 
 
-def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> TrainConfig:
-    """The settings that `layers` ask for, the last layer strongest (file, then flags; base, then arm).
-
-    Keys are flags without the dashes. `pairs` is the number of training pairs, which the automatic
-    size depends on; without it the check of the settings is complete and the size a placeholder.
-    Raises UsageError for an unknown key, a wrong value, a contradiction, or a setting without effect.
-    """
-    checked = _without_idle([{key: parse_setting(key, value) for key, value in layer.items()} for layer in layers])
-    asked: dict[str, Any] = {key: value for layer in checked for key, value in layer.items()}
-    is_solved = asked.get("method", Method.contrastive) is not Method.contrastive
-    recipe = Recipe.clip if is_solved else asked.get("recipe", Recipe.alignvl)
-    on = dict(INGREDIENTS[recipe])
-    for layer in checked:
-        on |= _switches(layer)
-    values = DETAIL_DEFAULTS | RECIPE_DETAILS.get(recipe, {}) | asked
-    if on["rp"] and values["noise"] is NoiseKind.none:  # switched on again above a layer that had it off
-        values["noise"] = DETAIL_DEFAULTS["noise"]
-    _refuse_idle(asked, values, on)
-    kept = subset_of(values["subset"])
-    pairs = pairs if kept is None else kept[1] if pairs is None else min(kept[1], pairs)
-    size = asked.get("size", Size.auto)
-    can_start_at_cca = values["adapter"] in CAN_START_AT_CCA and not is_solved
-    start = asked.get("init", Init.cca if can_start_at_cca else Init.random)
-    if start is Init.cca and not can_start_at_cca:
-        raise UsageError(f"--init cca starts one linear map, which --adapter {values['adapter']} is not; leave one out")
-    shape = RELEASED_SHAPE if size is Size.released else auto_shape(10_000 if pairs is None else pairs, start)
-    values = by_flag(asdict(shape)) | values | {"recipe": recipe, "size": size, "mix": on["mix"]}
-    if is_solved:
-        values |= {"adapter": AdapterKind.linear, "epochs": 0, "latent-width": 0, "init": Init.random}
-    values["noise"] = values["noise"] if on["rp"] else NoiseKind.none
-    values["smoothing"] = values["smoothing"] if on["es"] else 0.0
-    for key in ("temperature", "loss-tile", "memory-budget"):
-        values[key] = GRAMMAR[key](values[key])
-    return TrainConfig(**{field.name: values[field.name.replace("_", "-")] for field in fields(TrainConfig)})
+def too_many_rejected(rejected: int, images: int, share: float) -> bool:
+    """Whether more of `images` were rejected than `share` of them and the ten that always may be."""
+    return rejected > max(ALWAYS_FORGIVEN, share * images)
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """The top-level keys of a TOML file, for a layer of `resolve_train`; `_` and `-` read alike."""
-    import tomllib
+class Device(StrEnum):
+    auto = "auto"
+    cuda = "cuda"
+    mps = "mps"
+    cpu = "cpu"
 
+
+class Precision(StrEnum):
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Pooling(StrEnum):
+    """Which vector of a frozen encoder is the latent."""
+
+    cls = "cls"
+    mean = "mean"
+    last = "last"
+    pooler = "pooler"
+    cls_mean = "cls+mean"
+    projection = "projection"
+
+
+class StoreDtype(StrEnum):
+    float32 = "float32"
+    float16 = "float16"
+
+
+class LatentFormat(StrEnum):
+    """Files that a store is exported to."""
+
+    npy = "npy"
+    safetensors = "safetensors"
+
+
+class ExportTarget(StrEnum):
+    """What will load an exported run (`--to`)."""
+
+    onnx = "onnx"
+    sentence_transformers = "sentence-transformers"
+    safetensors = "safetensors"
+
+
+class DatasetFormat(StrEnum):
+    """How a dataset is laid out (`--format`)."""
+
+    jsonl = "jsonl"
+    csv = "csv"
+    tsv = "tsv"
+    parquet = "parquet"
+    json = "json"
+    karpathy = "karpathy"
+    coco = "coco"
+    flickr_token = "flickr-token"
+    flickr_csv = "flickr-csv"
+    folder = "folder"
+    webdataset = "webdataset"
+    huggingface = "huggingface"
+
+
+class Init(StrEnum):
+    """Where the adapters start: drawn at random, or at the canonical correlations of the training latents."""
+
+    random = "random"
+    cca = "cca"
+
+
+class Method(StrEnum):
+    """How the adapters are found: by training, or in closed form."""
+
+    contrastive = "contrastive"
+    procrustes = "procrustes"
+    cca = "cca"
+    ridge = "ridge"
+
+
+class CorruptKind(StrEnum):
+    """What image a corrupted caption gets."""
+
+    shuffle = "shuffle"
+    near = "near"
+
+
+class SubsetKind(StrEnum):
+    """How the training pairs to keep are chosen."""
+
+    uniform = "uniform"
+    kdpp = "kdpp"
+    quality = "quality"
+
+
+class NoiseKind(StrEnum):
+    gaussian = "gaussian"
+    uniform = "uniform"
+    laplace = "laplace"
+    dropout = "dropout"
+    none = "none"
+
+
+class NoiseUnits(StrEnum):
+    absolute = "absolute"
+    rms = "rms"
+
+
+class NoiseMatch(StrEnum):
+    """What `uniform` shares with a gaussian of the same `--noise-std`: its variance, or its half range."""
+
+    variance = "variance"
+    range = "range"
+
+
+class NoisePosition(StrEnum):
+    input = "input"
+    output = "output"
+
+
+class MixCoefficient(StrEnum):
+    batch = "batch"
+    pair = "pair"
+
+
+class EsTarget(StrEnum):
+    """Where the smoothed mass goes."""
+
+    uniform = "uniform"
+    off_diagonal = "off-diagonal"
+    similarity = "similarity"
+
+
+class EsSchedule(StrEnum):
+    constant = "constant"
+    linear = "linear"
+    confidence = "confidence"
+
+
+class LatentNorm(StrEnum):
+    none = "none"
+    l2 = "l2"
+    standardize = "standardize"
+
+
+class Loss(StrEnum):
+    infonce = "infonce"
+    sigmoid = "sigmoid"
+
+
+class AdapterKind(StrEnum):
+    fusemix = "fusemix"
+    linear = "linear"
+    mlp = "mlp"
+    glu = "glu"
+
+
+class Recipe(StrEnum):
+    alignvl = "alignvl"
+    fusemix = "fusemix"
+    clip = "clip"
+    sail = "sail"
+    best = "best"
+
+
+class Size(StrEnum):
+    auto = "auto"
+    released = "released"
+
+
+class ReportTo(StrEnum):
+    """Where a run's figures go besides `metrics.jsonl`."""
+
+    tensorboard = "tensorboard"
+
+
+class Gallery(StrEnum):
+    """What is searched: the images, or the captions (`--of`)."""
+
+    image = "image"
+    text = "text"
+
+
+class HubnessReport(StrEnum):
+    """What is told of hubs (`eval --hubness`)."""
+
+    report = "report"
+    """How unevenly the gallery's rows occur among the nearest ones."""
+    nnn = "nnn"
+    """Also recall after nearest-neighbour normalisation, which needs the training split alone."""
+    inverted_softmax = "inverted-softmax"
+    """Also recall after inverted softmax, which uses all test queries together."""
+
+
+class HubCorrection(StrEnum):
+    """What a search can correct hubs with (`index --hubness`): one query at a time, so nothing transductive."""
+
+    nnn = "nnn"
+
+
+class ReportFormat(StrEnum):
+    """What `alignvl report` writes (`--format`)."""
+
+    table = "table"
+    markdown = "markdown"
+    latex = "latex"
+    csv = "csv"
+    json = "json"
+    html = "html"
+
+
+def _batch_size(text: str) -> int | None:
+    """None for `auto`."""
+    if text == "auto":
+        return None
+    if not text.isdecimal():
+        raise UsageError(f"--batch-size: wanted a whole number or 'auto', got '{text}'")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    """A part of a whole as it is typed: `0.01`, or `1%`."""
+    written = text.strip()
     try:
-        with open(path, "rb") as stream:
-            settings = tomllib.load(stream)
-    except OSError as problem:
-        raise DataError(f"--config {path}: cannot be read ({problem.strerror})") from problem
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:
-        raise DataError(f"--config {path}: not valid TOML ({problem})") from problem
-    return by_flag(settings)
+        return float(written.removesuffix("%")) / (100 if written.endswith("%") else 1)
+    except ValueError:
+        raise UsageError(f"--max-rejected: wanted a share from 0 to 1, as 0.01 or 1%, got '{text}'") from None
 
 
-def run_name(config: TrainConfig) -> str:
-    """Recipe, what departs from it, and the seed: the readable part of a run's folder name."""
-    if config.method is not Method.contrastive:
-        return f"{config.method.value}-s{config.seed}"
-    plain = resolve_train({"recipe": config.recipe})
-    parts = [config.recipe.value]
-    if config.mix != plain.mix:
-        parts.append("mix" if config.mix else "no-mix")
-    if config.noise != plain.noise:
-        parts.append("no-rp" if config.noise is NoiseKind.none else config.noise.value)
-    if config.noise is not NoiseKind.none and config.noise_std != plain.noise_std:
-        parts.append(f"std{config.noise_std:g}" + ("rms" if config.noise_units is NoiseUnits.rms else ""))
-    if config.smoothing != plain.smoothing:
-        parts.append(f"es{config.smoothing:g}" if config.smoothing else "no-es")
-    if config.smoothing and config.es_target != plain.es_target:
-        parts.append(config.es_target.value)
-    if config.smoothing and config.es_schedule != plain.es_schedule:
-        parts.append(config.es_schedule.value)
-    if config.adapter != plain.adapter:
-        parts.append(config.adapter.value)
-    if config.loss != plain.loss:
-        parts.append(config.loss.value)
-    return "-".join([*parts, f"s{config.seed}"])
+def _temperature(text: str) -> float | None:
+    """None for `learned`, tau for `fixed:TAU`."""
+    if text == "learned":
+        return None
+    word, _, number = text.partition(":")
+    try:
+        tau = float(number)
+    except ValueError:
+        tau = math.nan
+    if word != "fixed" or not 0.001 <= tau <= 0.5:
+        raise UsageError(f"--temperature: wanted 'learned' or 'fixed:TAU' with TAU from 0.001 to 0.5, got '{text}'")
+    return tau
 
 
-def _switches(layer: Mapping[str, Any]) -> dict[str, bool]:
-    """Which ingredients this layer switches on or off, by their own flag or by a detail of theirs."""
-    switched = {}
-    for ingredient, details in SWITCHED_BY.items():
-        given = [key for key in details if key in layer]
-        off_by_kind = ingredient == "rp" and layer.get("noise") is NoiseKind.none
-        if off_by_kind and (layer.get("rp") or len(given) > 1):
-            other = "rp" if layer.get("rp") else next(key for key in given if key != "noise")
-            raise UsageError(f"--noise none and --{other} contradict each other; leave one out")
-        if layer.get(ingredient) is False and given and not off_by_kind:
-            raise UsageError(f"--no-{ingredient} leaves --{given[0]} without effect; leave one of them out")
-        if ingredient in layer:
-            switched[ingredient] = layer[ingredient]
-        elif given:
-            switched[ingredient] = not off_by_kind
-    return switched
+def _loss_tile(text: str) -> int | None:
+    """None for `auto`."""
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) >= 1):
+        raise UsageError(f"--loss-tile: wanted 'auto' or a number of rows from 1, got '{text}'")
+    return int(text)
 
 
-def _without_idle(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The layers, without what a closed form asked for in a stronger layer leaves idle; UsageError for what is asked
-    for beside it, or above it."""
-    places = [place for place, layer in enumerate(layers) if "method" in layer]
-    if not places or layers[places[-1]]["method"] is Method.contrastive:
-        return layers
-    for layer in layers[places[-1] :]:
-        for key, value in layer.items():
-            if key not in ACT_ON_CLOSED_FORMS:
-                flag = f"--no-{key}" if value is False else f"--{key}"
-                method = layers[places[-1]]["method"]
-                raise UsageError(f"--method {method} is a closed form, on which {flag} has no effect; leave it out")
-    return [{key: value for key, value in layer.items() if key in ACT_ON_CLOSED_FORMS} for layer in layers]
+SMALLEST_SUBSET = 4
+"""Two batches of two pairs."""
 
 
-def _refuse_idle(asked: Mapping[str, Any], values: Mapping[str, Any], on: Mapping[str, bool]) -> None:
-    """Refuse settings that the others leave without effect: nobody must believe that they acted."""
-    if "corrupt-kind" in asked and not values["corrupt-captions"]:
-        raise UsageError("--corrupt-kind says how, and --corrupt-captions SHARE how many; give both or neither")
-    if "noise-match" in asked and on["rp"] and values["noise"] is not NoiseKind.uniform:
-        raise UsageError(f"--noise-match acts on --noise uniform alone, and the noise is {values['noise']}")
-    at_output = values["noise-position"] is NoisePosition.output
-    if on["rp"] and at_output and values["noise"] is NoiseKind.dropout:
-        raise UsageError("--noise dropout is sized by the RMS of the latents; it cannot act at --noise-position output")
-    for key in NOT_IN_ADAPTER.get(values["adapter"], ()):
-        if key in asked:
-            raise UsageError(f"--adapter {values['adapter']} has no {key}; leave --{key} out")
+def subset_of(text: str) -> tuple[SubsetKind, int] | None:
+    """None for `all`; kind and number of pairs for `KIND:PAIRS`."""
+    if text == "all":
+        return None
+    kind, _, number = text.partition(":")
+    if kind not in list(SubsetKind) or not (number.isascii() and number.isdigit() and int(number) >= SMALLEST_SUBSET):
+        kinds = ", ".join(f"'{kind}:PAIRS'" for kind in SubsetKind)
+        raise UsageError(f"--subset: wanted 'all', {kinds} with at least {SMALLEST_SUBSET} pairs, got '{text}'")
+    return SubsetKind(kind), int(number)
+
+
+def _subset(text: str) -> str:
+    subset_of(text)
+    return text
+
+
+GIB = 2**30
+"""What the size of an index without a unit is counted in."""
+UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def size_in_bytes(flag: str, text: str, plain: int | None = None, also: str = "") -> int:
+    """Bytes of `8GB`, `500MB` or `2GiB`, and of a plain number of `plain` bytes where that is given; UsageError that
+    names `flag`, and what is wanted `also`, for anything else."""
+    number = text.strip().rstrip("BIKMGTbikmgt ")
+    unit = text.strip()[len(number) :].strip().lower()
+    try:
+        size = float(number) * (plain if plain and not unit else UNITS[unit])
+    except (KeyError, ValueError):
+        size = math.nan
+    if not (math.isfinite(size) and size >= 1):
+        raise UsageError(f"--{flag}: wanted {also}a size such as 8GB, 500MB or 2GiB, got '{text}'")
+    return int(size)
+
+
+def _memory_budget(text: str) -> int | None:
+    """None for `none`."""
+    return None if text == "none" else size_in_bytes("memory-budget", text, also="'none' or ")
+
+
+def _memory(text: str) -> int:
+    return size_in_bytes("memory", text, plain=GIB)
+
+
+ABOVE_0 = Range("above 0", lambda value: value > 0)
+SHARE = Range("a share from 0 to 1", lambda value: 0 <= value <= 1)
+SEED = Range("from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63)
+MARGIN = Range("above 0 and at most 100", lambda value: 0 < value <= 100)
+NOISE_STD = Range("above 0 (switch the perturbation off with --no-rp)", ABOVE_0.holds)
+MASS = Range("above 0 and below 1 (switch smoothing off with --no-es)", lambda value: 0 < value < 1)
+DROPOUT = Range("0, or from 0.002 to 0.996", lambda value: value == 0 or 0.002 <= value <= 0.996)  # 256 levels
+DECAY = Range("at least 0 (off) and below 1", lambda value: 0 <= value < 1)
+
+BY_RECIPE, BY_SIZE = "by recipe", "by size"
+ENCODERS, DATA, WORK = "Encoders", "Data", "Work"
+MIXING, PERTURBATION, SMOOTHING = "Mixing (FuseMix)", "Random Perturbation (RP)", "Embedding Smoothing (ES)"
+MODEL, SCHEDULE = "Adapters and loss", "Schedule and machine"
+PROTOCOL, REPORTS = "Protocol", "Reports"
+
+# Settings of several commands; each class makes a field of its own of them.
+device = partial(setting, "Where to compute; auto takes CUDA, else MPS, else the CPU.", Device.auto)
+precision = partial(setting, "auto: bf16 where the hardware computes in it, else fp32.", Precision.auto)
+overwrite = partial(setting, "Replace a complete artefact at --output.", False)
+as_json = partial(setting, "One JSON document on stdout instead of the table.", False, flag="json")
+split = partial(setting, "Split of the store, or `all`.")
+max_pixels = partial(setting, "Larger images are rejected before decoding.", MAX_PIXELS, DATA, within=at_least(1))
+max_rejected = partial(
+    setting,
+    "Share of images that may be unreadable, 0.01 or 1%; ten always may.",
+    *(0.01, DATA),
+    within=SHARE,
+    metavar="SHARE",
+    read=_share,
+)
+workers = partial(
+    setting, "Processes that decode images.", None, WORK, within=at_least(0), says="by the machine"
+)  # None: one for each core but one, none on small machines
+pickled = "Read weights that are pickled where there are no safetensors."
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class CommonSettings:
+    """Of every command."""
+
+    workspace: Path = setting(
+        "Folder of artefacts without an explicit path.", Path("alignvl-workspace"), envvar="ALIGNVL_WORKSPACE"
+    )
+    quiet: bool = setting("No progress and no notes; warnings stay.", False, short="q")
+    verbose: bool = setting("Tracebacks with errors.", False, short="v")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trust:
+    """What of a model's own files may run code: nothing, unless the user says so each time it is loaded."""
+
+    remote_code: bool = setting("Run the Python files that a model brings along.", False, flag="trust-remote-code")
+    pickle: bool = setting(pickled, False, flag="allow-pickle")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class EncoderSettings:
+    """The two frozen encoders of an extraction."""
+
+    vision: str = setting("Hub id, id@revision or local folder.", DEFAULT_VISION, ENCODERS)
+    text: str = setting("Hub id, id@revision or local folder.", DEFAULT_TEXT, ENCODERS)
+    image_pooling: Pooling | None = setting("Which vector is the latent.", None, ENCODERS, says="the model's")
+    text_pooling: Pooling | None = setting("Which vector is the latent.", None, ENCODERS, says="the model's")
+    text_prefix: str | None = setting(
+        "Put before every caption and query, as in 'query: '.",
+        *(None, ENCODERS),
+        says="what the model's files state",
+        metavar="TEXT",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetOptions:
+    """How to read the user's own data."""
+
+    format: DatasetFormat | None = setting("How the data are laid out.", None, DATA, says="told from them")
+    image_root: Path | None = setting("Where image paths start.", None, DATA, says="the file's folder")
+    image_column: str = setting("Column of the image paths.", "image", DATA)
+    caption_column: str | None = setting(
+        "Column of the captions, or several: `caption_*`, `a,b`.",
+        *(None, DATA),
+        says="`captions`, else `caption`, else `caption_0`, ...",
+    )
+    id_column: str = setting("Column of the ids; empty where ids are not of the images: paths are the ids.", "id", DATA)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtractConfig(Checked):
+    """What the work of an extraction depends on, besides the encoders."""
+
+    batch_size: int | None = setting(
+        "Items in one forward; auto: measured on a GPU, by rule on a CPU.",
+        *(None, WORK),
+        within=at_least(1),
+        says="auto",
+        metavar="N|auto",
+        read=_batch_size,
+    )
+    workers: int | None = workers()
+    dtype: StoreDtype = setting("How latents are kept.", StoreDtype.float32, WORK)
+    max_pixels: int = max_pixels()
+    max_rejected: float = max_rejected()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ExtractSettings:
+    """How an extraction is run."""
+
+    device: Device = device()
+    precision: Precision = precision()
+    restart: bool = setting("Discard what an interrupted extraction left.", False, WORK)
+    overwrite: bool = overwrite()
+    plan: bool = setting("Time a few batches, say what it would take, write nothing.", False)
+    as_json: bool = setting("With --plan: one JSON document on stdout.", False, flag="json")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class CheckSettings(Checked):
+    """Of `data check`, besides how the data are read."""
+
+    text: str | None = setting(
+        "Text encoder (Hub id or folder) whose longest input is held against the captions.", None
+    )
+    text_prefix: str | None = setting("As for extract: what --text puts before every caption.", None, metavar="TEXT")
+    max_pixels: int = max_pixels()
+    max_rejected: float = max_rejected()
+    workers: int | None = workers()
+    as_json: bool = as_json()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Every setting that decides a trained adapter pair. `recipes.resolve_train` makes one, and leaves nothing open."""
+
+    method: Method = setting("Training, or a closed form in seconds (a baseline).", Method.contrastive)
+    corrupt_captions: float = setting(
+        "Share of the training pairs to re-pair wrongly, to study noise.", 0.0, within=SHARE
+    )
+    corrupt_kind: CorruptKind = setting("With any other image, or a similar one.", CorruptKind.shuffle)
+    subset: str = setting(
+        "Pairs to train on: all, uniform:K, kdpp:K (diverse) or quality:K.",
+        "all",
+        metavar="all|KIND:K",
+        read=_subset,
+    )
+    recipe: Recipe = setting("Ingredients to start from; flags change them.", Recipe.alignvl)
+
+    mix: bool = setting("Blend each pair with a partner.", panel=MIXING, says=BY_RECIPE)
+    mix_alpha: float = setting("a of the coefficient's Beta(a, a).", 1.0, MIXING, within=ABOVE_0)
+    mix_coefficient: MixCoefficient = setting(
+        "One coefficient a batch (as released) or a pair.", MixCoefficient.batch, MIXING
+    )
+
+    rp: ClassVar[bool] = setting("Add noise to the latents.", panel=PERTURBATION, says=BY_RECIPE)
+    """A flag alone: off is `noise` none."""
+    noise: NoiseKind = setting("Its shape.", NoiseKind.gaussian, PERTURBATION)
+    noise_std: float = setting("Its standard deviation, sigma.", 0.01, PERTURBATION, within=NOISE_STD)
+    noise_units: NoiseUnits = setting(
+        "sigma as it is, or times the RMS of that modality's training latents.", NoiseUnits.absolute, PERTURBATION
+    )
+    noise_match: NoiseMatch = setting(
+        "Uniform noise: the gaussian's variance, or U(-sigma, sigma).", NoiseMatch.variance, PERTURBATION
+    )
+    noise_position: NoisePosition = setting(
+        "Before the adapters, or on their output before normalisation.", NoisePosition.input, PERTURBATION
+    )
+
+    es: ClassVar[bool] = setting("Soften the contrastive target.", panel=SMOOTHING, says=BY_RECIPE)
+    """A flag alone: off is `smoothing` 0, a hard target."""
+    smoothing: float = setting("alpha, the target's mass that is spread.", 0.1, SMOOTHING, within=MASS)
+    es_target: EsTarget = setting("Over which entries.", EsTarget.uniform, SMOOTHING)
+    es_schedule: EsSchedule = setting("alpha over the training.", EsSchedule.constant, SMOOTHING)
+
+    mask_duplicates: bool = setting("Same image or same caption: no negative.", False, MODEL, says=BY_RECIPE)
+    latent_norm: LatentNorm = setting("What is done to the stored latents first.", LatentNorm.none, MODEL)
+    loss: Loss = setting("Softmax over the batch, or SigLIP's sigmoid.", Loss.infonce, MODEL, says=BY_RECIPE)
+    adapter: AdapterKind = setting("Kind of the two adapters.", AdapterKind.fusemix, MODEL, says=BY_RECIPE)
+    size: Size = setting(
+        "Depth, width, dropout, epochs, batch and rate: by the number of pairs, or as FuseMix released them.",
+        *(Size.auto, MODEL),
+    )
+    latent_width: int = setting(
+        "Reduce wider latents to so many principal components; 0: never.",
+        panel=MODEL,
+        within=at_least(0, "0: the latents keep their width"),
+        says=BY_SIZE,
+    )
+    init: Init = setting(
+        "Start at random, or at the training latents' canonical correlations.", panel=MODEL, says=BY_SIZE
+    )
+    adapter_depth: int = setting(
+        "Blocks of fusemix, hidden layers of mlp.", panel=MODEL, within=at_least(1), says=BY_SIZE
+    )
+    adapter_expansion: int = setting("Hidden width over the latent's.", panel=MODEL, within=at_least(1), says=BY_SIZE)
+    embed_dim: int = setting("Width of the shared space.", panel=MODEL, within=at_least(1), says=BY_SIZE)
+    dropout: float = setting("In the adapters.", panel=MODEL, within=DROPOUT, says=BY_SIZE)
+    temperature: float | None = setting(
+        "'learned' or 'fixed:TAU'.", None, MODEL, says="learned", metavar="learned|fixed:TAU", read=_temperature
+    )
+    """Fixed tau, or None: learned from 0.07; of the sigmoid loss 1 / t, learned from 0.1."""
+    loss_tile: int | None = setting(
+        "Rows of the batch compared at once, or 'auto'. Smaller: less memory, the same loss.",
+        *(None, MODEL),
+        says="auto",
+        metavar="ROWS|auto",
+        read=_loss_tile,
+    )
+    """Side of the tiles that the loss is computed in; None: by batch size and memory."""
+
+    seed: int = setting("Of every random draw.", 0, SCHEDULE, within=SEED)
+    epochs: int = setting("Passes over the pairs.", panel=SCHEDULE, within=at_least(1), says=BY_SIZE)
+    batch_size: int = setting(
+        "Rows in the loss, in every arm, at most half the pairs.", panel=SCHEDULE, within=at_least(2), says=BY_SIZE
+    )
+    """Mixing draws its partners besides."""
+    lr: float = setting("Peak learning rate.", panel=SCHEDULE, within=ABOVE_0, says=BY_SIZE)
+    ema: float = setting(
+        "Decay of a moving average of the weights, validated and kept in their place.",
+        *(0.0, SCHEDULE),
+        within=DECAY,
+        note="off",
+    )
+    patience: int = setting(
+        "Stop after this many validations without a better one.",
+        *(0, SCHEDULE),
+        within=at_least(0, "off"),
+        note="never",
+    )
+    device: Device = device(panel=SCHEDULE)
+    precision: Precision = precision(panel=SCHEDULE)
+    memory_budget: int | None = setting(
+        "Training latents in memory at a time, such as 8GB; a larger store is shuffled by blocks.",
+        *(None, SCHEDULE),
+        says="none",
+        note="all of them",
+        metavar="SIZE",
+        read=_memory_budget,
+    )
+    """Bytes; beyond them blocks of the store are in memory, one after the other. None: all are."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "TrainConfig":
+        """The settings that `to_json` gave; KeyError, TypeError or ValueError when they are of another version."""
+        kinds = {field.name: declared(cls)[field.name].kind for field in fields(cls)}
+        if record.keys() != kinds.keys():
+            raise KeyError(f"settings of another version: {sorted(record.keys() ^ kinds.keys())}")
+        is_enum = {name: issubclass(kind, StrEnum) for name, kind in kinds.items()}
+        return cls(**{key: kinds[key](value) if is_enum[key] else value for key, value in record.items()})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class RunSettings:
+    """How a training is run; none of it decides what is trained."""
+
+    report_to: ReportTo | None = setting("Event files in the run folder, besides metrics.jsonl.", None, says="none")
+    overwrite: bool = overwrite()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class EvalSettings(Checked):
+    """Of `eval`."""
+
+    split: str = split("test")
+    recall_k: str = setting("K of the recalls; RSUM is always of 1, 5 and 10.", "1,5,10", PROTOCOL)
+    folds: int = setting("Means over folds of consecutive images: COCO 1K is 5.", 1, PROTOCOL, within=at_least(1))
+    identical_hits: bool = setting("A caption of the same text is a hit too.", False, PROTOCOL)
+    bootstrap: bool = setting("95 % intervals, of differences too.", False, REPORTS)
+    calibration: bool = setting("Is it as sure as it is right? Table and diagrams.", False, REPORTS)
+    hubness: HubnessReport | None = setting("How bad hubs are, and recall after a correction.", None, REPORTS)
+    eccv: Path | None = setting("COCO 5K: also ECCV Caption and CxC; give dataset_coco.json.", None, REPORTS)
+    device: Device = device()
+    as_json: bool = as_json()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class IndexSettings:
+    """Of `index`."""
+
+    split: str = split("all")
+    factory: str = setting("FAISS factory string; auto: exact up to a million vectors, if they fit.", "auto")
+    memory: int | None = setting(
+        "What the indexes may take: 8GB, 2GiB, or GiB alone.",
+        None,
+        says="half of what is free",
+        metavar="SIZE",
+        read=_memory,
+    )
+    """Bytes."""
+    hubness: HubCorrection | None = setting("Correct hubs, told by the training split's queries.", None)
+    device: Device = device()
+    overwrite: bool = overwrite()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class SearchSettings(Checked):
+    """Of `search`."""
+
+    of: Gallery | None = setting("What to search.", None, says="images by text, captions by picture")
+    k: int = setting("Hits a query.", 10, within=at_least(1), short="k")
+    threshold: float | None = setting("Leave out hits that score less.", None)
+    html: Path | None = setting("Also write the hits as a page, pictures inside it.", None)
+    open_page: bool = setting("Show that page in a browser. Default place: the workspace.", False, flag="open")
+    overwrite: bool = setting("Replace what is at --html; a search's page always is.", False)
+    device: Device = device()
+    as_json: bool = as_json()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ClassifySettings:
+    """Of `classify`."""
+
+    split: str = split("test")
+    labels: Path | None = setting(
+        "Classes, one a line; words for prompts after a tab.", None, says="the labels of the split"
+    )
+    templates: list[str] | None = setting(
+        "A prompt with {} for the label; repeat it for an ensemble.", None, short="t", says=", ".join(TEMPLATES)
+    )
+    device: Device = device()
+    as_json: bool = as_json()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class AblateSettings(Checked):
+    """Of `ablate`."""
+
+    plan: bool = setting("Only say what it would take, and whether the seeds can settle anything.", False)
+    seeds: str | None = setting("0-9, or 0,1,5.", None, says="those of the study")
+    margin: float | None = setting(
+        "Points of mean recall within which arms are equivalent.",
+        None,
+        within=MARGIN,
+        says=f"the study's, else {DEFAULT_MARGIN:g}",
+    )
+    jobs: int | None = setting(
+        "Runs at a time, each a process.", None, within=at_least(1), says="one a GPU, or a share of the cores"
+    )
+    threads: int = setting("Of each run. Part of what is repeated bit for bit.", 1, within=at_least(1))
+    device: Device = device()
+    as_json: bool = as_json()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ReportSettings:
+    """Of `report`."""
+
+    format: ReportFormat | None = setting(
+        "json and csv hold every figure of a study.", None, says="by --output, else table"
+    )
+    plots: Path | None = setting("Folder to write every plot to, as PNG and SVG.", None)
+    split: str | None = setting("Split that a run is evaluated on.", None, says=REPORTED_SPLIT)
+    device: Device = device()
+    overwrite: bool = setting("Replace files that are there.", False)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ProbeSettings(Checked):
+    """Of `probe`."""
+
+    sample: int = setting("Images of a split that are looked at, at most.", 4000, within=at_least(20))
+    as_json: bool = as_json()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ExportSettings:
+    """Of `export`."""
+
+    to: ExportTarget = setting("What will load it.")
+    allow_pickle: bool = setting(pickled, False)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class StoreExportSettings:
+    """Of `store export`."""
+
+    to: LatentFormat = setting("Layout of the files.", LatentFormat.npy)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class StoreImportSettings:
+    """Of `store import`."""
+
+    vision: str = setting("Id of the model that the image latents came from.")
+    text: str = setting("Id of the model that the text latents came from.")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class InspectSettings(Checked):
+    """Of `inspect`."""
+
+    check: bool = setting("Read every byte and verify it.", False)
+    verify: int | None = setting(
+        "Encode N images and N captions of a store again and compare.", None, within=at_least(1), metavar="N"
+    )
+    csv: bool = setting("The workspace's runs as CSV: settings that differ, recalls, date, store.", False)
+    as_json: bool = as_json()
+
+
+def by_flag(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same settings under their flags' names without the dashes: `noise_std` is `noise-std`."""
+    return {name.replace("_", "-"): value for name, value in settings.items()}
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` when a known name is close to `word`, else nothing."""
+    import difflib  # with tomllib, a tenth of the start-up time of `--help`
+
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""

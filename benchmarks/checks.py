@@ -19,7 +19,7 @@ from support.fakes import make_store
 import alignvl_cli.retrieval.evaluate as evaluation
 import alignvl_cli.retrieval.evaluate as saving
 from alignvl_cli import artifacts as provenance
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import resolve_train
 from alignvl_cli.store import reader, schema
 from alignvl_cli.training.run import count_pairs, train_run
 from alignvl_cli.training.run_folder import load_run

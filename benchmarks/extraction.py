@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from alignvl_cli.config import DEFAULT_TEXT, DEFAULT_VISION, DatasetOptions, Device, ExtractConfig, Precision
 from alignvl_cli.datasets.dataset import Dataset
 from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.devices import choose_device, peak_resident_bytes, usable_cores
@@ -39,11 +38,12 @@ from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.encoders.text import TextEncoder, load_text
 from alignvl_cli.encoders.towers import DTYPES, load_tower
 from alignvl_cli.encoders.vision import VisionEncoder, load_vision
-from alignvl_cli.extraction.encoding import Stopwatch
-from alignvl_cli.extraction.occupancy import work_folder
 from alignvl_cli.extraction.plan import TEXTS, make_plan
+from alignvl_cli.extraction.progress import Stopwatch
 from alignvl_cli.extraction.run import run_extraction
+from alignvl_cli.extraction.shards import work_folder
 from alignvl_cli.extraction.texts import encode_texts, gather_captions
+from alignvl_cli.settings import DEFAULT_TEXT, DEFAULT_VISION, DatasetOptions, Device, ExtractConfig, Precision
 
 IMAGES, CAPTIONS = 768, 384
 MEMORY_IMAGES, REALLY = 64, 50

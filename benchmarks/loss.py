@@ -20,9 +20,9 @@ import torch.nn.functional as F
 
 from alignvl_cli.align.losses import contrastive
 from alignvl_cli.align.smoothing import HARD, Smoothing
-from alignvl_cli.align.tiles import ALONE, Peers
-from alignvl_cli.config import Device, Loss
+from alignvl_cli.align.tiles import ALONE, ProcessGroup
 from alignvl_cli.devices import CPU_TILE, automatic_tile, choose_device
+from alignvl_cli.settings import Device, Loss
 
 ALPHA = 0.1
 PROCESSES = 4
@@ -44,10 +44,10 @@ def dense(img: torch.Tensor, txt: torch.Tensor, scale: torch.Tensor, alpha: floa
 
 
 def tiled(
-    img: torch.Tensor, txt: torch.Tensor, scale: torch.Tensor, alpha: float, tile: int, peers: Peers = ALONE
+    img: torch.Tensor, txt: torch.Tensor, scale: torch.Tensor, alpha: float, tile: int, group: ProcessGroup = ALONE
 ) -> torch.Tensor:
     smoothing = Smoothing(alpha) if alpha else HARD
-    return contrastive(Loss.infonce, img, txt, scale, None, smoothing, tile=tile, peers=peers).loss
+    return contrastive(Loss.infonce, img, txt, scale, None, smoothing, tile=tile, group=group).loss
 
 
 def step(kind: str, leaves: list[torch.Tensor], alpha: float, tile: int) -> torch.Tensor:
@@ -55,8 +55,8 @@ def step(kind: str, leaves: list[torch.Tensor], alpha: float, tile: int) -> torc
         leaf.grad = None
     if kind == "dense":
         loss = dense(*leaves, alpha)
-    else:  # `Peers` of its own exchanges nothing: what is left is the work of one
-        loss = tiled(*leaves, alpha, tile, Peers(0, PROCESSES) if kind == "share" else ALONE)
+    else:  # `ProcessGroup` of its own exchanges nothing: what is left is the work of one
+        loss = tiled(*leaves, alpha, tile, ProcessGroup(0, PROCESSES) if kind == "share" else ALONE)
     loss.backward()
     return loss.detach()
 

@@ -23,8 +23,8 @@ from torchmetrics.retrieval import RetrievalHitRate
 
 from alignvl_cli.align.losses import contrastive
 from alignvl_cli.align.ranks import image_to_text_ranks, recalls, text_to_image_ranks
-from alignvl_cli.config import Device, Loss
 from alignvl_cli.devices import automatic_tile, choose_device
+from alignvl_cli.settings import Device, Loss
 
 WIDTH, TAU, K, MOST_ASKED = 256, 0.07, 10, 200
 

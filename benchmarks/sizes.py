@@ -18,8 +18,8 @@ from typing import Any
 
 from synthetic_pairs import synthetic_store
 
-from alignvl_cli.config import Recipe
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import resolve_train
+from alignvl_cli.settings import Recipe
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.data import SplitLatents, load_split
 from alignvl_cli.training.run import train_run

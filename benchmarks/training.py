@@ -34,14 +34,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from support.fakes import make_store
 
-from alignvl_cli.config import Device, Precision
 from alignvl_cli.devices import choose_device, choose_precision
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import resolve_train
+from alignvl_cli.settings import Device, Precision
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.ingredients import epoch_slices
 from alignvl_cli.training.loop import take_step
 from alignvl_cli.training.prepare import prepare
-from alignvl_cli.training.speed import matmul_peak, step_flops
+from alignvl_cli.training.run import matmul_peak, step_flops
 from alignvl_cli.training.state import Plan, TrainState
 
 PAPER = (1536, 1024, 512)

@@ -1,6 +1,7 @@
 """The rooms import one way, and the command line starts without the heavy libraries."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 PACKAGE = Path(__file__).parents[1] / "alignvl_cli"
-EVERYWHERE = {"config", "recipes", "grammar", "settings", "errors", "artifacts", "devices", "distributed"}
+EVERYWHERE = {"declarations", "settings", "recipes", "errors", "artifacts", "devices", "distributed"}
 ALLOWED = {
     "align": set(),
     "datasets": set(),
@@ -111,3 +112,18 @@ def test_public_names_arrive_on_first_use():
     code = "import alignvl_cli as a; print(a.open_store.__module__, a.DualEncoder.__module__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["alignvl_cli.store.reader", "alignvl_cli.retrieval.dual_encoder"]
+
+
+def test_the_page_for_contributors_says_where_things_are():
+    page = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    answers = re.findall(r"^\| Wh[^|]*\? \| `([\w/.]+)` \| `(\w+)` \|$", page, re.M)
+    assert len(answers) == 15
+    for place, name in answers:
+        tree = ast.parse((PACKAGE / place).read_text(encoding="utf-8"))
+        defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        fields = {
+            node.target.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        }
+        assert name in defined | fields, (place, name)

@@ -1,5 +1,6 @@
-"""docs/contributing.md, tried: each diff of the page applies to a copy of the tree, and what it adds works there."""
+"""CONTRIBUTING.md, tried: each diff of the page applies to a copy of the tree, and what it adds works there."""
 
+import json
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ from support.fakes import make_store
 from support.tiny_models import save_model
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 DIFFS = re.findall(r"^```diff\n(.*?)^```", PAGE, re.M | re.S)
 
 
@@ -42,8 +43,35 @@ def changed(tmp_path_factory):
     return python
 
 
-def test_the_page_shows_four_additions_and_what_one_of_them_owes():
-    assert len(DIFFS) == 5
+def test_the_page_shows_five_additions_and_what_one_of_them_owes():
+    assert len(DIFFS) == 6
+
+
+def test_a_new_setting_is_a_flag_a_key_of_files_and_studies_and_kept_with_the_run(changed, tmp_path):
+    store = make_store(tmp_path / "store.h5")
+    quick = ["--batch-size", "8", "--embed-dim", "8", "--epochs", "1", "--device", "cpu"]
+    (tmp_path / "file.toml").write_text("weight-decay = 0.3\n")
+    for name, words in (("flag", ["--weight-decay", "0.3"]), ("file", ["--config", tmp_path / "file.toml"])):
+        changed("-m", "alignvl_cli", "train", store, *words, *quick, "--output", tmp_path / name)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert config["settings"]["weight_decay"] == config["given"]["weight-decay"] == 0.3
+    code = (
+        "from alignvl_cli.ablation.study import parse_study; from alignvl_cli.cli.reference import page\n"
+        "from alignvl_cli.errors import UsageError\n"
+        "arms = {'a': {}, 'b': {'weight-decay': 0.0}}\n"
+        "document = {'name': 's', 'reference': 'a', 'seeds': [0], 'arms': arms}\n"
+        "study = parse_study(document)\n"
+        "print([study.config(arm).weight_decay for arm in study.arms])\n"
+        "print(*[line for line in page().splitlines() if '--weight-decay' in line])\n"
+        "arms['b']['weight-decay'] = -1\n"
+        "try: parse_study(document)\n"
+        "except UsageError as problem: print(problem)\n"
+    )
+    assert changed("-c", code).splitlines() == [
+        "[0.1, 0.0]",
+        "| `--weight-decay <float>` | Of the adapters' matrices. [default: 0.1; at least 0] |",
+        "arm 'b': --weight-decay: wanted at least 0, got -1.0",
+    ]
 
 
 def test_a_new_noise_kind_and_a_new_adapter_train(changed, tmp_path):
@@ -52,7 +80,7 @@ def test_a_new_noise_kind_and_a_new_adapter_train(changed, tmp_path):
     quick = ["--batch-size", "8", "--embed-dim", "8", "--device", "cpu", "--output", tmp_path / "run"]
     assert changed("-m", "alignvl_cli", *words, *quick) == f"{tmp_path / 'run'}\n"
     code = (
-        "import torch; from alignvl_cli.align.perturbation import NOISE; from alignvl_cli.config import NoiseKind\n"
+        "import torch; from alignvl_cli.align.perturbation import NOISE; from alignvl_cli.settings import NoiseKind\n"
         "noise = NOISE[NoiseKind.triangular](torch.zeros(400, 400), 0.3, torch.Generator().manual_seed(0))\n"
         "print(noise.mean().item(), noise.std().item())"
     )
@@ -66,7 +94,7 @@ def test_a_new_dataset_layout_is_read(changed, tmp_path):
         Image.new("RGB", (9, 9), colour).save(tmp_path / name)
     (tmp_path / "pairs.lst").write_text("a.png\ta red square\na.png\tred\nb.png\tblue\n")
     code = (
-        "import sys; from pathlib import Path; from alignvl_cli.config import DatasetFormat, DatasetOptions\n"
+        "import sys; from pathlib import Path; from alignvl_cli.settings import DatasetFormat, DatasetOptions\n"
         "from alignvl_cli.datasets.formats import open_dataset\n"
         "found = open_dataset(sys.argv[1], DatasetOptions(format=DatasetFormat.lines))\n"
         "print([(item.id, item.captions) for item in found.items])"
@@ -89,7 +117,7 @@ def test_a_new_family_of_encoders_says_how_it_is_read(changed, tmp_path):
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
     ).save_pretrained(tmp_path / "bit")
     code = (
-        "import sys; from alignvl_cli.config import Precision; from alignvl_cli.encoders.vision import load_vision\n"
+        "import sys; from alignvl_cli.settings import Precision; from alignvl_cli.encoders.vision import load_vision\n"
         "found = load_vision(sys.argv[1], pooling=None, device='cpu', precision=Precision.fp32)\n"
         "print(found.record['pooling'], found.width, found.about['pooling_source'])"
     )

@@ -81,7 +81,7 @@ def parse(words: list[str]) -> str:
         name, command, words = command.resolve_command(context, [*context._protected_args, *context.args])
 
 
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("pipelines/*.sh")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("pipelines/*.sh")])
 CALLS = [(path.name, call) for path in PAGES for call in alignvl_lines(shell_text(path))]
 
 

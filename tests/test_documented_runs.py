@@ -13,13 +13,13 @@ from PIL import Image
 from support.documented_blocks import marked_blocks, run_blocks
 from support.tiny_models import save_dinov2, save_sentence_transformer
 
-from alignvl_cli.config import DatasetOptions
 from alignvl_cli.datasets.formats import open_dataset
+from alignvl_cli.settings import DatasetOptions
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = {
     str(page.relative_to(ROOT)): marked_blocks(str(page.relative_to(ROOT)), page.read_text(encoding="utf-8"))
-    for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
 }
 OTHERS = [name for name, blocks in BLOCKS.items() if blocks and name != "README.md"]
 

@@ -1,11 +1,23 @@
-"""Hashes that tell records apart, and files that are whole or absent."""
+"""Hashes that tell records apart, files that are whole or absent, and locks that go with their process."""
 
 import errno
 import hashlib
+import subprocess
+import sys
+import threading
 
 import pytest
 
-from alignvl_cli.artifacts import canonical_json, committed, file_sha256, fingerprint, made_by, read_json, write_json
+from alignvl_cli.artifacts import (
+    canonical_json,
+    committed,
+    file_sha256,
+    fingerprint,
+    held,
+    made_by,
+    read_json,
+    write_json,
+)
 from alignvl_cli.errors import DataError
 
 
@@ -67,3 +79,56 @@ def test_a_write_that_fails_names_the_file_that_was_to_be(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert refused.value.filename == str(path)
     assert list(tmp_path.iterdir()) == []
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from alignvl_cli.artifacts import held
+with held(Path(sys.argv[1]), "busy; wait"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_says_who_holds_it_and_goes_with_a_killed_process(tmp_path):
+    lock = tmp_path / ".lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(DataError, match=rf"^x: another one \(process {holder.pid} on .*\); wait for it$"):
+            with held(lock, "x: another one; wait for it"):
+                pass
+        holder.kill()
+    with held(lock, "busy"):
+        assert lock.read_text().startswith("process ")
+
+
+def test_a_lock_is_held_against_this_process_too_and_given_up_by_any_thread(tmp_path):
+    holding = held(tmp_path / "lock", "busy; wait")
+    holding.__enter__()
+    with pytest.raises(DataError, match="busy"):
+        with held(tmp_path / "lock", "busy; wait"):
+            pass
+    other = threading.Thread(target=holding.__exit__, args=(None, None, None))
+    other.start()
+    other.join()
+    with held(tmp_path / "lock", "busy"):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_nothing_can_be_locked_work_goes_on_without(tmp_path, monkeypatch, number):
+    def no_locks(*_: object) -> bool:
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr("filelock._unix.lock_fd_nonblocking", no_locks)
+    with held(tmp_path / "lock", "busy"):
+        pass
+
+
+def test_a_lock_in_a_folder_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        with held(tmp_path / "absent" / "lock", "busy"):
+            pass

@@ -19,7 +19,7 @@ IMAGES = ROOT / "docs" / "images"
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(#[^)]*)?\)")
 CELL = 12.2
 """Width of a character in rich's SVG."""
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
 
 
 def script(name):

@@ -1,8 +1,5 @@
-"""Learning curves: the validations that a run's log holds, and their mean over the seeds of an arm.
-
-Where two arms of a study disagree: the queries that one finds much sooner than the other, seed after seed.
-
-Reliability of an arm: accuracy by confidence, the queries of all its seeds together.
+"""What the views of a study show beyond its verdicts: learning curves, reliability, and the queries on which two arms
+disagree.
 """
 
 import json
@@ -18,7 +15,7 @@ from alignvl_cli.ablation.records import RANKS
 from alignvl_cli.ablation.statistics import t_interval
 from alignvl_cli.artifacts import check_parts, read_json
 from alignvl_cli.errors import DataError
-from alignvl_cli.retrieval.evaluate import evaluation_path
+from alignvl_cli.retrieval.evaluate import calibrated_path
 from alignvl_cli.retrieval.metrics import DIRECTIONS
 from alignvl_cli.training.run_folder import METRICS, RESULT, is_complete_run
 
@@ -144,9 +141,9 @@ def disagreements(reference: Ranked, arm: Ranked, seed: int, count: int) -> Disa
 
     def extreme(sign: int) -> tuple[Disagreement, ...]:
         strength_Q = np.minimum(sign * gain_Q, sign * shown_Q)
-        chosen: dict[str, Disagreement] = {}
+        found: dict[str, Disagreement] = {}
         for query in np.argsort(-strength_Q, kind="stable"):
-            if len(chosen) == count or strength_Q[query] <= 0:
+            if len(found) == count or strength_Q[query] <= 0:
                 break
             made = Disagreement(
                 query_row=int(arm.query_row_Q[query]),
@@ -156,8 +153,8 @@ def disagreements(reference: Ranked, arm: Ranked, seed: int, count: int) -> Disa
                 reference_median=float(reference_Q[query]),
                 arm_median=float(arm_Q[query]),
             )
-            chosen.setdefault(made.query_id, made)
-        return tuple(chosen.values())
+            found.setdefault(made.query_id, made)
+        return tuple(found.values())
 
     return Disagreements(
         seeds=seeds,
@@ -180,11 +177,11 @@ class Reliability:
     accuracy_B: np.ndarray
 
 
-def read_reliability(runs: Sequence[Path], store: Path, split: str) -> dict[str, Reliability]:
+def read_reliability(runs: Sequence[Path], store: Path, content_hash: str, split: str) -> dict[str, Reliability]:
     """Direction -> the runs' evaluations on a split, pooled; DataError when one is missing or has no calibration."""
     found: dict[str, list[np.ndarray]] = {direction: [] for direction in DIRECTIONS}
     for run in runs:
-        path = evaluation_path(run, store, split)
+        path = calibrated_path(run, store, content_hash, split)
         calibration = read_json(path, "evaluation").get("calibration")
         if calibration is None:
             raise DataError(f"{path}: no calibration in this evaluation; `alignvl eval --calibration` adds it")

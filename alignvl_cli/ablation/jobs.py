@@ -12,12 +12,12 @@ import pyarrow.parquet
 
 from alignvl_cli.ablation.records import FAILED, Outcome, Ranks
 from alignvl_cli.artifacts import read_json, write_json
-from alignvl_cli.config import Init, TrainConfig
 from alignvl_cli.devices import computing_with
 from alignvl_cli.errors import DataError, DivergedError, MismatchError
 from alignvl_cli.retrieval import evaluate as saving
-from alignvl_cli.retrieval.evaluate import evaluate, evaluation_path, save_evaluation
+from alignvl_cli.retrieval.evaluate import calibrated_path, evaluate, save_evaluation
 from alignvl_cli.retrieval.metrics import DIRECTIONS
+from alignvl_cli.settings import Init, TrainConfig
 from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.checkpoint import has_checkpoint
 from alignvl_cli.training.prepare import TRAIN
@@ -36,6 +36,8 @@ class Job:
 
     arm: str
     config: TrainConfig
+    given: dict[str, Any]
+    """What `config` was resolved of, by flag; kept with the run."""
     store: Path
     content_hash: str
     """Of the store."""
@@ -102,7 +104,7 @@ def _training(job: Job, store: Store) -> Iterator[Record]:
     """The training of an unfinished job, from its checkpoint or from the first step."""
     if has_checkpoint(job.folder) and _made_of(read_json(job.folder / CONFIG, "run's configuration")) == job.decides:
         return resume_run(job.folder, [job.store])
-    return train_run([store], job.folder, job.config, overwrite=True)
+    return train_run([store], job.folder, job.config, overwrite=True, given=job.given)
 
 
 def read_outcome(job: Job) -> Outcome | None:
@@ -117,7 +119,7 @@ def read_outcome(job: Job) -> Outcome | None:
     config = read_json(job.folder / CONFIG, "run's configuration")
     result = read_json(job.folder / RUN_RESULT, "run's result")
     _require_same(job, _made_of(config))
-    path = evaluation_path(job.folder, job.store, job.split)
+    path = calibrated_path(job.folder, job.store, job.content_hash, job.split)
     if not path.is_file() or not path.with_suffix(".parquet").is_file():
         return None
     try:
@@ -143,7 +145,7 @@ def read_outcome(job: Job) -> Outcome | None:
 
 def read_evaluation(job: Job) -> dict[str, Any]:
     """The evaluation of a finished run, whole."""
-    return saving.read_evaluation(evaluation_path(job.folder, job.store, job.split))
+    return saving.read_evaluation(calibrated_path(job.folder, job.store, job.content_hash, job.split))
 
 
 def _made_of(config: dict[str, Any]) -> dict[str, Any]:
@@ -203,11 +205,11 @@ def _ranks(path: Path) -> dict[str, Ranks]:
     table = pyarrow.parquet.read_table(path)
     parts = {}
     for direction in DIRECTIONS:
-        chosen = table.filter(pyarrow.compute.equal(table["direction"], direction))
+        mine = table.filter(pyarrow.compute.equal(table["direction"], direction))
         parts[direction] = Ranks(
-            query_row_Q=chosen["query_row"].to_numpy(),
-            query_id_Q=chosen["query_id"].to_pylist(),
-            rank_Q=chosen["rank"].to_numpy(),
+            query_row_Q=mine["query_row"].to_numpy(),
+            query_id_Q=mine["query_id"].to_pylist(),
+            rank_Q=mine["rank"].to_numpy(),
         )
     return parts
 

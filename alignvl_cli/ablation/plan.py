@@ -1,6 +1,5 @@
-"""A study on a store: what each run gets, and whether it is the study that a folder was begun with.
-
-What a study would take, before it is run: runs, time, disk, and whether its seeds can settle anything.
+"""A study on a store: what each run gets, whether a folder was begun with the same study, and, before anything is run,
+what it would take: runs, time, disk, and whether its seeds can settle anything.
 """
 
 import json
@@ -8,7 +7,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,11 @@ import torch
 from alignvl_cli.ablation.jobs import Job, differences, read_outcome
 from alignvl_cli.ablation.records import STUDY, STUDY_FAMILY, STUDY_SCHEMA, run_folder
 from alignvl_cli.ablation.statistics import seeds_for_any_verdict
-from alignvl_cli.ablation.study import Arm, Study
+from alignvl_cli.ablation.study import Arm, Settings, Study
 from alignvl_cli.artifacts import made_by, read_json
-from alignvl_cli.config import Device
 from alignvl_cli.devices import choose_device, computing_with, usable_cores, visible_gpus
 from alignvl_cli.errors import MismatchError, UsageError
-from alignvl_cli.grammar import subset_of
+from alignvl_cli.settings import Device, subset_of
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.closed_form import solve
 from alignvl_cli.training.data import require_split
@@ -49,11 +47,14 @@ class Setup:
     pairs: int
     device: str
     threads: int
+    given: Settings = field(default_factory=dict)
+    """The flags of `ablate` that are no default."""
 
     def job(self, folder: Path, arm: Arm, seed: int) -> Job:
         return Job(
             arm=arm.name,
             config=self.study.config(arm, seed, device=Device(self.device), pairs=self.pairs),
+            given=self.study.given(arm, seed, Device(self.device)),
             store=self.store,
             content_hash=self.content_hash,
             split=TEST,
@@ -93,12 +94,13 @@ class Setup:
             "selection_split": VAL,
             "device": self.device,
             "threads": self.threads,
+            "given": self.given,
             "made_by": made_by("ablate", {}),
         }
         return dict(json.loads(json.dumps(record)))
 
 
-def set_up(study: Study, store_path: Path, device: Device, threads: int) -> Setup:
+def set_up(study: Study, store_path: Path, device: Device, threads: int, given: Settings | None = None) -> Setup:
     """Check a study against a store. UsageError for an arm that the store has too few pairs for, or a device that is
     not there; DataError for a store that is unreadable or lacks a split."""
     store = open_store(store_path)
@@ -121,6 +123,7 @@ def set_up(study: Study, store_path: Path, device: Device, threads: int) -> Setu
         pairs=pairs,
         device=place,
         threads=threads,
+        given=given or {},
     )
 
 
@@ -138,7 +141,7 @@ def begin(setup: Setup, folder: Path) -> Setup:
     if changed:
         raise MismatchError(
             f"{folder}: a study was begun there with other settings ({'; '.join(changed)}); "
-            "go on with those, or name another folder with -o"
+            "ask for those, or name another folder with -o"
         )
     kept = [seed for seed in before["seeds"] if seed not in setup.study.seeds]
     return replace(setup, study=setup.study.with_seeds((*setup.study.seeds, *kept)))
@@ -277,13 +280,13 @@ def _timed(setup: Setup, job: Job) -> tuple[float, int]:
             list(solve(plan, state))
             return time.perf_counter() - began, started.parameters
         slices = epoch_slices(order_P, job.config.batch_size)
-        chosen = [next(slices) for _ in range(min(TIMED_STEPS, started.steps_per_epoch))]
-        take_step(plan, state, chosen[0])  # the first one allocates
+        timed = [next(slices) for _ in range(min(TIMED_STEPS, started.steps_per_epoch))]
+        take_step(plan, state, timed[0])  # the first one allocates
         began = time.perf_counter()
-        for step in chosen:
+        for step in timed:
             take_step(plan, state, step)
             state.adapters.temperature.item()  # waits for the device
-        step_s = (time.perf_counter() - began) / len(chosen)
+        step_s = (time.perf_counter() - began) / len(timed)
         began = time.perf_counter()
         validate(state.adapters, plan.val)
         validate_s = time.perf_counter() - began

@@ -2,7 +2,7 @@
 
 ```
 STUDY/study.json          the study, resolved: what was asked, on what, how
-STUDY/arms/ARM/seed-N/    a run each (runs/folder.py), with eval/STORE-SPLIT.json and its ranks beside it;
+STUDY/arms/ARM/seed-N/    a run each (training/run_folder.py), with eval/STORE-SPLIT.json and its ranks beside it;
                           failed.json instead of result.json when its training diverged
 STUDY/results.parquet     one row an arm, seed, split and metric
 STUDY/ranks.parquet       one row a query of each finished run
@@ -13,7 +13,7 @@ was), `name`, `question`, `reference` (an arm), `seeds`, `margin` (points of mea
 recall), `base` (settings as flags), `factors` ({factor: [its levels]}, in order; empty when the arms are listed),
 `arms` ({arm: {"layers": [settings as flags, ...], "levels": [a level of each factor] or [], "settings": every resolved
 setting of train, without the seed}}), `store` ({"path", "content_hash", "encoder_hash"}), `split`, `selection_split`,
-`device`, `threads` (of each run), `made_by`.
+`device`, `threads` (of each run), `given` (flags of `ablate` that are no default), `made_by`.
 
 `results.parquet`: `arm` (text), `seed` (int64), `split` (text), `metric` (text), `value` (float64), `reason` (text).
 Metrics of the test split: `mean_recall`, `rsum`, and `DIRECTION.METRIC` with DIRECTION `image_to_text` or
@@ -21,7 +21,7 @@ Metrics of the test split: `mean_recall`, `rsum`, and `DIRECTION.METRIC` with DI
 `ece`, `nll`, `brier`, `auroc`, `aurc`, `confidence`, `overconfidence` (shares and nats, raw) and the same with
 `_fitted` (after one temperature fitted on the selection split). Of the selection split: `mean_recall` and `rsum` of
 the epoch kept. Of the train split, where captions were corrupted: `positives.clean.probability`,
-`positives.corrupted.probability` and the same with `similarity` (training/positives.py). A metric that is not defined
+`positives.corrupted.probability` and the same with `similarity`. A metric that is not defined
 for a run is null. A failed run has one row: split, metric and value null, `reason` says why; `reason` is null in all
 other rows.
 
@@ -36,14 +36,17 @@ and seeds.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from alignvl_cli.artifacts import check_parts, committed, read_json
+from alignvl_cli.artifacts import check_parts, committed, frame_of, read_json
 from alignvl_cli.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas
 
 STUDY, RESULTS, RANKS, VERDICTS = "study.json", "results.parquet", "ranks.parquet", "verdicts.json"
 ARMS = "arms"
@@ -123,9 +126,7 @@ def _require_study(path: Path) -> None:
             f"{path}: not a study, its {STUDY} is of another program; `alignvl ablate STUDY.toml` makes one"
         )
     if not is_complete_study(path):
-        raise DataError(
-            f"{path}: this study is not finished; `alignvl ablate` with its file and -o {path} goes on where it stopped"
-        )
+        raise DataError(f"{path}: this study is not finished; resume it: `alignvl ablate` with its file and -o {path}")
 
 
 def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
@@ -185,3 +186,58 @@ def _ranks_table(outcome: Outcome, direction: str, ranks: Ranks) -> pyarrow.Tabl
         },
         schema=RANKS_SCHEMA,
     )
+
+
+def verdicts_frame(verdicts: Mapping[str, Any]) -> "pandas.DataFrame":
+    """Every figure of `verdicts.json` at full precision: a row an arm and metric, and a row an effect.
+
+    Columns: kind (`arm` or `effect`), name, metric, seeds; mean, sd, ci95_low and ci95_high over seeds; difference to
+    the reference, difference_sd, difference_ci95_low, difference_ci95_high. What is tested also has crossed_ci95_low
+    and crossed_ci95_high (over seeds and test images), p, p_holm, equivalence_p_holm and verdict, else missing.
+    """
+    rows: list[dict[str, Any]] = []
+    for arm in verdicts["arms"]:
+        for metric, summary in arm["metrics"].items():
+            is_primary = metric == verdicts["primary"]
+            rows.append(
+                {
+                    "kind": "arm",
+                    "name": arm["arm"],
+                    "metric": metric,
+                    "seeds": summary["seeds"],
+                    **_moments(summary, "mean", ""),
+                    **_moments(arm["differences"].get(metric), "difference", "difference_"),
+                    **_tested(arm["difference"] if is_primary else None),
+                    "verdict": arm["verdict"] if is_primary else None,
+                }
+            )
+    for effect in verdicts["effects"]:
+        contrast = effect["difference"]
+        rows.append(
+            {
+                "kind": "effect",
+                "name": effect["effect"],
+                "metric": verdicts["primary"],
+                "seeds": contrast and contrast["seeds"],
+                **_moments(None, "mean", ""),
+                **_moments(contrast, "difference", "difference_"),
+                **_tested(contrast),
+                "verdict": effect["verdict"],
+            }
+        )
+    words = {"kind", "name", "metric", "verdict"}
+    types = {name: "Int64" if name == "seeds" else "float64" for name in rows[0] if name not in words}
+    return frame_of(rows).astype(types)
+
+
+def _moments(summary: Mapping[str, Any] | None, mean: str, before: str) -> dict[str, Any]:
+    found = summary or {"mean": None, "sd": None, "ci95": None}
+    low, high = found["ci95"] or (None, None)
+    return {mean: found["mean"], f"{before}sd": found["sd"], f"{before}ci95_low": low, f"{before}ci95_high": high}
+
+
+def _tested(contrast: Mapping[str, Any] | None) -> dict[str, Any]:
+    found = contrast or {"crossed_ci95": (None, None)}
+    low, high = found["crossed_ci95"]
+    ps = {name: found.get(name) for name in ("p", "p_holm", "equivalence_p_holm")}
+    return {"crossed_ci95_low": low, "crossed_ci95_high": high, **ps}

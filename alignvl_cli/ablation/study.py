@@ -10,14 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alignvl_cli.config import Device, TrainConfig
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.grammar import by_flag, did_you_mean
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import one_layer, resolve_train
+from alignvl_cli.settings import DEFAULT_MARGIN, Device, TrainConfig, by_flag, did_you_mean
 
 KEYS = ("name", "question", "reference", "seeds", "margin", "base", "arms", "factors")
-DEFAULT_MARGIN = 1.0
-"""Points of mean recall within which two arms count as equivalent."""
 LONGEST_NAME = 100
 LARGEST_SEED = 2**63 - 1
 KEPT_OUT = ("seed", "device")
@@ -55,6 +52,10 @@ class Study:
         """Every setting of one run; `pairs` as in `resolve_train`."""
         return resolve_train(self.base, *arm.layers, {"seed": seed, "device": device}, pairs=pairs)
 
+    def given(self, arm: Arm, seed: int, device: Device) -> Settings:
+        """What one run is asked for, by flag."""
+        return one_layer(self.base, *arm.layers, {"seed": seed, "device": device})
+
     def with_seeds(self, seeds: tuple[int, ...] | None) -> "Study":
         return self if seeds is None else replace(self, seeds=seeds)
 
@@ -66,8 +67,7 @@ def load_study(path: Path) -> Study:
     resolve, two arms of the same settings, or a name that cannot be a folder's.
     """
     try:
-        with open(path, "rb") as stream:
-            document = tomllib.load(stream)
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as problem:
         raise DataError(f"{path}: cannot read this study ({problem.strerror})") from problem
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:
@@ -91,7 +91,7 @@ def parse_study(document: Mapping[str, Any]) -> Study:
         name=_folder_name(_typed(document, "name", str), "name"),
         question=_typed(document, "question", str, ""),
         reference=_typed(document, "reference", str),
-        seeds=check_seeds(_typed(document, "seeds", list)),
+        seeds=_seeds(document),
         margin=check_margin(document.get("margin", DEFAULT_MARGIN)),
         base=base,
         arms=arms,
@@ -99,6 +99,13 @@ def parse_study(document: Mapping[str, Any]) -> Study:
     )
     _check_arms(study)
     return study
+
+
+def _seeds(document: Mapping[str, Any]) -> tuple[int, ...]:
+    """A list, or a text as after `--seeds`."""
+    if isinstance(document.get("seeds"), str):
+        return parse_seeds(document["seeds"])
+    return check_seeds(_typed(document, "seeds", list))
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

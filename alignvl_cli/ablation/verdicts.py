@@ -1,6 +1,4 @@
-"""What a study settled: values, the rule that makes a verdict of a contrast, and its words.
-
-From the outcomes of all runs to statistics, and to a verdict in words for every arm.
+"""What a study settled: from the outcomes of all runs to statistics, and to a verdict in words for every arm.
 
 Differences are in points of mean recall on the evaluated split, paired by seed. The exact sign-flip test, with Holm
 over the contrasts of one table, decides whether two arms differ, for these test images; two one-sided tests, with Holm
@@ -10,11 +8,11 @@ too, whether they are equivalent within the margin; the crossed interval says wh
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alignvl_cli.ablation.records import PRIMARY, VERDICTS_SCHEMA, Outcome
+from alignvl_cli.ablation.records import PRIMARY, VERDICTS_SCHEMA, Outcome, verdicts_frame
 from alignvl_cli.ablation.statistics import (
     LEVEL,
     Effect,
@@ -31,6 +29,9 @@ from alignvl_cli.ablation.statistics import (
     t_interval,
 )
 from alignvl_cli.ablation.study import Study
+
+if TYPE_CHECKING:
+    import pandas
 
 Interval = tuple[float, float]
 
@@ -133,6 +134,10 @@ class StudyVerdicts:
 
     def to_json(self) -> dict[str, Any]:
         return {"schema": VERDICTS_SCHEMA, **asdict(self)}
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """A row an arm and metric, and a row an effect; columns as `ablation.records.verdicts_frame` has them."""
+        return verdicts_frame(self.to_json())
 
 
 def settle(contrast: Contrast | None) -> Verdict:

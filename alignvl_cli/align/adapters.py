@@ -1,10 +1,9 @@
-"""The trainable part: one adapter a modality, from a frozen latent to the shared space.
+"""The trainable part: one adapter a modality, from a frozen latent to the shared space, and the temperature.
+
+FuseMix's inverted bottleneck (Vouitsis et al., arXiv 2312.10144), SAIL's gated unit (arXiv 2412.04616), an MLP, and a
+linear map. Dropout draws its masks from the run's own generator.
 
 Letters: N rows, D width of a latent, H hidden width, E shared width.
-
-Dropout whose masks come from the run's own generator, cheaply.
-
-Letters: N rows, H hidden width.
 """
 
 import math
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from alignvl_cli.align.latent_norm import LATENT_NORM, AsStored, PrincipalComponents, Standardize
 from alignvl_cli.align.streams import Stream, Streams
-from alignvl_cli.config import AdapterKind, LatentNorm, Loss
+from alignvl_cli.settings import AdapterKind, LatentNorm, Loss
 
 LEVELS = 256
 WORD = (torch.int64, -(2**63), None)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from alignvl_cli.config import Method
+from alignvl_cli.settings import Method
 
 GRID = (0.01, 0.1, 1.0, 10.0)
 """Ridges tried, in units of the mean variance of the latents that they are added to."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alignvl_cli.config import LatentNorm
+from alignvl_cli.settings import LatentNorm
 
 SMALLEST_SCALE = 1e-6
 """A coordinate that hardly varies in training is centred and left at its scale."""

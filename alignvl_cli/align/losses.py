@@ -19,7 +19,7 @@ from alignvl_cli.align.smoothing import HARD, Frozen, Smoothing
 from alignvl_cli.align.tiles import (
     ALONE,
     Comparison,
-    Peers,
+    ProcessGroup,
     SpreadSums,
     Target,
     Tile,
@@ -27,7 +27,7 @@ from alignvl_cli.align.tiles import (
     rounded,
     tensor_cores,
 )
-from alignvl_cli.config import Loss
+from alignvl_cli.settings import Loss
 
 SHORTEST = 1e-12
 """A row shorter than this is divided by this, as torch's `normalize` does."""
@@ -54,7 +54,7 @@ def contrastive(
     keys_KN: Tensor | None = None,
     frozen: Frozen | None = None,
     tile: int | None = None,
-    peers: Peers = ALONE,
+    group: ProcessGroup = ALONE,
     rounds: bool = False,
 ) -> LossParts:
     """The loss of N pairs, row i of one side belonging to row i of the other; embeddings need not have unit length.
@@ -66,10 +66,10 @@ def contrastive(
     - `sigmoid` (SigLIP, Zhai et al., arXiv 2303.15343): sum over all entries of `softplus(l) - y l`, over N.
 
     With `keys_KN`, off-diagonal entries whose rows share a key leave the comparison and the target. `frozen` is what
-    the `similarity` target looks at. `tile` is the side of the largest square held at once; None: all of it.
+    the `similarity` target compares. `tile` is the side of the largest square held at once; None: all of it.
 
-    Each of several `peers` calls this with the whole batch, and has the whole loss; the gradients of `scale` and `bias`
-    are whole too, those of the embeddings are so for the rows that are its own, and no use for others.
+    Each of the processes of a `group` calls this with the whole batch, and has the whole loss; the gradients of `scale`
+    and `bias` are whole too, those of the embeddings are so for the rows that are its own, and no use for others.
 
     With `rounds` the gradient's products are of bfloat16 rows, and those of the logits TF32 on CUDA: for embeddings
     that come from bfloat16 and whose gradients go back into it.
@@ -86,7 +86,7 @@ def contrastive(
                 smoothing,
                 frozen,
                 tile or len(img_NE),
-                peers,
+                group,
                 rounds,
             )
         )
@@ -105,7 +105,7 @@ class Criterion(Protocol):
     def add(self, tile: Tile) -> None:
         """Take a tile into the sums."""
 
-    def combine(self, peers: Peers) -> None:
+    def combine(self, group: ProcessGroup) -> None:
         """Take the other processes' tiles into the sums."""
 
     def cost(self) -> Tensor:
@@ -129,8 +129,8 @@ class InfoNce:
             normaliser_N = self._normaliser_DN[direction, span]
             torch.logaddexp(normaliser_N, tile.logit_RC.logsumexp(dim=1 - direction), out=normaliser_N)
 
-    def combine(self, peers: Peers) -> None:
-        peers.add_exponentials(self._normaliser_DN)
+    def combine(self, group: ProcessGroup) -> None:
+        group.all_reduce_logsumexp(self._normaliser_DN)
 
     def cost(self) -> Tensor:
         return self._normaliser_DN
@@ -152,8 +152,8 @@ class Sigmoid:
     def add(self, tile: Tile) -> None:
         self._cost_N[tile.rows] -= F.logsigmoid(-tile.logit_RC).sum(dim=1)
 
-    def combine(self, peers: Peers) -> None:
-        peers.add(self._cost_N)
+    def combine(self, group: ProcessGroup) -> None:
+        group.all_reduce(self._cost_N)
 
     def cost(self) -> Tensor:
         return self._cost_N.expand(2, -1)
@@ -184,14 +184,14 @@ class _Tiled(torch.autograd.Function):
         smoothing: Smoothing,
         frozen: Frozen | None,
         tile: int,
-        peers: Peers,
+        group: ProcessGroup,
         rounds: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.lengths = [
             torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_(min=SHORTEST) for rows in (img_NE, txt_NE)
         ]
         img_NE, txt_NE = img_NE / ctx.lengths[0], txt_NE / ctx.lengths[1]
-        comparison = Comparison(img_NE, txt_NE, scale, bias, keys_KN, smoothing, frozen, tile, peers)
+        comparison = Comparison(img_NE, txt_NE, scale, bias, keys_KN, smoothing, frozen, tile, group)
         criterion = criterion_of(img_NE)
         sums = SpreadSums(comparison) if smoothing.alpha else None
         own_N = img_NE.new_zeros(len(img_NE))
@@ -204,10 +204,10 @@ class _Tiled(torch.autograd.Function):
                     own_N[piece.rows] = piece.logit_RC.diagonal()
                 if sums:
                     sums.add(piece)
-        peers.add(own_N)
-        criterion.combine(peers)
+        group.all_reduce(own_N)
+        criterion.combine(group)
         if sums:
-            sums.combine(peers)
+            sums.combine(group)
         ctx.comparison, ctx.criterion = comparison, criterion
         ctx.target = Target.of(sums, smoothing, criterion.confidence(own_N)) if sums else None
         hard_loss = (criterion.cost() - own_N).mean()
@@ -237,7 +237,7 @@ class _Tiled(torch.autograd.Function):
                 add_product(grad_txt_NE[tile.columns], gradient_RC.T, img_rows_NE[tile.rows])
         along_img_N = torch.einsum("ne,ne->n", grad_img_NE, img_NE)
         by_cosine = along_img_N.sum()  # over all entries, of gradient times cosine
-        comparison.peers.add(grad_txt_NE, by_cosine, total)
+        comparison.group.all_reduce(grad_txt_NE, by_cosine, total)
         along_txt_N = torch.einsum("ne,ne->n", grad_txt_NE, txt_NE)
         per_entry = grad / (2 * len(img_NE))
         grad_scale = by_cosine * per_entry

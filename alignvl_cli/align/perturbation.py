@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from alignvl_cli.config import NoiseKind, NoiseMatch
+from alignvl_cli.settings import NoiseKind, NoiseMatch
 
 Sampler = Callable[[Tensor, float, torch.Generator], Tensor]
 """(latents (N, D), standard deviation, generator on their device) -> noise (N, D), whatever the latents' values."""

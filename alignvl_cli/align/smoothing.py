@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignvl_cli.config import EsSchedule, EsTarget
+from alignvl_cli.settings import EsSchedule, EsTarget
 
 SIMILARITY_TAU = 0.1
 """Ours: an entry whose frozen latents are 0.1 nearer in cosine gets e times the weight."""

@@ -1,13 +1,10 @@
-"""A batch's N x N comparison, seen one tile at a time: logits, mask and target weights, each computed when needed.
+"""The N x N comparison of a batch, one tile at a time: logits, mask and target weights, computed when they are needed.
+
+`losses` sums over the tiles. Under several processes (`ProcessGroup`) each has the tiles of its own rows. Logits, sums
+and exponentials are float32; matrix products may be taken in bfloat16 or TF32, if the embeddings were rounded already.
 
 Letters: N rows of the batch, E shared width, K keys a row; R and C rows and columns of a tile; D the two directions,
 image queries (along a row of the matrix) first.
-
-The processes that compare one batch together: alone, nothing is exchanged; `training` has those of torchrun.
-
-In which number format the loss may take its matrix products, when the embeddings were rounded to bfloat16 anyway.
-
-The loss itself stays float32: logits, sums and exponentials.
 """
 
 from collections.abc import Iterator
@@ -23,25 +20,26 @@ from alignvl_cli.align.smoothing import SPREAD, SPREADS_TO_OWN, Frozen, Smoothin
 
 
 @dataclass(frozen=True)
-class Peers:
-    """This process's place among `size` processes, each of which compares its share of the rows with all of them."""
+class ProcessGroup:
+    """This process's rank among those that share a batch: each compares its own rows with all of them. Alone, nothing
+    is exchanged; `training.data_parallel` has the processes of torchrun."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
 
-    def share_of(self, rows: int, rank: int) -> range:
-        """The rows of a process; `rows` is a multiple of `size`."""
-        share = rows // self.size
+    def rows_of(self, rows: int, rank: int) -> range:
+        """The rows of a process; `rows` is a multiple of `world_size`."""
+        share = rows // self.world_size
         return range(rank * share, (rank + 1) * share)
 
-    def add(self, *tensors: Tensor) -> None:
+    def all_reduce(self, *tensors: Tensor) -> None:
         """Sum each over the processes, in place."""
 
-    def add_exponentials(self, log: Tensor) -> None:
+    def all_reduce_logsumexp(self, log: Tensor) -> None:
         """The logarithm of the exponentials' sum over the processes, in place."""
 
 
-ALONE = Peers()
+ALONE = ProcessGroup()
 
 
 class Tile(NamedTuple):
@@ -79,13 +77,13 @@ class Comparison:
     frozen: Frozen | None
     tile: int
     """Rows and columns of a tile at most."""
-    peers: Peers
+    group: ProcessGroup
     """Whose rows are compared where."""
 
     def tiles(self) -> Iterator[Tile]:
         """All tiles of this process's rows, row after row."""
-        by_rank = [self._spans(rank) for rank in range(self.peers.size)]
-        for row_span in by_rank[self.peers.rank]:
+        by_rank = [self._spans(rank) for rank in range(self.group.world_size)]
+        for row_span in by_rank[self.group.rank]:
             scaled_RE = self.img_NE[row_span] * self.scale
             for column_span in chain(*by_rank):
                 logit_RC = scaled_RE @ self.txt_NE[column_span].T
@@ -97,7 +95,7 @@ class Comparison:
                 yield Tile(row_span, column_span, logit_RC, masked_RC, self._weights(row_span, column_span))
 
     def _spans(self, rank: int) -> list[slice]:
-        share = self.peers.share_of(len(self.img_NE), rank)
+        share = self.group.rows_of(len(self.img_NE), rank)
         return [slice(start, min(start + self.tile, share.stop)) for start in share[:: self.tile]]
 
     def _masked(self, rows: slice, columns: slice) -> Tensor | None:
@@ -139,9 +137,9 @@ class SpreadSums:
             self.kept_DN[direction, span] += total if tile.masked_RC is None else kept_RC.sum(dim=along)
             self.logit_DN[direction, span] += (kept_RC * logit_RC).sum(dim=along)
 
-    def combine(self, peers: Peers) -> None:
+    def combine(self, group: ProcessGroup) -> None:
         """Take the other processes' tiles into the sums."""
-        peers.add(self.total_DN, self.kept_DN, self.logit_DN)
+        group.all_reduce(self.total_DN, self.kept_DN, self.logit_DN)
 
     def _add_ones(self, direction: int, span: slice, along: int, tile: Tile, logit_RC: Tensor) -> None:
         total, kept, logit = self.total_DN[direction, span], self.kept_DN[direction, span], logit_RC.sum(dim=along)

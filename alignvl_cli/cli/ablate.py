@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignvl_cli.cli.console import Session
-from alignvl_cli.cli.options import DeviceOption, JsonOption
-from alignvl_cli.config import Device
-from alignvl_cli.errors import check_flag
+from alignvl_cli.declarations import given
+from alignvl_cli.settings import AblateSettings
 
 if TYPE_CHECKING:
     from alignvl_cli.ablation.plan import Setup
@@ -22,20 +21,8 @@ def ablate(
         typer.Option("--output", "-o", help="Study folder. Default: in the workspace, by name."),
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Store to use. Default: the newest.")] = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Only say what it would take, and whether the seeds can settle anything.")
-    ] = False,
-    seeds: Annotated[str | None, typer.Option(help="0-9, or 0,1,5. Default: those of the study.")] = None,
-    margin: Annotated[
-        float | None,
-        typer.Option(help="Points of mean recall within which arms are equivalent. Default: the study's, else 1."),
-    ] = None,
-    jobs: Annotated[
-        int | None, typer.Option(help="Runs at a time, each a process. Default: one a GPU, or a share of the cores.")
-    ] = None,
-    threads: Annotated[int, typer.Option(help="Of each run. Part of what is repeated bit for bit.")] = 1,
-    device: DeviceOption = Device.auto,
-    as_json: JsonOption = False,
+    *,
+    asked: AblateSettings,
 ) -> None:
     """Run a study: every arm with every seed, then verdicts.
 
@@ -44,24 +31,22 @@ def ablate(
     """
     from dataclasses import replace
 
-    from alignvl_cli.ablation.study import check_margin, load_study, parse_seeds
+    from alignvl_cli.ablation.study import load_study, parse_seeds
 
-    check_flag(jobs is None or jobs >= 1, "jobs", "at least 1", jobs)
-    check_flag(threads >= 1, "threads", "at least 1", threads)
-    asked = load_study(study).with_seeds(None if seeds is None else parse_seeds(seeds))
-    asked = asked if margin is None else replace(asked, margin=check_margin(margin))
+    wanted = load_study(study).with_seeds(None if asked.seeds is None else parse_seeds(asked.seeds))
+    wanted = wanted if asked.margin is None else replace(wanted, margin=asked.margin)
 
     from alignvl_cli.ablation.plan import set_up
 
     if data is None:
         data = session.workspace.newest_store()
         session.note(f"on the newest store, {data}")
-    folder = output or session.workspace.root / "studies" / asked.name
-    setup = set_up(asked, data, device, threads)
-    if plan:
-        _plan(session, setup, folder, jobs, as_json)
+    folder = output or session.workspace.root / "studies" / wanted.name
+    setup = set_up(wanted, data, asked.device, asked.threads, given=given(asked))
+    if asked.plan:
+        _plan(session, setup, folder, asked.jobs, asked.as_json)
     else:
-        _run(session, setup, folder, jobs, as_json)
+        _run(session, setup, folder, asked.jobs, asked.as_json)
 
 
 def _plan(session: Session, setup: "Setup", folder: Path, jobs: int | None, as_json: bool) -> None:

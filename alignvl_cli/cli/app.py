@@ -7,13 +7,10 @@ import errno
 import functools
 import inspect
 import os
-import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -36,9 +33,12 @@ from alignvl_cli.cli import (
 )
 from alignvl_cli.cli import inspect as inspect_
 from alignvl_cli.cli import store as exchange
-from alignvl_cli.cli.console import Session
+from alignvl_cli.cli.console import Session, say_what_fits
+from alignvl_cli.cli.interrupts import AGAIN, Terminated, signals_unwind, swallowed_stop
+from alignvl_cli.cli.options import arguments_of, options_of
 from alignvl_cli.cli.workspace import Workspace
 from alignvl_cli.errors import AlignvlError, DataError, UsageError
+from alignvl_cli.settings import CommonSettings
 
 _LOOK: dict[str, Any] = {
     "no_args_is_help": True,
@@ -57,17 +57,7 @@ app.add_typer(store_app, name="store")
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 """A disk, a file or a quota that takes no more."""
 
-SHARED = {
-    "workspace": Annotated[
-        Path,
-        typer.Option(
-            envvar="ALIGNVL_WORKSPACE", help="Folder of artefacts without an explicit path.", show_default=True
-        ),
-    ],
-    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; warnings stay.")],
-    "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks with errors.")],
-}
-SHARED_DEFAULTS = {"workspace": Path("alignvl-workspace"), "quiet": False, "verbose": False}
+COMMON = inspect.Parameter("common", inspect.Parameter.KEYWORD_ONLY, annotation=CommonSettings)
 
 
 class SectionedHelp(TyperCommand):
@@ -96,7 +86,6 @@ class SectionedHelp(TyperCommand):
                 formatter.write_dl(records)
 
 
-AGAIN = "run the same command again"
 AFTER_INTERRUPTION = {
     "extract": "run the same command again to go on where it stopped",
     "ablate": "run the same command again to go on where it stopped",
@@ -105,35 +94,25 @@ AFTER_INTERRUPTION = {
 adds to the exception as a note goes before."""
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: unwinds like Ctrl-C, so that what is resumable stays so, and leaves with 143."""
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise Terminated
-
-
 def register(function: Callable[..., None], name: str, group: typer.Typer = app) -> None:
-    """Add `function(session, ...)` to `group`: its own options, the shared ones, and the error boundary."""
+    """Add `function(session, ...)` to `group`: its own options, the common ones, and the error boundary."""
+    own = list(inspect.signature(function).parameters.values())[1:]
 
     @functools.wraps(function)
-    def command(*, workspace: Path, quiet: bool, verbose: bool, **arguments: Any) -> None:
-        with _sigterm_unwinds():
-            session = Session(Workspace(workspace), quiet)
+    def command(**values: Any) -> None:
+        ((_, common),) = arguments_of([COMMON], values)
+        say_what_fits()
+        with signals_unwind():
+            session = Session(Workspace(common.workspace), common.quiet)
 
             def work() -> None:
-                _require_name(arguments.get("output"))
-                function(session, **arguments)
+                _require_name(values.get("output"))
+                function(session, **dict(arguments_of(own, values)))
 
-            code = leave_with(work, verbose, AFTER_INTERRUPTION.get(name, AGAIN))
+            code = leave_with(work, common.verbose, AFTER_INTERRUPTION.get(name, AGAIN))
         raise typer.Exit(code)
 
-    own = list(inspect.signature(function).parameters.values())[1:]
-    shared = [
-        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=SHARED_DEFAULTS[key], annotation=kind)
-        for key, kind in SHARED.items()
-    ]
-    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + shared
+    parameters = options_of([*own, COMMON])
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del command.__wrapped__
@@ -151,28 +130,36 @@ def leave_with(work: Callable[[], None], verbose: bool, next_step: str = AGAIN) 
     try:
         work()
         sys.stdout.flush()
-    except AlignvlError as problem:
-        return _failed(str(problem), problem.exit_code, verbose)
-    except Terminated as stop:
-        return _failed("; ".join(["terminated", *getattr(stop, "__notes__", [next_step])]), 143, verbose)
+        if (swallowed := swallowed_stop()) is not None:
+            raise swallowed
     except KeyboardInterrupt as stop:
-        return _failed("; ".join(["interrupted", *getattr(stop, "__notes__", [next_step])]), 130, verbose)
+        return _stopped(stop, verbose, next_step)
     except BrokenPipeError:  # the reader of our stdout has gone (`| head`): nothing to say, nobody to hear it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as problem:
+    except Exception as problem:
+        if (swallowed := swallowed_stop()) is not None:  # what a library made of it is no fault of anybody's
+            return _stopped(swallowed, verbose, next_step)
+        return _failed(*_told(problem, verbose), verbose)
+    return 0
+
+
+def _stopped(stop: KeyboardInterrupt, verbose: bool, next_step: str) -> int:
+    word, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
+    return _failed("; ".join([word, *getattr(stop, "__notes__", [next_step])]), code, verbose)
+
+
+def _told(problem: Exception, verbose: bool) -> tuple[str, int]:
+    """What to say of a failure, and its exit code."""
+    if isinstance(problem, AlignvlError):
+        return str(problem), problem.exit_code
+    if isinstance(problem, OSError):
         where = f"{problem.filename}: " if problem.filename else ""
         room = "; make room there, or write elsewhere, and run it again" if problem.errno in FULL else ""
-        return _failed(f"{where}{problem.strerror or problem}{room}", DataError.exit_code, verbose)
-    except Exception as problem:
-        hint = "" if verbose else " Run it again with --verbose for the traceback."
-        return _failed(
-            f"this is a bug in alignvl: {type(problem).__name__}: {problem}.{hint}"
-            " Please report it with the traceback and what `alignvl doctor` prints.",
-            1,
-            verbose,
-        )
-    return 0
+        return f"{where}{problem.strerror or problem}{room}", DataError.exit_code
+    hint = "" if verbose else " Run it again with --verbose for the traceback."
+    what = f"this is a bug in alignvl: {type(problem).__name__}: {problem}.{hint}"
+    return f"{what} Please report it with the traceback and what `alignvl doctor` prints.", 1
 
 
 def _failed(message: str, code: int, verbose: bool) -> int:
@@ -183,16 +170,6 @@ def _failed(message: str, code: int, verbose: bool) -> int:
 
     typer.secho(f"alignvl: {visible_lines(message)}", err=True, fg="red")
     return code
-
-
-@contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
-    """While a command runs, SIGTERM raises Terminated; afterwards the former handler is back."""
-    former = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)
 
 
 def _print_help(ctx: typer.Context, wanted: bool) -> None:

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,18 @@ PIPED_WIDTH = 140
 """Columns of a table that goes to a file or a pipe: nothing is wrapped there by the size of some window."""
 
 
+def say_what_fits() -> None:
+    """Characters that a stream cannot encode (`LANG=C`, a Windows code page) are written as escapes, not refused; what
+    is said into a closed one is lost, and lands in no file that is opened later."""
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - for as long as we are
+        elif name != "stdin" and hasattr(stream, "reconfigure"):  # not one that somebody put there
+            with suppress(OSError):  # of a stream that has been put on another file, and wants to seek in that
+                stream.reconfigure(errors="backslashreplace")
+
+
 @dataclass
 class Session:
     """The outside of one command: stdout for the result alone, stderr for everything else."""
@@ -23,26 +36,27 @@ class Session:
     workspace: Workspace
     quiet: bool = False
 
-    @property
-    def leads(self) -> bool:
+    def __post_init__(self) -> None:
+        self.workspace = replace(self.workspace, warn=self.warn)
+
+    @cached_property
+    def is_first(self) -> bool:
         """Whether this process is the one that speaks and claims places: `torchrun` starts several."""
-        return os.environ.get("RANK", "0") == "0"
+        from alignvl_cli.distributed import ranks_here
+
+        return ranks_here().is_first
 
     @cached_property
     def out(self) -> "Console":
         """The console of the result."""
-        from rich.console import Console
-
         piped = not sys.stdout.isatty()
-        return Console(width=PIPED_WIDTH if piped and "COLUMNS" not in os.environ else None, highlight=False)
+        return _console(width=PIPED_WIDTH if piped and "COLUMNS" not in os.environ else None, highlight=False)
 
     @cached_property
     def err(self) -> "Console":
         """The console of progress, summaries and warnings."""
-        from rich.console import Console
-
         piped = not sys.stderr.isatty()
-        return Console(stderr=True, highlight=False, soft_wrap=piped)
+        return _console(stderr=True, highlight=False, soft_wrap=piped)
 
     def newest_run(self) -> Path:
         """The workspace's newest run, said on stderr: the user named none."""
@@ -52,7 +66,7 @@ class Session:
 
     def result(self, line: str | Path) -> None:
         """Print the one line that scripts read: never wrapped, styled or shortened."""
-        if self.leads:
+        if self.is_first:
             print(line, flush=True)
 
     def document(self, value: Any) -> None:
@@ -67,12 +81,23 @@ class Session:
 
     def note(self, text: str) -> None:
         """Say on stderr what was chosen or done, unless `--quiet`."""
-        if self.leads and not self.quiet:
+        if self.is_first and not self.quiet:
             self.err.print(_shown(text), style="dim", markup=False)
 
     def warn(self, text: str) -> None:
         """Say on stderr what may mislead; `--quiet` does not silence it."""
         self.err.print(f"warning: {_shown(text)}", style="yellow", markup=False)
+
+
+def _console(**options: Any) -> "Console":
+    """A console that leaves a reader who has gone (`| head`) to the app's error boundary; rich would exit with 1."""
+    from rich.console import Console
+
+    class Piped(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Piped(**options)
 
 
 def _shown(text: str) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alignvl_cli.cli.console import Session
-from alignvl_cli.config import Device, Precision
 from alignvl_cli.errors import AlignvlError, DataError
+from alignvl_cli.settings import Device, Precision
 
 LIBRARIES = {
     "torch": "torch",

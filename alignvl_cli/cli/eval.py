@@ -1,19 +1,18 @@
 """`alignvl eval`: recall of one run, or of several side by side."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alignvl_cli.cli.console import Session
-from alignvl_cli.cli.options import DataOption, DeviceOption, JsonOption
-from alignvl_cli.config import Device, HubnessReport
+from alignvl_cli.cli.options import CsvOption, DataOption
 from alignvl_cli.errors import UsageError
+from alignvl_cli.settings import EvalSettings
 
 if TYPE_CHECKING:
     from alignvl_cli.retrieval.calibration import Modesty
-
-PROTOCOL, REPORTS = "Protocol", "Reports"
 
 
 def eval_(
@@ -22,53 +21,28 @@ def eval_(
         list[Path] | None, typer.Argument(metavar="RUN", help="Runs to evaluate. Default: the newest run.")
     ] = None,
     data: DataOption = None,
-    split: Annotated[str, typer.Option(help="Split of the store, or `all`.")] = "test",
-    recall_k: Annotated[
-        str, typer.Option(help="K of the recalls; RSUM is always of 1, 5 and 10.", rich_help_panel=PROTOCOL)
-    ] = "1,5,10",
-    folds: Annotated[
-        int,
-        typer.Option(help="Means over folds of consecutive images: COCO 1K is 5.", rich_help_panel=PROTOCOL),
-    ] = 1,
-    identical_hits: Annotated[
-        bool,
-        typer.Option("--identical-hits", help="A caption of the same text is a hit too.", rich_help_panel=PROTOCOL),
-    ] = False,
-    bootstrap: Annotated[
-        bool, typer.Option("--bootstrap", help="95 % intervals, of differences too.", rich_help_panel=REPORTS)
-    ] = False,
-    calibration: Annotated[
-        bool,
-        typer.Option(
-            "--calibration", help="Is it as sure as it is right? Table and diagrams.", rich_help_panel=REPORTS
-        ),
-    ] = False,
-    hubness: Annotated[
-        HubnessReport | None,
-        typer.Option(help="How bad hubs are, and recall after a correction.", rich_help_panel=REPORTS),
-    ] = None,
-    eccv: Annotated[
-        Path | None,
-        typer.Option(help="COCO 5K: also ECCV Caption and CxC; give dataset_coco.json.", rich_help_panel=REPORTS),
-    ] = None,
-    device: DeviceOption = Device.auto,
-    as_json: JsonOption = False,
+    csv: CsvOption = None,
+    *,
+    asked: EvalSettings,
 ) -> None:
     """Report retrieval recall, in both directions.
 
     Ranks are exact, and ties lose. A FAISS index of each projected gallery is built too, and its agreement
     with the exact ranks is reported.
     """
-    from alignvl_cli.cli.workspace import store_of
+    from alignvl_cli.artifacts import committed
+    from alignvl_cli.cli.workspace import find_store, store_of
     from alignvl_cli.devices import choose_device
-    from alignvl_cli.report.evaluation import beyond_table, evaluation_table, hubness_table
-    from alignvl_cli.report.reliability import modesty_table
+    from alignvl_cli.report.evaluation import beyond_table, hubness_table, modesty_table, recall_table, warnings_of
+    from alignvl_cli.report.tables import as_csv, terminal
     from alignvl_cli.retrieval.evaluate import compare, evaluate, save_evaluation
     from alignvl_cli.retrieval.metrics import Protocol
     from alignvl_cli.training.run_folder import load_run
 
-    protocol = Protocol.parse(recall_k, folds=folds, identical_hits=identical_hits)
-    place = choose_device(device)
+    if csv is not None and not csv.absolute().parent.is_dir():
+        raise UsageError(f"--csv {csv}: there is no folder {csv.parent}; make it, or name another file")
+    protocol = Protocol.parse(asked.recall_k, folds=asked.folds, identical_hits=asked.identical_hits)
+    place = choose_device(asked.device)
     evaluations = []
     for path in runs or [session.newest_run()]:
         run = load_run(path, place)
@@ -76,37 +50,41 @@ def eval_(
         evaluation = evaluate(
             run,
             store,
-            split,
+            asked.split,
             protocol=protocol,
-            bootstrap=bootstrap,
-            calibration=calibration,
-            hubs=hubness,
-            eccv=eccv,
+            bootstrap=asked.bootstrap,
+            calibration=asked.calibration,
+            hubs=asked.hubness,
+            eccv=asked.eccv,
             device=place,
+            find=partial(find_store, session, beside=run.path),
         )
         for warning in evaluation.warnings:
             session.warn(warning)
-        saved = save_evaluation(run, evaluation)
-        session.note(f"saved {saved}")
-        if evaluation.modesty:
-            _draw_reliability(session, evaluation.modesty, run.path.name, saved)
+        try:
+            saved = save_evaluation(run, evaluation)
+            session.note(f"saved {saved}")
+            if evaluation.modesty:
+                _draw_reliability(session, evaluation.modesty, run.path.name, saved)
+        except OSError as problem:  # of somebody else, or archived: what was found is told all the same
+            session.warn(f"{problem.filename}: {problem.strerror or problem}; the evaluation is shown, and not saved")
         evaluations.append(evaluation)
     result = evaluations[0] if len(evaluations) == 1 else compare(evaluations)
-    if as_json:
+    if csv is not None:
+        with committed(csv) as scratch:
+            scratch.write_text(as_csv(result.to_frame()), encoding="utf-8")
+        session.note(f"wrote {csv}")
+    if asked.as_json:
         session.document(result.to_json())
         return
-    session.show(evaluation_table(evaluations))
-    if calibration:
-        session.show(modesty_table(evaluations))
-    if hubness:
-        session.show(hubness_table(evaluations))
-    if eccv:
-        session.show(beyond_table(evaluations))
+    extra = {modesty_table: asked.calibration, hubness_table: asked.hubness, beyond_table: asked.eccv}
+    tables = [recall_table(evaluations), *(table(evaluations) for table, is_asked in extra.items() if is_asked)]
+    session.show(terminal(tables, warnings=warnings_of(evaluations)))
 
 
 def _draw_reliability(session: Session, modesty: "Modesty", title: str, saved: Path) -> None:
     """Reliability diagrams beside the evaluation `saved`; without matplotlib, what to install."""
-    from alignvl_cli.report.reliability import save_reliability
+    from alignvl_cli.report.plots import save_reliability
 
     try:
         paths = save_reliability(modesty, title, saved.with_name(f"{saved.stem}-reliability"))

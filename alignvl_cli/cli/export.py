@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from alignvl_cli.cli.console import Session
-from alignvl_cli.cli.options import PickleOption
-from alignvl_cli.config import ExportTarget, Trust
+from alignvl_cli.settings import ExportSettings, Trust
 
 
 def export(
@@ -15,8 +14,7 @@ def export(
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="Run to export. Default: the newest run.")] = None,
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.")],
-    to: Annotated[ExportTarget, typer.Option("--to", help="What will load it.")],
-    allow_pickle: PickleOption = False,
+    asked: ExportSettings,
 ) -> None:
     """Write a run as ONNX, sentence-transformers or safetensors.
 
@@ -28,9 +26,9 @@ def export(
     from alignvl_cli.training.run_folder import load_run
 
     trained = load_run(run or session.newest_run(), "cpu")
-    store = find_store(session, trained.store_hash, trained.store_path)
+    store = find_store(session, trained.store_hash, trained.store_path, beside=trained.path)
     if store is None:
         session.note("the store it was trained on is not here: compared on random latents and a few captions")
-    for found in export_run(trained, store, to, output, Trust(pickle=allow_pickle)):
+    for found in export_run(trained, store, asked.to, output, Trust(pickle=asked.allow_pickle)):
         session.note(f"parity: {found.what}, {found.rows} rows: largest difference {found.largest:.2g}")
     session.result(output)

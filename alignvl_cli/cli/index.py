@@ -6,12 +6,8 @@ from typing import Annotated
 import typer
 
 from alignvl_cli.cli.console import Session
-from alignvl_cli.cli.options import DataOption, DeviceOption, OverwriteOption
-from alignvl_cli.config import Device, HubCorrection
-from alignvl_cli.grammar import size_in_bytes
-
-GIB = 2**30
-"""What a size without a unit is counted in."""
+from alignvl_cli.cli.options import DataOption
+from alignvl_cli.settings import IndexSettings
 
 
 def index(
@@ -23,21 +19,8 @@ def index(
         Path | None, typer.Option("--output", "-o", help="Index folder to make. Default: numbered, in the workspace.")
     ] = None,
     data: DataOption = None,
-    split: Annotated[str, typer.Option(help="Split of the store, or `all`.")] = "all",
-    factory: Annotated[
-        str, typer.Option(help="FAISS factory string; auto: exact up to a million vectors, if they fit.")
-    ] = "auto",
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE", help="What the indexes may take: 8GB, 2GiB, or GiB alone. Default: half of what is free."
-        ),
-    ] = None,
-    hubness: Annotated[
-        HubCorrection | None, typer.Option(help="Correct hubs, told by the training split's queries.")
-    ] = None,
-    device: DeviceOption = Device.auto,
-    overwrite: OverwriteOption = False,
+    *,
+    asked: IndexSettings,
 ) -> None:
     """Build FAISS indexes, of images and of captions.
 
@@ -47,8 +30,13 @@ def index(
     from alignvl_cli.devices import choose_device
     from alignvl_cli.training.run_folder import load_run
 
-    allowed = None if memory is None else size_in_bytes("memory", memory, plain=GIB)
-    place = choose_device(device)
+    place = choose_device(asked.device)
     trained = load_run(run or session.newest_run(), place)
-    options = {"factory": factory, "memory": allowed, "correction": hubness, "device": place, "overwrite": overwrite}
-    session.result(make_index(session, trained, output, data, split, **options))
+    options = {
+        "factory": asked.factory,
+        "memory": asked.memory,
+        "correction": asked.hubness,
+        "device": place,
+        "overwrite": asked.overwrite,
+    }
+    session.result(make_index(session, trained, output, data, asked.split, **options))

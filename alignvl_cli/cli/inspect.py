@@ -1,5 +1,6 @@
 """`alignvl inspect`: what an artefact is, and whether it is sound."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -8,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alignvl_cli.cli.console import Session
-from alignvl_cli.cli.options import JsonOption, PickleOption, TrustOption
-from alignvl_cli.cli.workspace import MARKS
-from alignvl_cli.config import Device, Precision, Trust
+from alignvl_cli.cli.workspace import MARKS, Entry
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import Device, InspectSettings, Precision, Trust
 
 if TYPE_CHECKING:
     from alignvl_cli.extraction.verify import Verification
@@ -20,49 +20,60 @@ NAMED = 5
 """Ids that a warning names; --json has them all."""
 
 
+UNFINISHED = {
+    "store": "run the same `alignvl extract` again to resume it",
+    "run": "resume it with `alignvl train --resume {path}`",
+    "study": "run `alignvl ablate` with its file again to resume it",
+}
+"""Kind of artefact -> what to type where one is unfinished."""
+
+
 def inspect_(
     session: Session,
     path: Annotated[
         Path | None,
         typer.Argument(metavar="PATH", help="A store, run, index or study. Default: list the whole workspace."),
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Read every byte and verify it.")] = False,
-    verify: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Encode N images and N captions of a store again and compare."),
-    ] = None,
-    trust_remote_code: TrustOption = False,
-    allow_pickle: PickleOption = False,
-    as_json: JsonOption = False,
+    *,
+    trust: Trust,
+    asked: InspectSettings,
 ) -> None:
     """Say what an artefact is, and verify it.
 
-    Without a path, list the workspace.
+    Without a path, list the workspace, unfinished artefacts too.
 
     With --verify the largest gap (1 - cosine) between stored and fresh latents is reported; exits with 3 when
     it is more than rounding explains or no image can be compared, and with 4 when the encoders are no longer
     those of the store.
     """
     from alignvl_cli.report.artifacts import facts_text, workspace_table
+    from alignvl_cli.report.tables import as_csv
 
-    if verify is not None and (path is None or _kind(path) != "store"):
+    if asked.verify is not None and (asked.csv or path is None or _kind(path) != "store"):
         raise UsageError("--verify encodes a sample again, for which it needs a store; give the path of one")
+    if asked.csv:
+        if path is not None:
+            raise UsageError(
+                "--csv prints the runs of the whole workspace on stdout: leave the path out, "
+                "`alignvl inspect --csv > runs.csv`"
+            )
+        session.result(as_csv(session.workspace.to_frame()).rstrip("\n"))
+        return
     if path is None:
-        listed = [(kind, place) for kind, places in _workspace(session).items() for place in places]
-        rows = [{"kind": kind, "path": str(place), **_summary(kind, place, check)} for kind, place in listed]
+        rows = [_row(entry, asked.check) for entry in session.workspace.everything()]
         root = str(session.workspace.root)
-        if as_json:
+        if asked.as_json:
             session.document({"workspace": root, "artefacts": rows})
         else:
             session.show(workspace_table(root, rows))
         return
     kind = _kind(path)
-    facts = {"kind": kind, "path": str(path), **FACTS[kind](path, check)}
+    facts = {"kind": kind, "path": str(path), **FACTS[kind](path, asked.check)}
     verification = None
-    if verify is not None:
-        verification = _verify(path, verify, Trust(remote_code=trust_remote_code, pickle=allow_pickle))
+    if asked.verify is not None:
+        verification = _verify(path, asked.verify, trust)
         facts["verify"] = asdict(verification)
-    if as_json:
+    if asked.as_json:
         session.document(facts)
     else:
         session.show(facts_text(facts, session.out.width), is_whole=True)
@@ -115,23 +126,15 @@ def _judge(session: Session, path: Path, found: "Verification") -> None:
         )
 
 
-def _workspace(session: Session) -> dict[str, list[Path]]:
-    workspace = session.workspace
-    return {
-        "store": workspace.stores(),
-        "run": workspace.runs(),
-        "index": workspace.indexes(),
-        "study": workspace.studies(),
-    }
-
-
-def _summary(kind: str, path: Path, check: bool) -> dict[str, Any]:
+def _row(entry: Entry, check: bool) -> dict[str, Any]:
     """The line of the workspace's list; a broken artefact is listed with what is wrong with it."""
+    row = {"kind": entry.kind, "path": str(entry.path), "state": entry.state, "newest": entry.newest}
+    if entry.state == "unfinished":
+        return row | {"what": UNFINISHED[entry.kind].format(path=shlex.quote(str(entry.path)))}
     try:
-        facts = FACTS[kind](path, check)
+        return row | {"what": FACTS[entry.kind](entry.path, check)["what"]}
     except DataError as problem:
-        return {"what": f"broken: {problem}"}
-    return {"what": facts["what"]}
+        return row | {"state": "broken", "what": f"broken: {problem}"}
 
 
 def _kind(path: Path) -> str:

@@ -6,14 +6,14 @@ from typing import Annotated
 import typer
 
 from alignvl_cli.cli.console import Session
-from alignvl_cli.cli.options import JsonOption
+from alignvl_cli.settings import ProbeSettings
 
 
 def probe(
     session: Session,
     store: Annotated[Path | None, typer.Argument(metavar="STORE", help="Store to probe. Default: the newest.")] = None,
-    sample: Annotated[int, typer.Option(min=20, help="Images of a split that are looked at, at most.")] = 4000,
-    as_json: JsonOption = False,
+    *,
+    asked: ProbeSettings,
 ) -> None:
     """Say before training whether two encoders will align.
 
@@ -26,8 +26,8 @@ def probe(
     if store is None:
         store = session.workspace.newest_store()
         session.note(f"using the newest store, {store}")
-    found = measure(open_store(store), sample)
-    if as_json:
+    found = measure(open_store(store), asked.sample)
+    if asked.as_json:
         session.document(found.to_json())
     else:
         session.show(probe_tables(found))

@@ -1,33 +1,19 @@
-"""`alignvl report`: a finished study or a run, as a page, a table, or for a paper.
-
-The page of a study or of a run, gathered from what its folder holds, its store, and the pictures.
-"""
+"""`alignvl report`: a finished study or a run, as a page, a table, or for a paper."""
 
 from collections.abc import Callable
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alignvl_cli.cli.console import Session
-from alignvl_cli.cli.options import DeviceOption
 from alignvl_cli.cli.workspace import MARKS, find_store, store_of
-from alignvl_cli.config import Device
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import REPORTED_SPLIT, Device, ReportFormat, ReportSettings
 
 if TYPE_CHECKING:
-    from alignvl_cli.report.pages import Views
-
-
-class ReportFormat(StrEnum):
-    table = "table"
-    markdown = "markdown"
-    latex = "latex"
-    csv = "csv"
-    json = "json"
-    html = "html"
+    from alignvl_cli.report.page import Views
 
 
 SUFFIXES = {
@@ -51,38 +37,32 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write: .html, .md, .tex, .csv or .json.")
     ] = None,
-    form: Annotated[
-        ReportFormat | None,
-        typer.Option("--format", help="json and csv hold every figure of a study. Default: by --output, else table."),
-    ] = None,
-    plots: Annotated[Path | None, typer.Option(help="Folder to write every plot to, as PNG and SVG.")] = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="Store to use. Default: that of the study, or of the run's training.")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Split that a run is evaluated on. [default: test]")] = None,
-    device: DeviceOption = Device.auto,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    *,
+    asked: ReportSettings,
 ) -> None:
     """Show a finished study or a run, as a page or as tables.
 
     A page is one file with everything inside it: verdicts, tables, plots, examples with pictures, and how to make it
     again. A run is evaluated anew for its page; tables of runs are those of `alignvl eval`.
     """
-    chosen = form or (ReportFormat.table if output is None else _by_name(output))
+    chosen = asked.format or (ReportFormat.table if output is None else _by_name(output))
     if chosen is ReportFormat.table and output is not None:
         raise UsageError("--format table is for the terminal: leave --output out, or name another format")
     if output is not None:
-        require_free(output, overwrite)
+        require_free(output, asked.overwrite)
     folder = _folder(session, path)
     is_run = (folder / MARKS["run"]).is_file()
-    if is_run and chosen is not ReportFormat.html and plots is None:
+    if is_run and chosen is not ReportFormat.html and asked.plots is None:
         raise UsageError(f"a run is reported as a page: add -o page.html; its table: alignvl eval {folder}")
-    if split is not None and not is_run:
+    if asked.split is not None and not is_run:
         raise UsageError("--split is for a run: a study is about the split that it was evaluated on; leave it out")
-    if chosen is ReportFormat.html or plots is not None:
-        views = _views(session, folder, is_run, data, split, device)
-        if plots is not None:
-            _save_plots(session, views, plots, overwrite)
+    if chosen is ReportFormat.html or asked.plots is not None:
+        views = _views(session, folder, is_run, data, asked.split, asked.device)
+        if asked.plots is not None:
+            _save_plots(session, views, asked.plots, asked.overwrite)
     if chosen is ReportFormat.html:
         from alignvl_cli.report.page import page_html
 
@@ -92,29 +72,39 @@ def report(
 
 
 def _tables(session: Session, folder: Path, form: ReportFormat, output: Path | None) -> None:
-    from alignvl_cli.ablation.records import read_verdicts
+    from alignvl_cli.ablation.records import read_verdicts, verdicts_frame
     from alignvl_cli.report.study import study_notes, study_tables
-    from alignvl_cli.report.tables import terminal
+    from alignvl_cli.report.tables import as_csv, as_latex, as_markdown, terminal
+    from alignvl_cli.report.text import json_text
 
     verdicts = read_verdicts(folder)
+    tables = (study_tables(verdicts), study_notes(verdicts), verdicts["warnings"])
     if form is ReportFormat.table:
-        session.show(terminal(study_tables(verdicts), study_notes(verdicts), verdicts["warnings"]))
+        session.show(terminal(*tables))
         return
-    _deliver(session, WRITERS[form](verdicts), output)
+    writers: dict[ReportFormat, Callable[[], str]] = {
+        ReportFormat.markdown: partial(as_markdown, *tables),
+        ReportFormat.latex: partial(as_latex, *tables),
+        ReportFormat.csv: lambda: as_csv(verdicts_frame(verdicts)),
+        ReportFormat.json: partial(json_text, verdicts),
+    }
+    _deliver(session, writers[form](), output)
 
 
 def _views(
     session: Session, folder: Path, is_run: bool, data: Path | None, split: str | None, device: Device
 ) -> "Views":
     from alignvl_cli.devices import choose_device
-    from alignvl_cli.report.pages import run_views, study_views
 
     place = choose_device(device)
     if is_run:
+        from alignvl_cli.report.run_page import run_views
         from alignvl_cli.training.run_folder import load_run
 
         run = load_run(folder, place)
-        return run_views(run, store_of(session, run, data), split or "test", place)
+        return run_views(run, store_of(session, run, data), split or REPORTED_SPLIT, place)
+    from alignvl_cli.report.study_page import study_views
+
     return study_views(folder, data, place, find=partial(find_store, session), warn=session.warn)
 
 
@@ -166,38 +156,3 @@ def _folder(session: Session, study: Path | None) -> Path:
     newest = session.workspace.newest_study()
     session.note(f"the newest study, {newest}")
     return newest
-
-
-def _markdown(verdicts: dict[str, Any]) -> str:
-    from alignvl_cli.report.study import study_notes, study_tables
-    from alignvl_cli.report.tables import as_markdown
-
-    return as_markdown(study_tables(verdicts), study_notes(verdicts), verdicts["warnings"])
-
-
-def _latex(verdicts: dict[str, Any]) -> str:
-    from alignvl_cli.report.study import study_notes, study_tables
-    from alignvl_cli.report.tables import as_latex
-
-    return as_latex(study_tables(verdicts), study_notes(verdicts), verdicts["warnings"])
-
-
-def _csv(verdicts: dict[str, Any]) -> str:
-    from alignvl_cli.report.study import CSV_COLUMNS, study_rows
-    from alignvl_cli.report.tables import as_csv
-
-    return as_csv(CSV_COLUMNS, study_rows(verdicts))
-
-
-def _json(verdicts: dict[str, Any]) -> str:
-    from alignvl_cli.report.text import json_text
-
-    return json_text(verdicts)
-
-
-WRITERS: dict[ReportFormat, Callable[[dict[str, Any]], str]] = {
-    ReportFormat.markdown: _markdown,
-    ReportFormat.latex: _latex,
-    ReportFormat.csv: _csv,
-    ReportFormat.json: _json,
-}

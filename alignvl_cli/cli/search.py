@@ -1,23 +1,20 @@
-"""`alignvl search`: ask an index with words or with a picture.
+"""`alignvl search`: ask an index with words or with a picture; `--html` writes a page of what was found."""
 
-The page that `alignvl search --html` writes.
-"""
-
-import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alignvl_cli.cli.console import Session
-from alignvl_cli.cli.options import DeviceOption, JsonOption, PickleOption, TrustOption
 from alignvl_cli.cli.report import require_free
-from alignvl_cli.config import Device, Gallery
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import Gallery, SearchSettings, Trust
 
 if TYPE_CHECKING:
     from alignvl_cli.report.search import SearchPage
-    from alignvl_cli.retrieval.search import Hit
+    from alignvl_cli.retrieval.dual_encoder import DualEncoder
+    from alignvl_cli.retrieval.index import Index
+    from alignvl_cli.retrieval.search import Hit, Rescore
 
 
 def search(
@@ -30,22 +27,9 @@ def search(
     index: Annotated[
         Path | None, typer.Option(help="Index to ask. Default: the newest; none: one is built for the newest run.")
     ] = None,
-    of: Annotated[
-        Gallery | None, typer.Option(help="What to search. Default: images by text, captions by picture.")
-    ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Hits a query.")] = 10,
-    threshold: Annotated[float | None, typer.Option(help="Leave out hits that score less.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Also write the hits as a page, pictures inside it.")] = None,
-    open_page: Annotated[
-        bool, typer.Option("--open", help="Show that page in a browser. Default place: the workspace.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what is at --html; a search's page always is.")
-    ] = False,
-    device: DeviceOption = Device.auto,
-    trust_remote_code: TrustOption = False,
-    allow_pickle: PickleOption = False,
-    as_json: JsonOption = False,
+    *,
+    trust: Trust,
+    asked: SearchSettings,
 ) -> None:
     """Find images by words, or captions by a picture.
 
@@ -54,50 +38,88 @@ def search(
     if bool(text or queries) == bool(image):
         raise UsageError('search wants either TEXT or --image FILE, e.g. `alignvl search "red heart"`')
 
-    from alignvl_cli.cli.workspace import open_or_make_index
+    from alignvl_cli.cli.workspace import open_or_make_index, run_of
     from alignvl_cli.devices import choose_device
     from alignvl_cli.report.search import hits_table
     from alignvl_cli.retrieval.dual_encoder import DualEncoder
+    from alignvl_cli.retrieval.factory import is_exact as factory_is_exact
+    from alignvl_cli.retrieval.search import cut_texts
     from alignvl_cli.retrieval.search import search as ask
 
     if any(not words.strip() for words in text or []):
         raise UsageError('search: TEXT is blank; say what to look for, e.g. `alignvl search "red heart"`')
-    asked = [*(text or []), *(_lines(queries) if queries else []), *map(str, image or [])]
-    place = choose_device(device)
-    page_path = gallery_place(session, html, overwrite) if html or open_page else None
+    queried = [*(text or []), *(_lines(queries) if queries else []), *map(str, image or [])]
+    place = choose_device(asked.device)
+    page_path = gallery_place(session, asked.html, asked.overwrite) if asked.html or asked.open_page else None
     opened = open_or_make_index(session, index, place)
-    if not opened.run_path.is_dir():
-        raise DataError(
-            f"{opened.path}: the run it was made of is gone ({opened.run_path}); index another with `alignvl index RUN`"
-        )
+    is_cosine = opened.record.hubness is None
+    if asked.threshold is not None and asked.threshold > 1 and is_cosine:
+        raise UsageError(f"--threshold {asked.threshold:g}: no hit can score that, a score is a cosine and at most 1")
     encoder = DualEncoder.load(
-        opened.run_path, device=place, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+        run_of(session, opened), device=place, trust_remote_code=trust.remote_code, allow_pickle=trust.pickle
     )
-    query_QE = encoder.encode_image(asked) if image else encoder.encode_text(asked)
-    gallery = of or (Gallery.text if image else Gallery.image)
-    found = ask(opened, encoder, query_QE, k=k, of=gallery, threshold=threshold)
+    if not image:
+        for sentence in cut_texts(encoder, queried):
+            session.warn(sentence)
+    query_QE = encoder.encode_image(queried) if image else encoder.encode_text(queried)
+    gallery = asked.of or (Gallery.text if image else Gallery.image)
+    rescore = _rescore(session, opened, encoder, gallery)
+    is_exact = rescore is not None or factory_is_exact(opened.record.factory[gallery])
+    found = ask(opened, encoder, query_QE, k=asked.k, of=gallery, rescore=rescore)
+    if asked.threshold is not None:
+        found = [_above(session, asked.threshold, query, hits) for query, hits in zip(queried, found, strict=True)]
     if page_path is not None:
         from alignvl_cli.report.search import SearchPage
 
-        pictures = [query_picture(path) for path in image] if image else [None] * len(asked)
+        pictures = [query_picture(path) for path in image] if image else [None] * len(queried)
         page = SearchPage(
             index=str(opened.path),
             gallery=gallery,
             items=len(opened.items[gallery].id),
-            measure=opened.record.metric,
-            threshold=threshold,
-            answers=list(zip(asked, pictures, found, strict=True)),
+            measure=("" if is_exact else "approximate ") + opened.record.metric,
+            threshold=asked.threshold,
+            answers=list(zip(queried, pictures, found, strict=True)),
         )
-        write_gallery(session, page, page_path, is_shown=open_page)
-    if as_json:
+        write_gallery(session, page, page_path, is_shown=asked.open_page)
+    if asked.as_json:
         results = [
-            {"query": query, "hits": [hit.to_json() for hit in hits]} for query, hits in zip(asked, found, strict=True)
+            {"query": query, "hits": [hit.to_json() for hit in hits]}
+            for query, hits in zip(queried, found, strict=True)
         ]
-        answer = {"schema": "alignvl.search/1", "index": str(opened.path), "of": gallery.value, "results": results}
-        session.document(answer)
+        answer = {"schema": "alignvl.search/1", "index": str(opened.path), "of": gallery.value}
+        session.document({**answer, "scores": "exact" if is_exact else "approximate", "results": results})
         return
-    for query, hits in zip(asked, found, strict=True):
-        session.show(hits_table(query, gallery, hits, is_cosine=opened.record.hubness is None))
+    for query, hits in zip(queried, found, strict=True):
+        session.show(hits_table(query, gallery, hits, is_cosine=is_cosine))
+
+
+def _rescore(session: Session, index: "Index", encoder: "DualEncoder", gallery: Gallery) -> "Rescore | None":
+    """Exact scores for an index of compressed vectors, from the store it was made of; without that, a warning."""
+    from alignvl_cli.cli.workspace import find_store
+    from alignvl_cli.retrieval.factory import is_exact
+    from alignvl_cli.retrieval.search import exact_scores
+
+    factory = index.record.factory[gallery]
+    if is_exact(factory):
+        return None
+    store = find_store(session, index.record.store_content_hash, index.record.store, beside=index.path)
+    rescore = None if store is None else exact_scores(index, encoder, store, gallery)
+    if rescore is None:
+        error = (index.record.score_error or {}).get(gallery)
+        far = "how far off is not on record" if error is None else f"found to be up to {error:.2g} off"
+        session.warn(
+            f"the scores are approximate, of vectors that {factory} has compressed ({far}), and "
+            f"{index.record.store}, which exact ones come from, is not here; --factory Flat keeps whole vectors"
+        )
+    return rescore
+
+
+def _above(session: Session, threshold: float, query: str, hits: "list[Hit]") -> "list[Hit]":
+    """The hits that score `threshold` or more; where there are none, what the best one scores is said."""
+    kept = [hit for hit in hits if hit.score >= threshold]
+    if hits and not kept:
+        session.note(f"{query[:40]!r}: no hit scores {threshold:g}; the best one scores {hits[0].score:.3f}")
+    return kept
 
 
 def _lines(path: Path) -> list[str]:
@@ -137,7 +159,11 @@ def write_gallery(session: Session, page: "SearchPage", path: Path, *, is_shown:
     with committed(path) as scratch:
         scratch.write_text(html, encoding="utf-8")
     session.note(f"wrote {path}")
-    if is_shown and not webbrowser.open(path.resolve().as_uri()):
+    if not is_shown:
+        return
+    import webbrowser  # loads more than the rest of this file
+
+    if not webbrowser.open(path.resolve().as_uri()):
         session.warn(f"no browser to show it with; open {path} yourself")
 
 

@@ -6,14 +6,15 @@ from typing import Annotated
 import typer
 
 from alignvl_cli.cli.console import Session
-from alignvl_cli.config import LatentFormat
+from alignvl_cli.settings import StoreExportSettings, StoreImportSettings
 
 
 def export(
     session: Session,
     store: Annotated[Path, typer.Argument(metavar="STORE", help="Store to export.")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to make.")],
-    to: Annotated[LatentFormat, typer.Option("--to", help="Layout of the files.")] = LatentFormat.npy,
+    *,
+    asked: StoreExportSettings,
 ) -> None:
     """Write a store's pairs, one a row, as npy or safetensors.
 
@@ -22,7 +23,7 @@ def export(
     from alignvl_cli.store.exchange import export_store
     from alignvl_cli.store.reader import open_store
 
-    left_out = export_store(open_store(store), folder, to)
+    left_out = export_store(open_store(store), folder, asked.to)
     if left_out:
         session.warn(f"{left_out} images without a caption were left out: the layout has one row a pair")
     session.result(folder)
@@ -31,11 +32,11 @@ def export(
 def import_(
     session: Session,
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Folder that `alignvl store export` or clip-retrieval made.")
+        Path, typer.Argument(metavar="FOLDER", help="Folder that `store export` or clip-retrieval made.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Store to make.")],
-    vision: Annotated[str, typer.Option(help="Id of the model that the image latents came from.")],
-    text: Annotated[str, typer.Option(help="Id of the model that the text latents came from.")],
+    *,
+    asked: StoreImportSettings,
 ) -> None:
     """Make a store of latents that were computed elsewhere.
 
@@ -46,6 +47,6 @@ def import_(
     from alignvl_cli.store.exchange import import_store
 
     counter = session.workspace.next_store_counter()
-    for note in import_store(folder, output, vision=vision, text=text, split=split_rows, counter=counter):
+    for note in import_store(folder, output, vision=asked.vision, text=asked.text, split=split_rows, counter=counter):
         session.note(note)
     session.result(output)

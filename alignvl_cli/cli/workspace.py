@@ -1,30 +1,46 @@
-"""The folder that holds artefacts without an explicit path, and which of them is the newest.
+"""The folder of artefacts, and which of them a command means when the user names none.
 
-"Newest" goes by a creation counter that every artefact carries, never by the clock.
-
-Which run, store or index a command means when the user names none; what was taken is said on stderr.
+"Newest" goes by a creation counter that every artefact carries, never by the clock. A path that an artefact has on
+record is a hint: what lies elsewhere now is found by its content.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alignvl_cli.errors import AlignvlError, DataError
 
 if TYPE_CHECKING:
+    import pandas
+
     from alignvl_cli.cli.console import Session
     from alignvl_cli.retrieval.index import Index
     from alignvl_cli.store.reader import Store
     from alignvl_cli.training.run_folder import Run
 
 NUMBERED = re.compile(r"^(\d{4,})-")
+FORMATS = {"run": "alignvl.run/", "index": "alignvl.index/"}
+"""What the format begins with that the mark of a run or an index states, of this and every other version."""
 MARKS = {"run": "config.json", "index": "index.json", "study": "study.json"}
 """Kind of folder -> the file that tells it. Said here again because the rooms that write them load heavy libraries."""
 RUN_RESULT = "result.json"
 """Written last into a run."""
+
+
+class Entry(NamedTuple):
+    """One artefact of a workspace."""
+
+    kind: str
+    """`store`, `run`, `index` or `study`."""
+    path: Path
+    """Of an unfinished store, the folder of its shards."""
+    state: str
+    """`complete`; `named`: complete, under a name of its own; `unfinished`."""
+    newest: bool
+    """Whether it is what a command takes where no path is given."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +48,26 @@ class Workspace:
     """`root/stores`, `root/runs`, `root/indexes`, `root/studies`; folders are made when first written to."""
 
     root: Path
+    warn: Callable[[str], None] = print
+    """Told of each file among the artefacts that is passed over."""
+    _told: set[Path] = field(default_factory=set, compare=False)
 
     def stores(self) -> list[Path]:
         """Complete stores, oldest first."""
         from alignvl_cli.store.reader import creation_counter
 
         counted = [(creation_counter(path), path.name, path) for path in (self.root / "stores").glob("*.h5")]
-        return [path for counter, _, path in sorted(counted, key=lambda entry: entry[:2]) if counter is not None]
+        whole = [(counter, name, path) for counter, name, path in counted if counter is not None]
+        self._pass_over("store", {path for _, _, path in counted} - {path for _, _, path in whole})
+        return [path for _, _, path in sorted(whole)]
 
     def runs(self) -> list[Path]:
         """Complete runs, oldest first."""
-        return _numbered(self.root / "runs", RUN_RESULT)
+        return self._numbered("run", "runs", RUN_RESULT)
 
     def indexes(self) -> list[Path]:
         """Complete indexes, oldest first."""
-        return _numbered(self.root / "indexes", MARKS["index"])
+        return self._numbered("index", "indexes", MARKS["index"])
 
     def studies(self) -> list[Path]:
         """Complete studies, oldest first."""
@@ -54,6 +75,52 @@ class Workspace:
 
         found = [path for path in (self.root / "studies").glob("*") if is_complete_study(path)]
         return sorted(found, key=lambda path: (creation_counter(path), path.name))
+
+    def _numbered(self, kind: str, folder: str, last_file: str) -> list[Path]:
+        """Folders named NUMBER-..., in the order of their numbers, in which the file written last exists and whose mark
+        states the format of `kind`."""
+        from alignvl_cli.artifacts import stated_format
+
+        named = [
+            (int(match[1]), path) for path in (self.root / folder).glob("*") if (match := NUMBERED.match(path.name))
+        ]
+        complete = [path for _, path in sorted(named) if _is_file(path / last_file)]
+        broken = {path for path in complete if not (stated_format(path / MARKS[kind]) or "").startswith(FORMATS[kind])}
+        self._pass_over(kind, broken)
+        return [path for path in complete if path not in broken]
+
+    def _pass_over(self, kind: str, broken: set[Path]) -> None:
+        """Warn, once, of each that is not what its place says."""
+        for path in sorted(broken - self._told):
+            self._told.add(path)
+            self.warn(f"{path}: no sound {kind}, and passed over; `alignvl inspect {path}` says why")
+
+    def everything(self) -> list[Entry]:
+        """Every artefact, oldest first within a kind; also what is unfinished, and what was given a name of its own,
+        which is never taken for the newest."""
+        complete = {"store": self.stores(), "run": self.runs(), "index": self.indexes(), "study": self.studies()}
+        stores = sorted((self.root / "stores").glob("*.h5"))
+        partial = [path for path in sorted((self.root / "stores").glob("*.partial")) if path.is_dir()]
+        found = {
+            "store": [*complete["store"], *stores, *partial],
+            "run": _folders(self.root / "runs", MARKS["run"]),
+            "index": _folders(self.root / "indexes", MARKS["index"]),
+            "study": [*complete["study"], *_folders(self.root / "studies", MARKS["study"])],
+        }
+        finished = {"store": "", "run": RUN_RESULT, "index": MARKS["index"], "study": ""}
+        entries = []
+        for kind, paths in found.items():
+            for path in dict.fromkeys(paths):
+                is_named = path in stores or (bool(finished[kind]) and (path / finished[kind]).is_file())
+                state = "complete" if path in complete[kind] else "named" if is_named else "unfinished"
+                entries.append(Entry(kind, path, state, path == complete[kind][-1] if complete[kind] else False))
+        return entries
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """A row a run, finished or not; columns as `report.artifacts.runs_frame` has them."""
+        from alignvl_cli.report.artifacts import runs_frame
+
+        return runs_frame({entry.path: entry.state for entry in self.everything() if entry.kind == "run"})
 
     def newest_store(self) -> Path:
         return _last(self.stores(), self.root, "store", "alignvl extract")
@@ -87,10 +154,21 @@ class Workspace:
                 path.rmdir()
 
 
-def _numbered(folder: Path, last_file: str) -> list[Path]:
-    """Folders named NUMBER-..., in the order of their numbers, in which the file written last exists."""
-    found = [(int(match[1]), path) for path in folder.glob("*") if (match := NUMBERED.match(path.name))]
-    return [path for _, path in sorted(found) if (path / last_file).is_file()]
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a folder that is not for us to look into
+        return False
+
+
+def _folders(folder: Path, mark: str) -> list[Path]:
+    """Those that hold the file `mark`: the numbered ones in their order, then the others by name."""
+
+    def order(path: Path) -> tuple[float, str]:
+        match = NUMBERED.match(path.name)
+        return int(match[1]) if match else float("inf"), path.name
+
+    return sorted((path.parent for path in folder.glob(f"*/{mark}")), key=order)
 
 
 def _last(found: list[Path], root: Path, what: str, command: str) -> Path:
@@ -116,12 +194,12 @@ def _claim(folder: Path, name: str) -> Path:
 
 
 def store_of(session: "Session", run: "Run", data: Path | None) -> "Store":
-    """The store at `data`, else the one the run was trained on: by its content in the workspace, then by its path."""
+    """The store at `data`, else the one the run was trained on, found by its content (`find_store`)."""
     from alignvl_cli.store.reader import open_store
 
     if data is not None:
         return open_store(data)
-    store = find_store(session, run.store_hash, run.store_path)
+    store = find_store(session, run.store_hash, run.store_path, beside=run.path)
     if store is None:
         raise DataError(
             f"{run.path}: the store it was trained on is neither in the workspace nor at {run.store_path};"
@@ -131,11 +209,12 @@ def store_of(session: "Session", run: "Run", data: Path | None) -> "Store":
     return store
 
 
-def find_store(session: "Session", content_hash: str, path: str) -> "Store | None":
-    """The store of this content: in the workspace, newest first, then at `path`; None when it is in neither."""
+def find_store(session: "Session", content_hash: str, path: str, *, beside: Path | None = None) -> "Store | None":
+    """The store of this content: in the workspace, newest first, at `path`, or where that has moved to together with
+    `beside`; None when it is in none of them."""
     from alignvl_cli.store.reader import open_store
 
-    for place in [*reversed(session.workspace.stores()), Path(path)]:
+    for place in [*reversed(session.workspace.stores()), Path(path), *_moved(Path(path), beside)]:
         try:
             store = open_store(place)
         except AlignvlError:  # a broken neighbour must not keep the right store from being found
@@ -143,6 +222,36 @@ def find_store(session: "Session", content_hash: str, path: str) -> "Store | Non
         if store.content_hash == content_hash:
             return store
     return None
+
+
+def run_of(session: "Session", index: "Index") -> Path:
+    """The run that an index was made of, told by its adapters: where it was then, in the workspace, or where it has
+    moved to together with the index. DataError when it is in none of them."""
+    runs = [index.run_path, *reversed(session.workspace.runs()), *_moved(index.run_path, index.path)]
+    for place in runs:
+        if _adapters(place) == index.record.adapters_sha256:
+            return place
+    raise DataError(
+        f"{index.path}: the run it was made of (adapters {index.record.adapters_sha256[:8]}) is neither in the "
+        f"workspace {session.workspace.root} nor at {index.run_path}; index another with `alignvl index RUN`"
+    )
+
+
+def _adapters(run: Path) -> str | None:
+    """The SHA-256 of a run's adapters, by its own record; None where there is no run."""
+    from alignvl_cli.artifacts import read_json
+
+    try:
+        return read_json(run / MARKS["run"], "run's configuration").get("adapters_sha256")
+    except DataError:
+        return None
+
+
+def _moved(recorded: Path, beside: Path | None) -> Iterator[Path]:
+    """Where `recorded` would be now if a folder that it shared with `beside` was renamed or copied."""
+    ends = [Path(*recorded.parts[start:]) for start in range(1, len(recorded.parts))]
+    for folder in beside.resolve().parents if beside is not None else ():
+        yield from (place for end in ends if (place := folder / end) != recorded and place.exists())
 
 
 def make_index(
@@ -180,7 +289,7 @@ def open_or_make_index(session: "Session", path: Path | None, device: str) -> "I
             path = indexes[-1]
             session.note(f"asking the newest index, {path}")
             index = open_index(path)
-            if runs and index.run_path.name != runs[-1].name:
+            if runs and _adapters(runs[-1]) != index.record.adapters_sha256:
                 session.note(f"(there is a newer run, {runs[-1].name}: index it with `alignvl index`)")
             return index
         session.note("no index yet: building one for the newest run")

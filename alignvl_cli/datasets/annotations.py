@@ -1,9 +1,7 @@
-"""Annotation files in JSON: Karpathy's splits (`dataset_coco.json`) and COCO captions (`captions_*.json`).
-
-Caption lists of Flickr8k and Flickr30k: `name.jpg#0<tab>caption`, and `image_name| comment_number| comment`.
+"""Annotation files: Karpathy's splits (`dataset_coco.json`), COCO's captions (`captions_*.json`), and the caption lists
+of Flickr8k and Flickr30k (`name.jpg#0<tab>caption`, `image_name| comment_number| comment`).
 """
 
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from alignvl_cli.artifacts import file_sha256, read_json
-from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.datasets.dataset import (
     UNSTORABLE,
     CaptionCleaner,
     Dataset,
-    ImageSource,
     Item,
     image_folder,
     make_dataset,
 )
+from alignvl_cli.datasets.paths import located, no_path
 from alignvl_cli.datasets.splits import split_name
+from alignvl_cli.datasets.tables import recoding
 from alignvl_cli.errors import DataError
+from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 KARPATHY, COCO = DatasetFormat.karpathy, DatasetFormat.coco
 
@@ -59,12 +58,14 @@ class _Reading:
         """The path of an image, or a part of it."""
         value = self.text(where, entry, key)
         if not value or UNSTORABLE.search(value):
-            raise self.error(f"{where} has {value!a} under `{key}`, which is no file's name")
+            raise self.error(f"{where} has {_shown(value)} under `{key}`, which is no file's name")
+        if reason := no_path(value):
+            raise self.error(f"{where} has {_shown(value)} under `{key}`: {reason}")
         return value
 
     def item(self, name: str, captions: list[str], split: str | None) -> Item:
-        uri = os.path.join(self.root, name)
-        return Item(name, uri, tuple(self.cleaner.clean(captions)), split, "", ImageSource(Path(uri)))
+        uri, source = located(self.root, name)
+        return Item(name, uri, tuple(self.cleaner.clean(captions)), split, "", source)
 
     def error(self, problem: str) -> DataError:
         return DataError(f"{self.path}: {problem}")
@@ -97,7 +98,7 @@ def _kind_of(path: Path, document: Mapping[str, Any]) -> DatasetFormat:
     keys = ", ".join(map(ascii, list(document)[:5])) or "nothing"
     raise DataError(
         f"{path}: neither COCO captions (`images`, `annotations`) nor Karpathy's splits (`images` with `sentences`), "
-        f"but {keys}; rows of images and captions are read from a .jsonl file, one object a line"
+        f"but {keys}; rows of images and captions are read from a list of objects, or a .jsonl file of one a line"
     )
 
 
@@ -119,12 +120,12 @@ def _karpathy_items(reading: _Reading) -> list[Item]:
 
 def _coco_items(reading: _Reading) -> list[Item]:
     """`images`: id, file_name. `annotations`: image_id, caption, in any order. The id is the file's name."""
-    names: dict[Any, str] = {}
-    captions: dict[Any, list[str]] = {}
+    names: dict[str, str] = {}
+    captions: dict[str, list[str]] = {}
     for where, entry in reading.images():
         key = _key(reading, where, entry, "id")
         if key in names:
-            raise reading.error(f"{where} has id {key!r}, which another image has")
+            raise reading.error(f"{where} has id {entry['id']!r}, which another image has")
         names[key] = reading.name(where, entry, "file_name")
         captions[key] = []
     strays = 0
@@ -143,11 +144,12 @@ def _coco_items(reading: _Reading) -> list[Item]:
     return [reading.item(name, captions[key], None) for key, name in names.items()]
 
 
-def _key(reading: _Reading, where: str, entry: Mapping[str, Any], key: str) -> int | str:
+def _key(reading: _Reading, where: str, entry: Mapping[str, Any], key: str) -> str:
+    """An id as text: some files have `7` in one place and `"7"` in another."""
     value = entry.get(key)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise reading.error(f"{where} has no number or text under `{key}`")
-    return value
+    return str(value)
 
 
 _ITEMS: dict[DatasetFormat, Callable[[_Reading], list[Item]]] = {KARPATHY: _karpathy_items, COCO: _coco_items}
@@ -179,11 +181,13 @@ def open_flickr(path: Path, options: DatasetOptions, *, kind: DatasetFormat) -> 
                 if was_mended:
                     mended.append(number)
     except UnicodeDecodeError as problem:
-        raise DataError(f"{path}: not UTF-8 text at byte {problem.start}, so no list of captions") from problem
+        raise DataError(
+            f"{path}: not UTF-8 text at byte {problem.start}, so no list of captions; {recoding(path, problem)}"
+        ) from problem
     items = [
-        Item(name, uri, tuple(texts), None, "", ImageSource(Path(uri)))
+        Item(name, uri, tuple(texts), None, "", source)
         for name, texts in captions.items()
-        for uri in [os.path.join(root, name)]
+        for uri, source in [located(root, name)]
     ]
     notes = [f"{path}, line {number}: read without its second separator `|`" for number in mended]
     return make_dataset(
@@ -231,6 +235,8 @@ def _written(lines: Iterable[str], start: int) -> Iterator[tuple[int, str]]:
 def _name(path: Path, number: int, name: str) -> str:
     if UNSTORABLE.search(name):
         raise DataError(f"{path}, line {number}: {_shown(name)} is no file's name")
+    if reason := no_path(name):
+        raise DataError(f"{path}, line {number}: {_shown(name)}: {reason}")
     return name
 
 

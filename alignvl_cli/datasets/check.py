@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Protocol
 
-from alignvl_cli.config import too_many_rejected
 from alignvl_cli.datasets.dataset import Dataset, Item
 from alignvl_cli.datasets.duplicates import Decode, Look, Unseen, look_at, near_groups
+from alignvl_cli.datasets.paths import nothing_readable
 from alignvl_cli.datasets.splits import split_rows
 from alignvl_cli.distributed import choose_workers, started_workers
 from alignvl_cli.errors import DataError
+from alignvl_cli.settings import too_many_rejected
 
 CHUNK = 16
 """Pictures in one task."""
@@ -166,11 +167,7 @@ def _report(dataset: Dataset, looks: Sequence[Look | Unseen], max_rejected: floa
     seen = [(item, look) for item, look in zip(dataset.items, looks, strict=True) if isinstance(look, Look)]
     bad = [(item, look) for item, look in zip(dataset.items, looks, strict=True) if isinstance(look, Unseen)]
     if not seen:
-        item, unseen = bad[0]
-        raise DataError(
-            f"none of the {len(bad)} images can be read; the first, {item.uri}: {unseen.reason}; "
-            "are the paths right (--image-root)?"
-        )
+        raise DataError(nothing_readable(dataset, [(item, unseen.reason) for item, unseen in bad]))
     plan = split_rows([item.split for item, _ in seen], [look.sha256 for _, look in seen])
     splits = [plan.names[code] for code in plan.codes]
     members = [Member(item.id, split) for (item, _), split in zip(seen, splits, strict=True)]

@@ -1,8 +1,7 @@
-"""What every dataset is made of: images by reference, each with its captions.
+"""What every reader gives: images by reference, each with its captions.
 
-Captions as a store can hold them: what is replaced, what is dropped, and how often; and numbers as text.
-
-What every reader does at the end: make a Dataset of its items, or say why they are none.
+Here too: how captions are cleaned so that a store can hold them, and how a reader's items become a dataset, or the
+reason why there are none.
 """
 
 import hashlib
@@ -34,10 +33,14 @@ class ImageSource:
     offset: int | None = None
     size: int | None = None
     """Start and length in bytes; None for a whole file."""
+    absent: str = ""
+    """Why there are no bytes: a row without a picture, or with the name of something that is no file."""
 
     def read(self, at_most: int | None = None) -> bytes:
         """The bytes. OSError when they are missing, cut short, more than `at_most`, or in no regular file (a pipe
         would block)."""
+        if self.absent:
+            raise OSError(self.absent)
         about = os.stat(self.path)
         if not stat.S_ISREG(about.st_mode):
             raise OSError(f"{self.path} is not a regular file")
@@ -62,7 +65,7 @@ class Item:
     uri: str
     captions: tuple[str, ...]
     split: str | None
-    """As declared, with `dev`, `validation`, `restval` already under their usual names; None: not declared."""
+    """As declared, with `dev`, `valid`, `restval` and the like already under their usual names; None: not declared."""
     label: str
     """Empty where there is none."""
     source: ImageSource
@@ -145,8 +148,10 @@ def make_dataset(
     """
     if not items:
         raise DataError(f"{path}: read as {kind}, and it names no image at all")
+    notes = tuple(notes)
     if not any(item.captions for item in items):
-        raise DataError(f"{path}: read as {kind}, and there is not one caption for {len(items)} images")
+        cause = f": {'; '.join(notes)}" if notes else ""
+        raise DataError(f"{path}: read as {kind}, and there is not one caption for {len(items)} images{cause}")
     known: dict[str, Item] = {}
     for item in items:
         if known.setdefault(item.id, item) is not item:
@@ -159,7 +164,7 @@ def make_dataset(
         items=items,
         cleaned_captions=cleaner.cleaned,
         blank_captions=cleaner.blank,
-        notes=tuple(notes),
+        notes=notes,
     )
 
 

@@ -1,14 +1,10 @@
-"""One look at a picture: its content's hash, and a signature by which near duplicates resemble each other.
+"""Duplicates: the hash of a picture's bytes, and a perceptual signature by which near duplicates are found.
 
-The signature is a 64-bit perceptual hash (the sign of each of the 64 lowest frequencies of the grey
-picture, scaled to 32 x 32, against their median; after Zauner, "Implementation and benchmarking of
-perceptual image hash functions", 2010) and the mean colours of a 4 x 4 grid, which tell a red heart
-from a blue one. Imports little, since worker processes do the looking.
-
-Which of many signatures resemble each other, without comparing each with each.
-
-Two 64-bit hashes that differ in at most 6 bits agree in at least one of 7 bands of 9 or 10 bits: only
-signatures with an equal band are compared (multi-index hashing: Norouzi, Punjani and Fleet, 2012).
+The signature is a 64-bit perceptual hash (the sign of each of the 64 lowest frequencies of the grey picture, at
+32 x 32 against their median; after Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010)
+and the mean colours of a 4 x 4 grid, which tell a red heart from a blue one. Signatures are not compared all with all:
+two 64-bit hashes that differ in at most 6 bits agree in at least one of 7 bands of 9 or 10 bits, so only those with an
+equal band are compared (multi-index hashing: Norouzi, Punjani and Fleet, 2012). Imports little: workers run it.
 """
 
 import hashlib
@@ -99,7 +95,7 @@ MOST_CELLS = 500_000
 def near_groups(signatures: Sequence[bytes]) -> list[list[int]]:
     """Groups of at least two positions in `signatures` whose members resemble each other, or each a third; ascending.
 
-    See `looks.signature_of` for what a signature is. For N signatures with evenly spread hashes about
+    See `signature_of` for what a signature is. For N signatures with evenly spread hashes about
     N^2 / 150 pairs of 64-bit words are compared at most; the memory is that of the signatures and of what is found.
     """
     if not signatures:

@@ -1,22 +1,21 @@
-"""What lies beside a picture, in a folder or in a tar: `.txt` and `.json` files with its captions.
+"""A folder of pictures with their captions beside them, as img2dataset writes them, or in one metadata file, as Hugging
+Face's imagefolder has it; and the sidecar files that tars hold too.
 
-A `.txt` holds one caption a line; blank lines do not count. A `.json` holds an object with `captions`
-(a list) or `caption`, and optionally `split` and `label`. Where a picture has both, the `.txt` speaks
-and the `.json` is not read, unless a column of captions was asked for.
-
-A folder of pictures, each with its captions beside it in a file of the same stem (as img2dataset writes them).
+A `.txt` or `.caption` holds one caption a line; blank lines do not count. A `.json` holds an object with `captions`
+(a list) or `caption`, and optionally `split` and `label`; or a list of captions. Where a picture has several, the
+first of these speaks and the others are not read, unless a column of captions was asked for.
 """
 
 import io
 import json
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.datasets.dataset import (
     UNSTORABLE,
     CaptionCleaner,
@@ -25,19 +24,35 @@ from alignvl_cli.datasets.dataset import (
     Item,
     listing_sha256,
     make_dataset,
+    slug,
     spelled,
     storable,
 )
+from alignvl_cli.datasets.grouping import open_manifest
 from alignvl_cli.datasets.splits import split_name
+from alignvl_cli.datasets.tables import UTF16_MARKS, RowReader, caption_columns, csv_rows, jsonl_rows, parquet_rows
 from alignvl_cli.errors import DataError
+from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 IMAGE_SUFFIXES = frozenset(
     {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "tga"}
     | {"jp2", "j2k", "avif", "qoi"}
 )
 """Lower case, without the dot."""
-TEXT_SUFFIX, JSON_SUFFIX = "txt", "json"
-SIDECAR_SUFFIXES = frozenset({TEXT_SUFFIX, JSON_SUFFIX})
+JSON_SUFFIX = "json"
+TEXT_SUFFIXES = ("txt", "caption")
+SIDECAR_SUFFIXES = frozenset({*TEXT_SUFFIXES, JSON_SUFFIX})
+UNREAD_SUFFIXES = frozenset({"heic", "heif", "hif", "jxl", "svg", "psd", "eps", "exr", "hdr", "ico", "dng", "cr2"}) | {
+    *("cr3", "nef", "arw", "orf", "rw2", "raf", "dcm", "pdf", "jxr", "jpf")
+}
+"""Of pictures that are not read, so that they are named and not passed over."""
+METADATA: dict[str, tuple[str, RowReader]] = {
+    "metadata.csv": ("csv", csv_rows),
+    "metadata.jsonl": ("jsonl", jsonl_rows),
+    "metadata.parquet": ("parquet", parquet_rows),
+}
+"""Captions of a whole folder in Hugging Face's layout, whose columns are FILE_NAME and usually TEXT."""
+FILE_NAME, TEXT = "file_name", "text"
 MOST_BYTES = 16 << 20
 """Of a sidecar: more is none."""
 SHOWN = 3
@@ -79,6 +94,8 @@ class SidecarReader:
     unreadable: _Odd = field(default_factory=_Odd)
     labels: _Odd = field(default_factory=_Odd)
     """Labels that are not text."""
+    keyless: _Odd = field(default_factory=_Odd)
+    """Objects without a key for captions."""
 
     def item(
         self, identity: str, uri: str, picture: ImageSource, sidecars: Mapping[str, tuple[str, ImageSource]]
@@ -92,7 +109,7 @@ class SidecarReader:
         else:
             name, source = sidecars[suffix]
             try:
-                captions, declared, labelled = self._read(suffix, source)
+                captions, declared, labelled = self._read(suffix, name, source)
             except UnreadableSidecar as problem:
                 self.unreadable.add(name, problem)
             else:
@@ -104,6 +121,10 @@ class SidecarReader:
         notes = []
         if self.bare:
             notes.append(f"{self.bare} images have no .txt or .json beside them: kept, without captions")
+        if self.keyless.count:
+            asked = self.options.caption_column
+            key = f"key {asked!r}" if asked else "key 'captions' or 'caption', and --caption-column names another"
+            notes.append(f"{self.keyless.count} images have a .json without a {key} ({self.keyless})")
         if self.unreadable.count:
             notes.append(f"{self.unreadable.count} images have a sidecar that cannot be used ({self.unreadable})")
         if self.labels.count:
@@ -114,33 +135,42 @@ class SidecarReader:
 
     def _speaking(self, sidecars: Mapping[str, Any]) -> str | None:
         """The suffix of the sidecar that counts."""
-        order = (JSON_SUFFIX,) if self.options.caption_column else (TEXT_SUFFIX, JSON_SUFFIX)
+        order = (JSON_SUFFIX,) if self.options.caption_column else (*TEXT_SUFFIXES, JSON_SUFFIX)
         return next((suffix for suffix in order if suffix in sidecars), None)
 
-    def _read(self, suffix: str, source: ImageSource) -> tuple[list[str], Any, Any]:
+    def _read(self, suffix: str, name: str, source: ImageSource) -> tuple[list[str], Any, Any]:
         """Captions, and split and label as they stand there."""
         try:
-            text = source.read(at_most=MOST_BYTES).decode("utf-8-sig")
+            data = source.read(at_most=MOST_BYTES)
+            text = data.decode("utf-8-sig")
         except OSError as problem:
             raise UnreadableSidecar(problem.strerror or str(problem)) from problem
         except UnicodeDecodeError as problem:
-            raise UnreadableSidecar(f"not UTF-8 text at byte {problem.start}") from problem
-        if suffix == TEXT_SUFFIX:
+            kind = " but UTF-16" if data.startswith(UTF16_MARKS) and len(data) > len(UTF16_MARKS[0]) else ""
+            raise UnreadableSidecar(f"not UTF-8 text at byte {problem.start}{kind}") from problem
+        if suffix in TEXT_SUFFIXES:
             return [line.strip() for line in io.StringIO(text, newline=None)], None, None
-        return self._of_json(text)
+        return self._of_json(name, text)
 
-    def _of_json(self, text: str) -> tuple[list[str], Any, Any]:
+    def _of_json(self, name: str, text: str) -> tuple[list[str], Any, Any]:
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as problem:
             raise UnreadableSidecar("not valid JSON") from problem
+        if isinstance(value, list) and value and all(isinstance(caption, str) for caption in value):
+            return value, None, None
         if not isinstance(value, dict):
             raise UnreadableSidecar("no JSON object")
-        column = self.options.caption_column or ("captions" if value.get("captions") else "caption")
-        found = value.get(column)
-        captions = [found] if isinstance(found, str) else [] if found is None else found
-        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-            raise UnreadableSidecar(f"{column!r} is neither text nor a list of texts")
+        groups = caption_columns(self.options.caption_column, value)
+        if not any(key in value for columns in groups for key in columns):
+            self.keyless.add(name, "keys " + (", ".join(_shown(key) for key in list(value)[:SHOWN]) or "none"))
+        captions: list[str] = []
+        for column in next((some for some in groups if any(value.get(key) not in (None, "", []) for key in some)), []):
+            found = value.get(column)
+            texts = [found] if isinstance(found, str) else [] if found is None else found
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise UnreadableSidecar(f"{column!r} is neither text nor a list of texts")
+            captions += texts
         return captions, spelled(value.get("split")), spelled(value.get("label"))
 
     def _label(self, name: str, found: Any) -> str:
@@ -185,6 +215,7 @@ def open_folder(path: Path, options: DatasetOptions) -> Dataset:
     root = os.path.abspath(path)
     pictures: dict[str, str] = {}
     sidecars: dict[str, dict[str, tuple[str, ImageSource]]] = {}
+    unread = Unread()
     for name, stem, suffix in _files(root):
         if suffix in IMAGE_SUFFIXES:
             if stem in pictures:
@@ -195,8 +226,16 @@ def open_folder(path: Path, options: DatasetOptions) -> Dataset:
             if suffix in beside:
                 raise DataError(f"{path}: {beside[suffix][0]} and {name} differ in case alone; rename one of them")
             beside[suffix] = (name, ImageSource(Path(root, name)))
+        else:
+            unread.add(stem, suffix)
     if not pictures:
-        raise DataError(f"{path}: no picture in this folder or below ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise DataError(
+            f"{path}: no picture in this folder or below ({', '.join(sorted(IMAGE_SUFFIXES))})"
+            + "".join(f"; {note}" for note in unread.notes())
+        )
+    metadata = next((name for name in METADATA if os.path.isfile(os.path.join(root, name))), None)
+    if metadata and not pictures.keys() & sidecars.keys():
+        return _open_metadata(Path(root, metadata), options, len(pictures), unread.notes())
     if not pictures.keys() & sidecars.keys():
         raise DataError(f"{path}: {_no_pair(pictures, sidecars)}")
     reader = SidecarReader(options)
@@ -206,8 +245,8 @@ def open_folder(path: Path, options: DatasetOptions) -> Dataset:
         )
         for stem, name in pictures.items()
     ]
-    strays = len(sidecars.keys() - pictures.keys())
-    notes = reader.notes()
+    strays = len(sidecars.keys() - pictures.keys() - unread.stems)
+    notes = reader.notes() + unread.notes()
     if strays:
         notes.append(f"{strays} .txt or .json files have no picture beside them, and were left out")
     return make_dataset(
@@ -220,6 +259,43 @@ def open_folder(path: Path, options: DatasetOptions) -> Dataset:
         options={"image_root": root, "caption_column": options.caption_column},
         notes=notes,
     )
+
+
+@dataclass(slots=True)
+class Unread:
+    """Files that are pictures of kinds that are not read."""
+
+    stems: set[str] = field(default_factory=set)
+    suffixes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, stem: str, suffix: str) -> None:
+        """Count the file if it is one."""
+        if suffix in UNREAD_SUFFIXES:
+            self.stems.add(stem)
+            self.suffixes[suffix] += 1
+
+    def notes(self) -> list[str]:
+        """How many of which kinds, and what to do."""
+        if not self.suffixes:
+            return []
+        kinds = ", ".join(f"{count} .{suffix}" for suffix, count in self.suffixes.most_common())
+        return [f"pictures of kinds that are not read, and were left out: {kinds}; convert them to JPEG or PNG"]
+
+
+def _open_metadata(path: Path, options: DatasetOptions, pictures: int, notes: list[str]) -> Dataset:
+    """The pictures that a metadata file names."""
+    kind, read_rows = METADATA[path.name]
+    columns = next((list(row.columns) for row in read_rows(path, lambda column: True)), [])
+    image = FILE_NAME if FILE_NAME in columns else options.image_column
+    is_text = options.caption_column is None and not any(
+        name in columns for some in caption_columns(None, columns) for name in some
+    )
+    caption = TEXT if is_text and TEXT in columns else options.caption_column
+    dataset = open_manifest(
+        path, replace(options, image_column=image, caption_column=caption), kind=kind, read_rows=read_rows
+    )
+    said = f"the captions are those of {path.name}, which names {len(dataset.items)} of the {pictures} pictures here"
+    return replace(dataset, name=slug(path.parent.name), notes=(*dataset.notes, said, *notes))
 
 
 def _files(root: str) -> Iterator[tuple[str, str, str]]:
@@ -243,7 +319,8 @@ def _no_pair(pictures: dict[str, str], sidecars: dict[str, dict[str, tuple[str, 
     picture = next(iter(pictures.values()))
     if not sidecars:
         return (
-            f"{len(pictures)} pictures and not one .txt or .json file; beside {picture} there should be one of its stem"
+            f"{len(pictures)} pictures and not one .txt or .json file; beside {picture} there should be one of its "
+            f"stem, or a list in one file ({', '.join(METADATA)}) in the folder"
         )
     name, _ = next(iter(next(iter(sidecars.values())).values()))
     return (

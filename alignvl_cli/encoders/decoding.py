@@ -4,10 +4,14 @@ Needs Pillow and numpy alone, so that worker processes start fast.
 """
 
 import io
+import os
+import re
 import struct
+import threading
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -18,6 +22,39 @@ RASTER_FORMATS = [name for name in WANTED if name in Image.OPEN]
 """Formats whose size stands in the header; none that runs another program (EPS) or nests other files (ICO). Some are
 missing from some builds of Pillow."""
 
+COLOURS = {"RGB": 3, "RGBX": 3, "RGBA": 3, "LA": 1}
+"""Modes of Pillow that keep 8 of 16 bits, and how many of their channels are colours."""
+DEPTHS = (8, 10, 12, 14, 16)
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
+"""A tag of TIFF, and its value in a picture whose 0 is white."""
+UNSUPPORTED = re.compile(r"unsupported|not supported|not available|unknown|unrecognized", re.IGNORECASE)
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+EXTRAS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+"""Chunks of a PNG that say nothing of a pixel as it is read here, and that Pillow bounds in length."""
+NAMED = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the picture; fetch it: git lfs pull"),
+    (b"/annex/objects/", "a git-annex pointer, not the picture; fetch it: git annex get"),
+    (b"%pdf", "PDF, which is not read; convert it to JPEG or PNG"),
+    (b"%!ps", "PostScript, which is not an image that is read; convert it to JPEG or PNG"),
+    (b"8bps", "a Photoshop file, which is not read; convert it to JPEG or PNG"),
+    (b"\xff\x0a", "JPEG XL, which is not read; convert it to JPEG or PNG"),
+    (b"\0\0\0\x0cjxl ", "JPEG XL, which is not read; convert it to JPEG or PNG"),
+    (b"v/1\x01", "OpenEXR, which is not read; convert it to JPEG or PNG"),
+    (b"#?radiance", "Radiance HDR, which is not read; convert it to JPEG or PNG"),
+    (b"\0\0\1\0", "an icon (ICO), which is not read; convert it to JPEG or PNG"),
+    (b"\x93numpy", "an array of numpy, not an image"),
+    (b"pk\3\4", "a zip archive, not an image"),
+    (b"\x1f\x8b", "compressed with gzip, not an image; unpack it"),
+    (b"data:image/", "a picture in base64, which is not read; decode it first"),
+    (b"/9j/", "a picture in base64, which is not read; decode it first"),
+    (b"ivborw0kggo", "a picture in base64, which is not read; decode it first"),
+    (b"<!doctype html", "a web page (HTML), not an image"),
+    (b"<html", "a web page (HTML), not an image"),
+    (b"<?xml", "XML or SVG, not a raster image"),
+    (b"<svg", "XML or SVG, not a raster image"),
+)
+"""How files begin that are found in place of pictures (in lower case, without white space), and what they are."""
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 BROKEN_FILE = (
     OSError,
     SyntaxError,
@@ -52,10 +89,17 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
         warnings.simplefilter("ignore")  # bomb and EXIF warnings: the cap is ours, damage shows in decoding
         try:
             return _decode(data, max_pixels)
-        except Image.UnidentifiedImageError as problem:
-            raise UnreadableImage(_what_it_is(data)) from problem
+        except UnreadableImage:
+            raise
         except BROKEN_FILE as problem:
-            raise UnreadableImage(f"damaged image: {_first_line(problem)}") from problem
+            plain = _without_extras(data)
+            if plain != data:
+                return decode_image(plain, max_pixels)
+            if isinstance(problem, Image.UnidentifiedImageError):
+                raise UnreadableImage(_what_it_is(data)) from problem
+            reason = _first_line(problem)
+            what = "a picture of a kind that is not read" if UNSUPPORTED.search(reason) else "damaged image"
+            raise UnreadableImage(f"{what}: {reason}") from problem
 
 
 def _decode(data: bytes, max_pixels: int) -> Image.Image:
@@ -63,7 +107,11 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise UnreadableImage(f"{width} x {height} pixels, above --max-pixels {max_pixels}")
-    image.load()
+    is_deep = image.mode in COLOURS and any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+    with _quiet() if image.format == "TIFF" else nullcontext():
+        image.load()
+    if is_deep:
+        _require_sixteen_bits(image)
     try:
         ImageOps.exif_transpose(image, in_place=True)
     except MemoryError:
@@ -75,6 +123,8 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
 
 def as_rgb(image: Image.Image) -> Image.Image:
     """A picture of any mode as 8-bit RGB, transparency composited on white; UnreadableImage when there is no way."""
+    if image.mode == "LAB":
+        raise UnreadableImage("Lab colours, which are not read; save the picture as RGB")
     if image.mode in DEEP_MODES:
         image = DEEP_MODES[image.mode](image)
     if image.has_transparency_data:
@@ -93,18 +143,35 @@ def _open(data: bytes) -> Image.Image:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8 bits. Pillow's own conversion clips at 255 and shows a white page."""
-    grey_HW = np.asarray(image)
-    return Image.fromarray((grey_HW >> 8).astype(np.uint8))
+def _require_sixteen_bits(image: Image.Image) -> None:
+    """Colours of 16 bits, of which Pillow keeps the upper 8: a picture that has 12 would come out black."""
+    if np.asarray(image)[..., : COLOURS[image.mode]].max() <= 0xF:
+        raise UnreadableImage(
+            "16 bits a colour, of which the upper 4 are empty: it would come out black; save it with 8 bits"
+        )
+    clear = image.info.get("transparency")
+    if isinstance(clear, tuple):
+        image.info["transparency"] = tuple(part >> 8 for part in clear)
 
 
-def _from_32_bit(image: Image.Image) -> Image.Image:
-    """Integer grey in a 32-bit container, which files of 8 or 16 bits are read into."""
-    grey_HW = np.asarray(image)
-    if grey_HW.min() < 0 or grey_HW.max() > 0xFFFF:
+def _from_grey(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits to 8. Pillow's own conversion clips at 255 and shows a white page.
+
+    Cameras and scanners leave upper bits empty: white is the largest value of the fewest bits, of 8, 10, 12, 14 and
+    16, that hold every pixel.
+    """
+    grey_HW = np.asarray(image).astype(np.int64)
+    least, most = int(grey_HW.min()), int(grey_HW.max())
+    if least < 0 or most > 0xFFFF:
         raise UnreadableImage("32-bit grey pixels have no agreed white; save the picture with 8 or 16 bits")
-    return Image.fromarray((grey_HW if grey_HW.max() <= 0xFF else grey_HW >> 8).astype(np.uint8))
+    bits = next(bits for bits in DEPTHS if most < 1 << bits)
+    eight_HW = (grey_HW >> (bits - 8)).astype(np.uint8)
+    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO and image.mode.startswith("I;16"):
+        eight_HW = 255 - eight_HW  # Pillow turns those of 8 bits alone
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        eight_HW[grey_HW == clear] = 255
+    return Image.fromarray(eight_HW)
 
 
 def _refuse_float(image: Image.Image) -> Image.Image:
@@ -112,11 +179,11 @@ def _refuse_float(image: Image.Image) -> Image.Image:
 
 
 DEEP_MODES: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "I;16": _from_16_bit,
-    "I;16L": _from_16_bit,
-    "I;16B": _from_16_bit,
-    "I;16N": _from_16_bit,
-    "I": _from_32_bit,
+    "I;16": _from_grey,
+    "I;16L": _from_grey,
+    "I;16B": _from_grey,
+    "I;16N": _from_grey,
+    "I": _from_grey,
     "F": _refuse_float,
 }
 """Pillow modes of more than 8 bits a channel, each with its way to 8."""
@@ -124,14 +191,60 @@ DEEP_MODES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 def _what_it_is(data: bytes) -> str:
     """A short guess at what was sent in place of a picture, such as a web server's error page."""
-    head = data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if head.startswith((b"<!doctype html", b"<html")):
-        return "a web page (HTML), not an image"
-    if head.startswith((b"<?xml", b"<svg")):
-        return "XML or SVG, not a raster image"
+    if data[4:8] == b"ftyp":
+        brand, brands = data[8:12], data[8 : 8 + min(56, data[3])]
+        if b"avif" in brands or b"avis" in brands:
+            return "AVIF, damaged or of a kind that is not read; convert it to JPEG or PNG"
+        is_heic = brand in HEIC_BRANDS
+        return "HEIC, which is not read; convert it to JPEG or PNG" if is_heic else "a video, not an image"
+    if data[128:132] == b"DICM":
+        return "DICOM, which is not read; convert it to JPEG or PNG"
+    head = data[:256].removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n").lower()
+    for start, what in NAMED:
+        if head.startswith(start):
+            return what
     return f"not an image that can be read ({len(data)} bytes)"
 
 
 def _first_line(problem: BaseException) -> str:
     text = str(problem).strip()
     return text.splitlines()[0] if text else type(problem).__name__
+
+
+def _without_extras(data: bytes) -> bytes:
+    """A PNG without its texts and colour profile; other data as they are."""
+    if not data.startswith(SIGNATURE):
+        return data
+    kept, at = [SIGNATURE], len(SIGNATURE)
+    while at + 8 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        end = at + 12 + length
+        if data[at + 4 : at + 8] not in EXTRAS:
+            kept.append(data[at:end])
+        at = end
+        if kept[-1][4:8] == b"IEND":
+            return b"".join(kept)
+    return data
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what libtiff writes to stderr by itself: a damaged picture is told by name, and others are whole."""
+    with STDERR:
+        try:
+            kept = os.dup(2)
+        except OSError:  # there is none
+            yield
+            return
+        try:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+STDERR = threading.Lock()
+"""Held while stderr leads nowhere, which holds for all threads."""

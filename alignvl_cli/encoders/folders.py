@@ -25,11 +25,11 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from alignvl_cli.artifacts import file_sha256, fingerprint, read_json
-from alignvl_cli.config import BUNDLED, Trust
 from alignvl_cli.encoders.bundled import bundled_folder
 from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.encoders.sentence_modules import transformer_folder
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import BUNDLED, Trust
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]

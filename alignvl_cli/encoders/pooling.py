@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignvl_cli.config import Pooling
 from alignvl_cli.encoders.folders import Side
 from alignvl_cli.errors import UsageError
+from alignvl_cli.settings import Pooling
 
 # B items, L tokens, D width, S pixels of a feature map. Everything here is float32 in and out.
 

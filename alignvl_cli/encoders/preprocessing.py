@@ -17,11 +17,11 @@ from transformers import AutoImageProcessor, ConvNextImageProcessorPil, Efficien
 from transformers.image_processing_backends import PilBackend
 
 from alignvl_cli.artifacts import canonical_json
-from alignvl_cli.config import Trust
 from alignvl_cli.encoders.decoding import UnreadableImage
 from alignvl_cli.encoders.folders import NO_TRUST, ModelFolder, reason_of
 from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import Trust
 
 MOST_RESIZED = 1 << 24
 """Pixels (48 MiB) of a resized picture; beyond, only what the centre crop keeps of it is made. A 1 x 3,000 strip would

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from alignvl_cli.artifacts import canonical_json, fingerprint, library_versions
-from alignvl_cli.config import Trust
 from alignvl_cli.encoders.folders import is_own_code
 from alignvl_cli.errors import MismatchError
+from alignvl_cli.settings import Trust
 
 VERSIONS = ("torch", "transformers", "tokenizers", "pillow", "numpy")
 """Libraries between a file and its latent."""
@@ -75,10 +75,10 @@ def about(
 
 
 def require_known(record: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """MismatchError for the record of imported latents, which names an encoder and not how it was used."""
-    if record.get("imported"):
+    """MismatchError for a record that names an encoder and not how it was used, as that of imported latents does."""
+    if record.get("imported") or "pooling" not in record or not {"id", "commit"} <= about.keys():
         raise MismatchError(
-            f"these latents were imported, said to be of {about['id']}: nothing tells how that model was used, so"
+            f"these latents were imported, said to be of {about.get('id')}: nothing tells how that model was used, so"
             " nothing new can be encoded to fit them; make the store with `alignvl extract` to search it"
         )
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from alignvl_cli.artifacts import read_json
-from alignvl_cli.config import Pooling
 from alignvl_cli.errors import DataError
+from alignvl_cli.settings import Pooling
 
 LEGACY_MODES = {
     "pooling_mode_cls_token": "cls",

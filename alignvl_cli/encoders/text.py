@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from alignvl_cli.artifacts import read_json
-from alignvl_cli.config import Pooling, Precision, Trust
 from alignvl_cli.devices import choose_precision
 from alignvl_cli.encoders.folders import NO_TRUST, ModelFolder, Side, code_record, find_model, reason_of, spec_of
 from alignvl_cli.encoders.pooling import TEXT_VECTORS, choose_pooling
@@ -26,6 +25,7 @@ from alignvl_cli.encoders.records import about, require_known, require_same, tok
 from alignvl_cli.encoders.sentence_modules import SentenceModules, read_modules
 from alignvl_cli.encoders.towers import DTYPES, PROJECTED, Tower, load_tower, probed, require_steady, tower_config
 from alignvl_cli.errors import DataError, UsageError, check_flag
+from alignvl_cli.settings import Pooling, Precision, Trust
 
 UNMASKED = {"siglip_text_model", "siglip2_text_model"}
 """Trained on captions padded to full length and without a mask: their vector is read at the last place."""

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING
 
-from alignvl_cli.config import Pooling, Precision, Trust
 from alignvl_cli.encoders.folders import NO_TRUST, ModelFolder, Side, is_own_code, reason_of, require_code_here
 from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.encoders.records import computation_record, weights_sha256
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import Pooling, Precision, Trust
 
 SUB_CONFIG = {Side.vision: "vision_config", Side.text: "text_config"}
 """Where a two-tower model keeps each tower's configuration."""

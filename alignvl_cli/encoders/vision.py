@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers.models.efficientnet.modeling_efficientnet import EfficientNetSqueezeExciteLayer
 
-from alignvl_cli.config import Pooling, Precision, Trust
 from alignvl_cli.devices import choose_precision
 from alignvl_cli.encoders.folders import NO_TRUST, Side, code_record, find_model, spec_of
 from alignvl_cli.encoders.pooling import IMAGE_VECTORS, choose_pooling
 from alignvl_cli.encoders.preprocessing import PROBES, Preprocess, load_processor, preprocess_of, processor_record
 from alignvl_cli.encoders.records import about, require_known, require_same
 from alignvl_cli.encoders.towers import DTYPES, PROJECTED, Tower, load_tower, probed, require_steady
+from alignvl_cli.settings import Pooling, Precision, Trust
 
 Values = Callable[[np.ndarray], Tensor]
 

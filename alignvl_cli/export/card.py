@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from alignvl_cli.artifacts import alignvl_version, read_json
-from alignvl_cli.config import ExportTarget, Method
 from alignvl_cli.export.parity import TOLERANCE, Parity
-from alignvl_cli.settings import ACT_ON_CLOSED_FORMS
+from alignvl_cli.recipes import ACT_ON_CLOSED_FORMS
+from alignvl_cli.retrieval.evaluate import SCHEMA as EVALUATION
+from alignvl_cli.settings import ExportTarget, Method
 from alignvl_cli.training.run_folder import Run
 
 NOT_GIVEN = {
@@ -16,7 +17,6 @@ NOT_GIVEN = {
     "memory_budget": "all latents in memory",
 }
 """What a setting without a value means."""
-RECALLS = ("R@1", "R@5", "R@10")
 KINDS = {
     ExportTarget.onnx: "Two ONNX graphs, from latents of frozen encoders to a shared space of images and texts.",
     ExportTarget.sentence_transformers: "A text encoder whose embeddings share a space with those of images.",
@@ -124,20 +124,24 @@ def _is_solved(run: Run) -> bool:
 
 
 def _results(run: Run) -> str:
-    """Recall on validation, and every evaluation that was saved beside the run."""
+    """Recall on validation, and every evaluation that was saved beside the run, at the K that each has."""
     best = run.result.get("best", {})
-    rows = [_recalls(f"{run.split_used} (selected on)", best)] if "image_to_text" in best else []
+    found = {f"{run.split_used} (selected on)": best} if "image_to_text" in best else {}
     for path in sorted((run.path / "eval").glob("*.json")):
         saved = read_json(path, "evaluation")
-        rows.append(_recalls(path.stem, saved["metrics"]))
-    if not rows:
+        if saved.get("schema") == EVALUATION:  # and nothing that somebody else put there
+            found[path.stem] = saved["metrics"]
+    if not found:
         return "No recall was measured."
-    headers = ("evaluation", *(f"{arrow} {k}" for arrow in ("image to text", "text to image") for k in RECALLS))
+    ways = {"image_to_text": "image to text", "text_to_image": "text to image"}
+    depths = {int(name[2:]) for metrics in found.values() for name in metrics["image_to_text"] if name.startswith("R@")}
+    columns = [(way, f"R@{k}") for way in ways for k in sorted(depths)]
+    headers = ("evaluation", *(f"{ways[way]} {name}" for way, name in columns))
+    rows = [
+        (title, *(f"{metrics[way][name]:.1f}" if name in metrics[way] else "" for way, name in columns))
+        for title, metrics in found.items()
+    ]
     return _table(headers, rows) + "\n\nPercentages; ties lose; an image is found when any of its captions is."
-
-
-def _recalls(name: str, metrics: dict[str, Any]) -> tuple[str, ...]:
-    return (name, *(f"{metrics[way][k]:.1f}" for way in ("image_to_text", "text_to_image") for k in RECALLS))
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -1,7 +1,4 @@
-"""Writes a run for other programs: whole, compared with the run, and described, or not at all.
-
-The adapters as they are, for programs of one's own: weights in safetensors, all the rest in one JSON file.
-"""
+"""Writes a run for other programs: whole, compared with the run, and described by a card, or not at all."""
 
 import shutil
 from collections.abc import Callable
@@ -12,11 +9,11 @@ from safetensors.torch import load_file
 
 from alignvl_cli.align.adapters import AdapterPair, AdapterShape
 from alignvl_cli.artifacts import new_folder, read_json, write_foreign_json
-from alignvl_cli.config import ExportTarget, Trust
 from alignvl_cli.export.card import model_card
 from alignvl_cli.export.onnx import write_onnx
 from alignvl_cli.export.parity import Parity, probe_latents, require_parity
 from alignvl_cli.export.sentence_transformers import write_sentence
+from alignvl_cli.settings import ExportTarget, Trust
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.run_folder import ADAPTERS, CONFIG, Run
 
@@ -56,5 +53,10 @@ def export_run(run: Run, store: Store | None, target: ExportTarget, folder: Path
     """
     with new_folder(folder) as scratch:
         compared = TARGETS[target](run, store, scratch, trust)
-        (scratch / CARD).write_text(model_card(run, target, compared, scratch), encoding="utf-8")
+        card = scratch / CARD
+        card.write_text(model_card(run, target, compared, scratch), encoding="utf-8")
+        mode = card.stat().st_mode  # as the umask has it; some libraries write weights for their owner alone
+        for path in scratch.rglob("*"):
+            if path.is_file():
+                path.chmod(mode)
     return compared

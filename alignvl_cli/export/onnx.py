@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignvl_cli.align.adapters import Adapter
-from alignvl_cli.config import Trust
 from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.export.parity import Parity, needed, probe_latents, require_parity
+from alignvl_cli.settings import Trust
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.run_folder import Run
 

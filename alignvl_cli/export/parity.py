@@ -1,8 +1,6 @@
 """How far an exported file is from the run it came from: the largest difference between their embeddings.
 
 Letters: N rows, D width of a latent, E shared width.
-
-What the extra `export` brings.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,4 @@
-"""The text side as a sentence-transformers model: the frozen tower, its pooling, the adapter, unit length.
-
-An adapter as a chain of sentence-transformers modules: one table line a kind of layer.
+"""The text side as a sentence-transformers model: the frozen tower, its pooling, the adapter as a chain of modules.
 
 Letters: D width in, K width kept.
 """
@@ -20,12 +18,12 @@ from torch import Tensor, nn
 from alignvl_cli.align.adapters import Adapter, GatedUnit, InvertedBottleneck, StreamDropout
 from alignvl_cli.align.latent_norm import AsStored, PrincipalComponents, Standardize, UnitLength
 from alignvl_cli.artifacts import write_foreign_json
-from alignvl_cli.config import Pooling, Precision, Trust
 from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.encoders.text import TextEncoder, reload_text
 from alignvl_cli.errors import UsageError
 from alignvl_cli.export.parity import Parity, needed, probe_texts, require_parity
 from alignvl_cli.retrieval.dual_encoder import DualEncoder
+from alignvl_cli.settings import Pooling, Precision, Trust
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.run_folder import Run
 

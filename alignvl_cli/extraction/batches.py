@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from alignvl_cli.config import ExtractConfig, StoreDtype
 from alignvl_cli.datasets.dataset import Dataset
 from alignvl_cli.devices import is_out_of_memory
 from alignvl_cli.distributed import ALONE, Ranks
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.plan import Plan, existing_store_matches, with_batches
 from alignvl_cli.extraction.shards import recorded_plan
+from alignvl_cli.settings import ExtractConfig, StoreDtype
 from alignvl_cli.store.writer import FLOAT16_MAX
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import torch
 
-from alignvl_cli.config import ExtractConfig
 from alignvl_cli.datasets.dataset import MOST_BYTES, Dataset, Item
 from alignvl_cli.devices import peak_resident_bytes
 from alignvl_cli.distributed import choose_workers
@@ -20,6 +19,7 @@ from alignvl_cli.extraction.batches import choose_batches, within_memory
 from alignvl_cli.extraction.images import encoding_threads
 from alignvl_cli.extraction.plan import Plan, make_plan
 from alignvl_cli.extraction.sources import read_pictures
+from alignvl_cli.settings import ExtractConfig
 
 if TYPE_CHECKING:
     from alignvl_cli.encoders.text import TextEncoder

@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +120,7 @@ class EncodedImages:
     reasons: dict[int, str] = field(default_factory=dict)
     """Row -> why it is rejected."""
     reused: int = 0
-    """Rows of shards that were finished before."""
+    """Rows of shards that were finished before; those of other ranks as they say before contents are compared."""
 
     @property
     def accepted(self) -> np.ndarray:
@@ -176,7 +177,7 @@ class _ImageStage:
         pieces = self.workers.map(read_pictures, self._tasks(), ahead)
         for number, group in groupby(self._timed(pieces), key=lambda piece: piece[0]):
             record = self.unchanged.pop(number)
-            readings = (one for _, some in group for one in some)
+            readings: Iterator[Reading] = (one for _, some in group for one in some)
             if is_shared:
                 readings = iter(self._told(number, record, readings))
                 shards += [self._of_other_rank(other) for other in range(len(shards), number)]
@@ -195,7 +196,7 @@ class _ImageStage:
         shards += [self._of_other_rank(other) for other in range(len(shards), len(self.rows))]
         for shard in shards:
             if not self.folder.is_own(shard.number):
-                record = self.folder.wait(shard.number, lambda shard=shard: self._finished(shard))
+                record = self.folder.wait(shard.number, partial(self._finished, shard))
                 rejected |= self._rejected(shard, record)
         for row in np.flatnonzero(np.isin(self.done.content, list(rejected))).tolist():
             self.done.reasons[row] = rejected[int(self.done.content[row])]
@@ -256,7 +257,7 @@ class _ImageStage:
             if record is not None
             else _files(self.rows[number], found)
         )
-        self.folder.write_record(Stage.files, number, files)
+        self.folder.write_record(Stage.files, number, {**files, "is_finished": record is not None})
         return found
 
     def _of_other_rank(self, number: int) -> Shard:
@@ -264,6 +265,7 @@ class _ImageStage:
         shard = self._begin(number)
         files = self.folder.wait(number, lambda: self.folder.read_record(Stage.files, number))
         self._number_all(shard, files)
+        self.done.reused += len(shard.rows) if files["is_finished"] else 0
         return shard
 
     def _finished(self, shard: Shard) -> dict[str, Any] | None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignvl_cli.artifacts import fingerprint, library_versions
-from alignvl_cli.config import ExtractConfig
 from alignvl_cli.datasets.dataset import Dataset
 from alignvl_cli.encoders.records import VERSIONS
+from alignvl_cli.settings import ExtractConfig
 from alignvl_cli.store.reader import read_made_by
 from alignvl_cli.store.schema import encoder_hash
 

@@ -10,7 +10,6 @@ import h5py
 import numpy as np
 
 from alignvl_cli.artifacts import made_by
-from alignvl_cli.config import ExtractConfig, StoreDtype, too_many_rejected
 from alignvl_cli.datasets.dataset import Dataset
 from alignvl_cli.datasets.splits import SplitPlan, split_rows
 from alignvl_cli.distributed import ALONE, Ranks, choose_workers, started_workers
@@ -20,6 +19,7 @@ from alignvl_cli.extraction.plan import Plan, existing_store_matches, make_plan,
 from alignvl_cli.extraction.progress import Event, ExtractSummary, Finished, Note, Seconds, Stage, Stopwatch
 from alignvl_cli.extraction.shards import WorkFolder, remove_leftover, work_folder
 from alignvl_cli.extraction.texts import Captions, encode_texts, gather_captions, wait_for_texts
+from alignvl_cli.settings import ExtractConfig, StoreDtype, too_many_rejected
 from alignvl_cli.store.schema import Rejected
 from alignvl_cli.store.writer import StoreAbout, StoreRows, Written, write_store
 

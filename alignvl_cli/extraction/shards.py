@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 import xxhash
 
-from alignvl_cli.artifacts import Lock, committed, held, is_litter, read_json, write_json
+from alignvl_cli.artifacts import SharedLock, committed, held, is_litter, read_json, write_json
 from alignvl_cli.distributed import ALONE, Ranks
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.extraction.plan import Plan, shown_differences
@@ -223,11 +223,11 @@ def _kept(path: Path) -> Iterator[None]:
         ) from problem
 
 
-def shared_lock(path: Path) -> Lock:
+def shared_lock(path: Path) -> SharedLock:
     """A lock that an extraction cannot be shared without."""
-    return Lock(
+    return SharedLock(
         path,
-        unlockable=f"{path.parent}: files cannot be locked here, which sharing an extraction needs; run it as one "
+        f"{path.parent}: files cannot be locked here, which sharing an extraction needs; run it as one "
         "process, or put --output on a file system with locks",
     )
 
@@ -241,8 +241,8 @@ def work_folder(output: Path, plan: Plan, *, restart: bool, ranks: Ranks = ALONE
     """The folder of the work on `output`, made or resumed; it stays behind unless it is discarded.
 
     Raises DataError while another process works on the same store, unless both are `ranks` of one extraction, and for a
-    folder of the user's own; MismatchError, naming what differs, when the folder was begun with another plan and `restart` does not
-    discard it.
+    folder of the user's own; MismatchError, naming what differs, when the folder was begun with another plan and
+    `restart` does not discard it.
     """
     folder = _folder_of(output)
     _require_ours(folder, output)
@@ -261,7 +261,7 @@ def work_folder(output: Path, plan: Plan, *, restart: bool, ranks: Ranks = ALONE
             deadline = time.monotonic() + (LEAVE_SECONDS if ranks.is_first else 0)
             while shared.is_over and not (is_last := lock.take()) and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS / 4)
-            if shared.is_over and is_last:
+            if shared.is_over and is_last and lock.is_current:  # else another has removed it
                 folder.discard()
             alive.close()
             lock.close()
@@ -275,7 +275,7 @@ def work_folder(output: Path, plan: Plan, *, restart: bool, ranks: Ranks = ALONE
         yield folder
 
 
-def _enter(folder: WorkFolder, output: Path, plan: Plan) -> Lock:
+def _enter(folder: WorkFolder, output: Path, plan: Plan) -> SharedLock:
     """The folder's lock, shared with the ranks of the same plan; the first to come settles the plan, alone."""
     deadline = time.monotonic() + ENTRY_SECONDS
     while time.monotonic() < deadline:

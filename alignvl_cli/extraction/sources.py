@@ -21,11 +21,11 @@ import numpy as np
 import xxhash
 
 from alignvl_cli.artifacts import alignvl_version, library_versions, read_json, write_json
-from alignvl_cli.config import BUNDLED
 from alignvl_cli.datasets.dataset import MOST_BYTES, Dataset, ImageSource
 from alignvl_cli.encoders.decoding import UnreadableImage, decode_image
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.progress import Progress, Stage
+from alignvl_cli.settings import BUNDLED
 from alignvl_cli.store.reader import Store, open_store, read_made_by
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Reading:
 
 def state_of(source: ImageSource) -> FileState:
     """The file's state now. Opens nothing."""
-    place = f"{os.path.abspath(source.path)}\0{source.offset}\0{source.size}"
+    place = f"{os.path.abspath(source.path)}\0{source.offset}\0{source.size}\0{source.absent}"
     key = xxhash.xxh3_64_intdigest(place.encode(errors="surrogateescape")) >> 1  # an int64
     try:
         about = os.stat(source.path)

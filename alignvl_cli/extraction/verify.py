@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alignvl_cli.config import MAX_PIXELS, Precision, StoreDtype
 from alignvl_cli.datasets.formats import INSIDE_ARROW, picture_bytes
 from alignvl_cli.encoders.decoding import UnreadableImage, decode_image
+from alignvl_cli.settings import MAX_PIXELS, Precision, StoreDtype
 from alignvl_cli.store.reader import Store
 
 if TYPE_CHECKING:

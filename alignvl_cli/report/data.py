@@ -7,16 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
-from alignvl_cli.extraction.estimate import Estimate
-from alignvl_cli.report.text import as_size, as_time, safe
+from alignvl_cli.report.tables import Table
+from alignvl_cli.report.text import as_size, as_time
 
 if TYPE_CHECKING:
     from alignvl_cli.datasets.check import Bad, DataReport, Duplicates, Member
+    from alignvl_cli.extraction.estimate import Estimate
+
 
 SCHEMA = "alignvl.data-check/1"
 SHOWN = 8
@@ -26,7 +25,7 @@ SHOWN_MEMBERS = 4
 
 def check_tables(dataset: str, report: "DataReport") -> RenderableType:
     """Counts, then the first bad images and the first groups of duplicates, those across splits first."""
-    parts: list[RenderableType] = [_counts(dataset, report)]
+    parts = [_counts(dataset, report)]
     bad = [("missing", one) for one in report.missing] + [("unreadable", one) for one in report.unreadable]
     if bad:
         parts.append(_bad_table(bad))
@@ -87,17 +86,7 @@ def _counts(dataset: str, report: "DataReport") -> Table:
         rows.append(
             ("truncated captions", f"{cut.captions:,} of more than {cut.max_length} tokens (longest: {cut.longest:,})")
         )
-    table = Table(
-        box=box.SIMPLE,
-        show_header=False,
-        title=Text("dataset ", style="bold").append_text(safe(dataset)),
-        title_justify="left",
-    )
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, safe(value))
-    return table
+    return Table.of(f"dataset {dataset}", (), rows)
 
 
 def _duplicates(duplicates: "Duplicates") -> str:
@@ -109,39 +98,32 @@ def _duplicates(duplicates: "Duplicates") -> str:
 
 
 def _bad_table(bad: Sequence[tuple[str, "Bad"]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=_title("images that cannot be used", len(bad)), title_justify="left")
-    for name in ("what", "id", "where", "reason"):
-        table.add_column(name, overflow="fold")
-    for what, one in bad[:SHOWN]:
-        table.add_row(what, safe(one.id), safe(one.uri), safe(one.reason))
-    return table
+    rows = [(what, one.id, one.uri, one.reason) for what, one in bad[:SHOWN]]
+    return Table.of(
+        _title("images that cannot be used", len(bad)), ("what", "id", "where", "reason"), rows, (0, 1, 2, 3)
+    )
 
 
 def _groups_table(title: str, duplicates: "Duplicates") -> Table:
     groups = sorted(duplicates.groups, key=lambda group: len({member.split for member in group}) == 1)
-    table = Table(box=box.SIMPLE_HEAD, title=_title(title, len(groups)), title_justify="left")
-    table.add_column("images", justify="right")
-    table.add_column("splits")
-    table.add_column("ids", overflow="fold")
-    for group in groups[:SHOWN]:
-        table.add_row(f"{len(group)}", safe(", ".join(dict.fromkeys(member.split for member in group))), _ids(group))
-    return table
+    rows = [
+        (f"{len(group)}", ", ".join(dict.fromkeys(member.split for member in group)), _ids(group))
+        for group in groups[:SHOWN]
+    ]
+    return Table.of(_title(title, len(groups)), ("images", "splits", "ids"), rows, (1, 2))
 
 
-def _ids(group: Sequence["Member"]) -> Text:
+def _ids(group: Sequence["Member"]) -> str:
     more = f", and {len(group) - SHOWN_MEMBERS} more" if len(group) > SHOWN_MEMBERS else ""
-    return safe(", ".join(member.id for member in group[:SHOWN_MEMBERS]) + more)
+    return ", ".join(member.id for member in group[:SHOWN_MEMBERS]) + more
 
 
-def _title(what: str, count: int) -> Text:
-    return Text(what, style="bold") + Text(f", the first {SHOWN} of {count:,}" if count > SHOWN else "")
+def _title(what: str, count: int) -> str:
+    return what + (f", the first {SHOWN} of {count:,}" if count > SHOWN else "")
 
 
-def estimate_table(store: str, found: Estimate) -> Table:
+def estimate_table(store: str, found: "Estimate") -> Table:
     """A line a question: how much, how fast, where to, how long."""
-    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
     counted = "" if found.hashed_images == found.images else f" among the first {found.hashed_images:,}"
     rejected = f"; {found.rejected_in_sample} of {found.sampled_images} sampled ones cannot be read"
     rows = {
@@ -156,6 +138,4 @@ def estimate_table(store: str, found: Estimate) -> Table:
         "memory": "unknown" if found.memory_bytes is None else as_size(found.memory_bytes),
         "time": f"about {as_time(found.seconds)}",
     }
-    for name, value in rows.items():
-        table.add_row(name, safe(value))
-    return table
+    return Table.of("", (), list(rows.items()))

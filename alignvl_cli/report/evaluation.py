@@ -1,76 +1,46 @@
-"""Recall tables: one run by direction, or several runs side by side.
+"""Tables of evaluations: recall of one run or of several, confidence, hubs, wider verdicts; and of classification.
 
-How well images are named: the totals, and each class.
-
-How unevenly gallery rows are found, before and after a correction.
+All of them are views of `Evaluation.records`, the rows of its frame.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
-from alignvl_cli.report.tables import FirstThatFits
-from alignvl_cli.report.text import safe, visible, visible_lines
+from alignvl_cli.report.tables import Cell, Table, best_of
 
 if TYPE_CHECKING:
     from alignvl_cli.retrieval.classify import Classification
     from alignvl_cli.retrieval.evaluate import Evaluation
-    from alignvl_cli.retrieval.hubness import Occurrence
-    from alignvl_cli.retrieval.metrics import DirectionMetrics
 
+Record = Mapping[str, Any]
 DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
-STACKED = {"image to text": "image\nto text\n", "text to image": "text to\nimage\n", "": ""}
+STACKED = {"image_to_text": "image\nto text\n", "text_to_image": "text to\nimage\n"}
 """The directions above a narrow column."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One figure as it is shown; what it is compared by is what is shown."""
-
-    text: str
-    best: bool = False
-    difference: str = ""
-    """To the first run; empty for the first, and where nothing is compared."""
-    interval: str = ""
-    """95 % interval, of the difference where there is one; empty where none was computed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """A table before it is drawn: names on the left, figures on the right."""
-
-    corner: str
-    headers: list[tuple[str, str]]
-    """(group, column) of each figure; the group is empty where there is none."""
-    rows: list[tuple[str, list[Cell]]]
-    """A name, which may have several lines, and its figures."""
-
-
-def evaluation_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
-    """The recall table of one run, or of several on one evaluation set, with what was counted beneath it."""
-    notes = [Text(note) for note in recall_notes(evaluations)]
-    warnings = [safe(f"warning: {warning}", "yellow") for warning in _warnings(evaluations)]
-    return Group(fitted(recall_grid(evaluations)), *notes, *warnings)
-
-
-def beyond_table(evaluations: Sequence["Evaluation"]) -> Table:
-    """COCO under verdicts wider than its pairs: a row a run, verdicts and direction."""
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    table.add_column("run", overflow="fold")
-    for column in ("verdicts", "direction", "queries", "mAP@R", "R@1", "R@5", "R@10"):
-        table.add_column(column, justify="left" if column in ("verdicts", "direction") else "right")
-    for name, evaluation in zip(short_names([found.run for found in evaluations]), evaluations, strict=True):
-        for verdicts, directions in (evaluation.beyond.verdicts if evaluation.beyond else {}).items():
-            for direction, found in directions.items():
-                figures = (f"{figure:.1f}" for figure in (found.map_at_r, *found.hit_rate.values()))
-                table.add_row(safe(name), verdicts, DIRECTIONS[direction], f"{found.queries:,}", *figures)
-    return table
+AVERAGES = {
+    "mAP@R": ("mAP@R", ".1f"),
+    "median_rank": ("median rank", "g"),
+    "mean_rank": ("mean rank", ".1f"),
+    "mrr": ("MRR", ".3f"),
+}
+"""Column of a record beside the recalls -> its header and form."""
+STATES = {"": "as trained", "_fitted": "tau fitted"}
+"""How a column's name ends -> the temperature that its figure is of."""
+MODESTY = {
+    "temperature": ("tau", 1, ".3f"),
+    "accuracy": ("accuracy", 100, ".1f"),
+    "confidence": ("confidence", 100, ".1f"),
+    "overconfidence": ("overconfidence", 100, "+.1f"),
+    "ece": ("ECE", 100, ".1f"),
+    "ece_equal_mass": ("ECE equal mass", 100, ".1f"),
+    "nll": ("NLL", 1, ".3f"),
+    "brier": ("Brier", 1, ".3f"),
+    "auroc": ("AUROC", 1, ".3f"),
+    "aurc": ("AURC", 1, ".3f"),
+}
+"""Column of a record -> its row's name, the unit it is shown in, and its form."""
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
@@ -82,129 +52,78 @@ def short_names(paths: Sequence[str]) -> list[str]:
     return [str(PurePath(*PurePath(path).parts[-taken:])) for path in paths]
 
 
-def recall_grid(evaluations: Sequence["Evaluation"]) -> Grid:
-    """One run by direction, or several side by side."""
-    return _by_direction(evaluations[0]) if len(evaluations) == 1 else _side_by_side(evaluations)
+def recall_table(evaluations: Sequence["Evaluation"], title: str = "") -> Table:
+    """One run by direction, or several side by side, with what was counted beneath it."""
+    return _by_direction(evaluations[0], title) if len(evaluations) == 1 else _side_by_side(evaluations, title)
 
 
-def _by_direction(evaluation: "Evaluation") -> Grid:
-    ci95 = evaluation.resampled.ci95() if evaluation.resampled else None
-    rows = []
-    for direction, words in DIRECTIONS.items():
-        intervals = ci95[direction] if ci95 else {}
-        rows.append((words, _direction_cells(getattr(evaluation.metrics, direction), intervals)))
-    corrected = evaluation.hubness.corrected if evaluation.hubness else None
-    if corrected:
-        for direction, words in DIRECTIONS.items():
-            name = f"{words}, {corrected.name}" + (" (transductive)" if corrected.transductive else "")
-            rows.append((name, _direction_cells(getattr(corrected.metrics, direction), {})))
-    columns = [*evaluation.metrics.image_to_text.hit_rate, "mAP@R", "median rank", "mean rank", "MRR"]
-    return Grid("direction", [("", column) for column in columns], rows)
-
-
-def _direction_cells(metrics: "DirectionMetrics", intervals: Mapping[str, Sequence[float]]) -> list[Cell]:
-    """The figures of a row; `intervals` has [low, high] by the metric's name."""
-
-    def cell(name: str, figure: float, form: str = ".1f") -> Cell:
-        return Cell(format(figure, form), interval=_interval(intervals.get(name), form))
-
-    return [
-        *(cell(name, rate) for name, rate in metrics.hit_rate.items()),
-        cell("mAP@R", metrics.map_at_r),
-        cell("median_rank", metrics.median_rank, "g"),
-        cell("mean_rank", metrics.mean_rank),
-        cell("mrr", metrics.mrr, ".3f"),
-    ]
-
-
-def _interval(bounds: Sequence[float] | None, form: str = ".1f", sign: str = "") -> str:
-    return "" if bounds is None else f"{bounds[0]:{sign}{form}} to {bounds[1]:{sign}{form}}"
-
-
-def _side_by_side(evaluations: Sequence["Evaluation"]) -> Grid:
-    """A row a run; compared as shown, so that equal figures share the bold and a difference adds up on paper."""
-    recalls = list(evaluations[0].metrics.image_to_text.hit_rate)
-    asked = [(direction, recall) for direction in DIRECTIONS for recall in recalls]
-    figures = [
+def _by_direction(evaluation: "Evaluation", title: str) -> Table:
+    columns = {**{name: (name, ".1f") for name in _recalls(evaluation)}, **AVERAGES}
+    rows: list[list[str | Cell]] = [
         [
-            round(figure, 1)
-            for figure in (
-                *evaluation.metrics.image_to_text.hit_rate.values(),
-                *evaluation.metrics.text_to_image.hit_rate.values(),
-                evaluation.metrics.rsum,
-            )
+            _row_name(record, evaluation),
+            *(
+                Cell(format(record[name], form), below=_interval(record, name, form))
+                for name, (_, form) in columns.items()
+            ),
         ]
-        for evaluation in evaluations
+        for record in evaluation.records()
     ]
-    best = [max(column) for column in zip(*figures, strict=True)]
-    names = [visible(name) for name in short_names([evaluation.run for evaluation in evaluations])]
-    rows = []
-    for number, (name, line) in enumerate(zip(names, figures, strict=True)):
-        differences = [
-            f"{figure - first:+.1f}" if number else "" for figure, first in zip(line, figures[0], strict=True)
-        ]
-        intervals = _side_by_side_intervals(evaluations[number], evaluations[0] if number else None, asked)
-        cells = [
-            Cell(f"{figure:.1f}", figure == top, difference, interval)
-            for figure, top, difference, interval in zip(line, best, differences, intervals, strict=True)
-        ]
-        rows.append((name, cells))
-    headers = [(DIRECTIONS[direction], column) for direction, column in asked]
-    return Grid("run", [*headers, ("", "RSUM")], rows)
+    headers = ("direction", *(header for header, _ in columns.values()))
+    return Table.of(title, headers, rows, notes=tuple(_recall_notes([evaluation])))
 
 
-def _side_by_side_intervals(
-    evaluation: "Evaluation", first: "Evaluation | None", asked: Sequence[tuple[str, str]]
-) -> list[str]:
-    """Of the figures for the first run, of the differences to it for the others."""
-    resampled = evaluation.resampled
-    if resampled is None:
-        return [""] * (len(asked) + 1)
-    if first is not None and first.resampled is not None:
-        resampled = resampled.less(first.resampled)
-    ci95, sign = resampled.ci95(), "+" if first else ""
-    bounds = [*(ci95[direction][column] for direction, column in asked), ci95["rsum"]]
-    return [_interval(pair, sign=sign) for pair in bounds]
+def _recalls(evaluation: "Evaluation") -> list[str]:
+    return list(evaluation.metrics.image_to_text.hit_rate)
 
 
-def fitted(grid: Grid) -> RenderableType:
-    """A row a name; where the terminal is too narrow for that a column a name, two names to a table, or one."""
-    folded = replace(grid, rows=[(name.replace(", ", ",\n"), cells) for name, cells in grid.rows])
-    pairs = [replace(grid, rows=grid.rows[start : start + 2]) for start in range(0, len(grid.rows), 2)]
-    singles = [replace(grid, rows=[row]) for row in grid.rows]
-    apart = [Group(*map(_down, parts)) for parts in (pairs, singles)]
-    return FirstThatFits([_across(grid), _across(folded), _down(grid), *apart])
+def _row_name(record: Record, evaluation: "Evaluation") -> str:
+    words = DIRECTIONS[record["direction"]]
+    if not record["correction"]:
+        return words
+    return f"{words}, {record['correction']}{' (transductive)' * _is_transductive(evaluation)}"
 
 
-def _across(grid: Grid) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    table.add_column(grid.corner, no_wrap=True)
-    for group, column in grid.headers:
-        table.add_column(STACKED[group] + column, justify="right", no_wrap=True)
-    for name, cells in grid.rows:
-        table.add_row(Text(visible_lines(name)), *map(_drawn_cell, cells))
-    return table
+def _is_transductive(evaluation: "Evaluation") -> bool:
+    return bool(evaluation.hubness and evaluation.hubness.corrected and evaluation.hubness.corrected.transductive)
 
 
-def _down(grid: Grid) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    table.add_column("")
-    for name, _ in grid.rows:
-        table.add_column(Text(visible_lines(name)), justify="right", overflow="fold")
-    for number, (group, column) in enumerate(grid.headers):
-        table.add_row(f"{group} {column}".strip(), *(_drawn_cell(cells[number]) for _, cells in grid.rows))
-    return table
+def _interval(record: Record, name: str, form: str = ".1f", sign: str = "") -> str:
+    """Of a figure that has one, else nothing."""
+    if f"{name}_low" not in record:
+        return ""
+    return " to ".join(format(record[f"{name}_{side}"], sign + form) for side in ("low", "high"))
 
 
-def _drawn_cell(cell: Cell) -> Text:
-    drawn = Text(cell.text, style="bold" if cell.best else "")
-    for line in (cell.difference, cell.interval):
-        if line:
-            drawn.append(f"\n{line}", style="not bold dim")
-    return drawn
+def _side_by_side(evaluations: Sequence["Evaluation"], title: str) -> Table:
+    """A row a run; compared as shown, so that equal figures share the bold and a difference adds up on paper."""
+    from alignvl_cli.retrieval.evaluate import EvaluationTable
+
+    records = [record for record in EvaluationTable(tuple(evaluations)).records() if not record["correction"]]
+    runs = [dict(zip(DIRECTIONS, pair, strict=True)) for pair in zip(records[::2], records[1::2], strict=True)]
+    columns = [(direction, recall) for direction in DIRECTIONS for recall in _recalls(evaluations[0])]
+    columns.append(("image_to_text", "rsum"))
+    figures = [[round(run[direction][name], 1) for direction, name in columns] for run in runs]
+    bold = [best_of(column) for column in zip(*figures, strict=True)]
+
+    def cell(run: int, column: int) -> Cell:
+        (direction, name), figure = columns[column], figures[run][column]
+        if not run:
+            below = _interval(runs[run][direction], name)
+        else:
+            interval = _interval(runs[run][direction], f"{name}_difference", sign="+")
+            below = f"{figure - figures[0][column]:+.1f}" + (f"\n{interval}" if interval else "")
+        return Cell(f"{figure:.1f}", bold=bold[column][run], below=below)
+
+    names = short_names([evaluation.run for evaluation in evaluations])
+    rows: list[list[str | Cell]] = [
+        [name, *(cell(run, column) for column in range(len(columns)))] for run, name in enumerate(names)
+    ]
+    headers = ("run", *(STACKED[direction] + name for direction, name in columns[:-1]), "RSUM")
+    return Table.of(title, headers, rows, notes=tuple(_recall_notes(evaluations)))
 
 
-def recall_notes(evaluations: Sequence["Evaluation"]) -> list[str]:
+def _recall_notes(evaluations: Sequence["Evaluation"]) -> list[str]:
     """What stands under every table: sums, evaluation set, protocol, and how far the FAISS index is right."""
     first = evaluations[0]
     fewest, most = first.captions_per_image
@@ -213,7 +132,7 @@ def recall_notes(evaluations: Sequence["Evaluation"]) -> list[str]:
     agreement = min(evaluation.agreement.share for evaluation in evaluations)
     return [
         *_sums(evaluations),
-        f"split {visible(first.split)} of {visible(first.store)}; epoch selected on split {visible(selection)}",
+        f"split {first.split} of {first.store}; epoch selected on split {selection}",
         f"{first.images:,} images, {first.captions:,} captions ({an_image} an image), "
         f"{first.repeated_captions:,} of them repeat another's text",
         first.protocol.text,
@@ -223,103 +142,100 @@ def recall_notes(evaluations: Sequence["Evaluation"]) -> list[str]:
 
 def _sums(evaluations: Sequence["Evaluation"]) -> list[str]:
     """RSUM of one run, or what the further lines of several are; and what the intervals are, if there are any."""
-    first, resampled = evaluations[0], evaluations[0].resampled
-    ci95 = resampled.ci95() if resampled else {}
+    record, resampled = evaluations[0].records()[0], evaluations[0].resampled
     sums = "second line: difference to the first run"
     if len(evaluations) == 1:
-        figures = {"RSUM": ("rsum", first.metrics.rsum), "mean recall": ("mean_recall", first.metrics.mean_recall)}
         sums = ", ".join(
-            f"{words} {figure:.1f}" + (f" ({_interval(ci95[name])})" if ci95 else "")
-            for words, (name, figure) in figures.items()
+            f"{words} {record[name]:.1f}" + (f" ({_interval(record, name)})" if resampled else "")
+            for words, name in (("RSUM", "rsum"), ("mean recall", "mean_recall"))
         )
-    if not ci95:
+    if resampled is None:
         return [sums]
     paired = "" if len(evaluations) == 1 else "; for the others of the difference, all runs resampled alike"
     return [
         sums,
-        f"95 % intervals: {ci95['resamples']:,} resamples of images with their captions, galleries fixed{paired}",
+        f"95 % intervals: {len(resampled.rsum_S):,} resamples of images with their captions, galleries fixed{paired}",
     ]
 
 
-def _warnings(evaluations: Sequence["Evaluation"]) -> list[str]:
+def warnings_of(evaluations: Sequence["Evaluation"]) -> list[str]:
     """Each warning once."""
     return list(dict.fromkeys(warning for evaluation in evaluations for warning in evaluation.warnings))
 
 
-def classification_table(found: "Classification") -> RenderableType:
-    """Top-1, top-5 and the mean over classes, then a row a class, the commonest first; what was counted beneath."""
-    totals = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for column in ("top-1", "95 % interval", "top-5", "mean per class", "largest class"):
-        totals.add_column(column, justify="right")
-    low, high = found.top1_ci95
-    figures = (found.top5, found.mean_per_class, found.largest_class)
-    totals.add_row(f"{found.top1:.1f}", f"{low:.1f} to {high:.1f}", *(f"{figure:.1f}" for figure in figures))
-    classes = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    classes.add_column("label", overflow="fold")
-    for column in ("images", "top-1"):
-        classes.add_column(column, justify="right")
-    for result in sorted(found.per_class, key=lambda result: -result.images):
-        classes.add_row(safe(result.label), f"{result.images:,}", f"{result.top1:.1f}")
-    notes = [
-        f"{found.images:,} labelled images of split {found.split} of {found.store}, {len(found.labels)} classes; "
-        f"{found.unlabelled:,} without a label",
-        f"each class: mean of its prompts {', '.join(found.templates)}; ties lose",
-        "largest class: what always naming the commonest label would reach",
+def modesty_table(evaluations: Sequence["Evaluation"], title: str = "") -> Table:
+    """A row each measure and run, a column each direction as trained and after the temperature fitted on validation:
+    ten measures side by side do not fit a terminal of 80 columns."""
+    runs = [{record["direction"]: record for record in found.records()[:2]} for found in evaluations]
+    columns = [
+        (direction, state)
+        for direction in DIRECTIONS
+        for state in STATES
+        if any(f"temperature{state}" in run[direction] for run in runs)
     ]
-    return Group(totals, classes, *(safe(note) for note in notes))
 
+    def shown(record: Record, measure: str, state: str) -> str:
+        if measure + state not in record:
+            return ""
+        (_, unit, form), figure = MODESTY[measure], record[measure + state]
+        return "-" if figure is None else format(unit * figure, form)
 
-HUBNESS_COLUMNS = ("skewness", "anti-hubs", "greatest hub")
-
-
-def hubness_table(evaluations: Sequence["Evaluation"]) -> RenderableType:
-    """A row a run, direction and correction: skewness, anti-hubs, the greatest hub, and recalls."""
-    columns = [*HUBNESS_COLUMNS, *evaluations[0].metrics.image_to_text.hit_rate]
+    rows = []
     several = len(evaluations) > 1
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for name in ("run", "direction", "correction")[not several :]:
-        table.add_column(name)
-    for column in columns:
-        table.add_column(column, justify="right")
-    narrow = Grid("", [("", column) for column in columns], [])
-    for name, direction, correction, *figures in hubness_rows(evaluations):
-        names = [*([name] if several else []), direction, correction]
-        table.add_row(*map(safe, names), *figures)
-        narrow.rows.append(("\n".join(map(visible, names)), [Cell(figure) for figure in figures]))
-    notes = (Text(note) for note in hubness_notes(evaluations))
-    return Group(FirstThatFits([table, fitted(narrow)]), *notes)
-
-
-def hubness_rows(evaluations: Sequence["Evaluation"]) -> Iterator[list[str]]:
-    """Run, direction, correction, the figures under `HUBNESS_COLUMNS`, and recalls."""
     names = short_names([evaluation.run for evaluation in evaluations])
-    for name, evaluation in zip(names, evaluations, strict=True):
-        report = evaluation.hubness
-        if report is None:
-            continue
-        for direction, words in DIRECTIONS.items():
-            plain = getattr(evaluation.metrics, direction)
-            yield [name, words, "none", *_figures(report.occurrence[direction], plain)]
-            if report.corrected:
-                after = getattr(report.corrected.metrics, direction)
-                label = _label(report.corrected.name, report.corrected.parameters[direction])
-                yield [name, words, label, *_figures(report.corrected.occurrence[direction], after)]
+    for measure, (words, *_) in MODESTY.items():
+        for name, run in zip(names, runs, strict=True):
+            figures = (shown(run[direction], measure, state) for direction, state in columns)
+            rows.append([words, *([name] if several else []), *figures])
+    headers = (
+        *("measure", "run")[: 1 + several],
+        *(STACKED[way] + STATES[state].replace(" ", "\n") for way, state in columns),
+    )
+    return Table.of(title, headers, rows, range(1 + several), notes=tuple(_modesty_notes(evaluations)))
 
 
-def _figures(found: "Occurrence", metrics: "DirectionMetrics") -> list[str]:
-    return [
-        "-" if found.skewness is None else f"{found.skewness:.2f}",
-        f"{100 * found.antihubs:.1f} %",
-        f"{found.largest:,}",
-        *(f"{rate:.1f}" for rate in metrics.hit_rate.values()),
+def _modesty_notes(evaluations: Sequence["Evaluation"]) -> list[str]:
+    """What stands under the table."""
+    reports = [evaluation.modesty for evaluation in evaluations if evaluation.modesty]
+    fitted = {(report.fitted_on, report.fitted_gallery_images) for report in reports if report.fitted}
+    notes = [
+        f"confidence: softmax(cosine / tau) over the gallery's {reports[0].gallery_images:,} images, captions of one "
+        "image summed; accuracy, confidence, overconfidence and ECE in %, NLL in nats; compare on one gallery alone"
     ]
+    if fitted:
+        split, images = min(fitted, key=str)
+        notes.append(
+            f"tau fitted: the one temperature, for both directions, of least NLL on split {split} ({images:,} images)"
+        )
+    return notes
 
 
-def _label(name: str, parameters: dict[str, float]) -> str:
-    return f"{name} ({', '.join(f'{key} {value:.3g}' for key, value in parameters.items())})"
+def hubness_table(evaluations: Sequence["Evaluation"], title: str = "") -> Table:
+    """A row a run, direction and correction: skewness, anti-hubs, the greatest hub, and recalls."""
+    recalls, several = _recalls(evaluations[0]), len(evaluations) > 1
+    names = short_names([evaluation.run for evaluation in evaluations])
+    rows = []
+    for name, evaluation in zip(names, evaluations, strict=True):
+        records = evaluation.records() if evaluation.hubness else []
+        for record in sorted(records, key=lambda record: list(DIRECTIONS).index(record["direction"])):
+            correction = f"{record['correction']} ({record['parameters']})" if record["correction"] else "none"
+            rows.append(
+                [
+                    *([name] if several else []),
+                    DIRECTIONS[record["direction"]],
+                    correction,
+                    "-" if record["skewness"] is None else f"{record['skewness']:.2f}",
+                    f"{100 * record['antihubs']:.1f} %",
+                    f"{record['largest']:,}",
+                    *(f"{record[recall]:.1f}" for recall in recalls),
+                ]
+            )
+    words = ("run", "direction", "correction")[not several :]
+    headers = (*words, "skewness", "anti-hubs", "greatest hub", *recalls)
+    return Table.of(title, headers, rows, range(len(words)), notes=tuple(_hubness_notes(evaluations)))
 
 
-def hubness_notes(evaluations: Sequence["Evaluation"]) -> list[str]:
+def _hubness_notes(evaluations: Sequence["Evaluation"]) -> list[str]:
     """What stands under the table."""
     reports = [evaluation.hubness for evaluation in evaluations if evaluation.hubness]
     k = reports[0].occurrence["text_to_image"].k
@@ -335,3 +251,43 @@ def hubness_notes(evaluations: Sequence["Evaluation"]) -> list[str]:
     elif corrected:
         notes.append(f"{corrected.name}: hubs told by the training split's queries, parameters chosen on validation")
     return notes
+
+
+def beyond_table(evaluations: Sequence["Evaluation"]) -> Table:
+    """COCO under verdicts wider than its pairs: a row a run, verdicts and direction."""
+    rows = [
+        [
+            name,
+            verdicts,
+            words,
+            f"{record[f'{verdicts}.queries']:,}",
+            *(f"{record[f'{verdicts}.{metric}']:.1f}" for metric in ("mAP@R", "R@1", "R@5", "R@10")),
+        ]
+        for name, evaluation in zip(short_names([found.run for found in evaluations]), evaluations, strict=True)
+        for verdicts in (evaluation.beyond.verdicts if evaluation.beyond else ())
+        for record in evaluation.records()
+        for words in [DIRECTIONS[record["direction"]]]
+        if f"{verdicts}.queries" in record
+    ]
+    return Table.of("", ("run", "verdicts", "direction", "queries", "mAP@R", "R@1", "R@5", "R@10"), rows, (0, 1, 2))
+
+
+def classification_table(found: "Classification") -> RenderableType:
+    """Top-1, top-5 and the mean over classes, then a row a class, the commonest first; what was counted beneath."""
+    low, high = found.top1_ci95
+    figures = (found.top5, found.mean_per_class, found.largest_class)
+    totals = [f"{found.top1:.1f}", f"{low:.1f} to {high:.1f}", *(f"{figure:.1f}" for figure in figures)]
+    classes = [
+        [result.label, f"{result.images:,}", f"{result.top1:.1f}"]
+        for result in sorted(found.per_class, key=lambda result: -result.images)
+    ]
+    notes = (
+        f"{found.images:,} labelled images of split {found.split} of {found.store}, {len(found.labels)} classes; "
+        f"{found.unlabelled:,} without a label",
+        f"each class: mean of its prompts {', '.join(found.templates)}; ties lose",
+        "largest class: what always naming the commonest label would reach",
+    )
+    return Group(
+        Table.of("", ("top-1", "95 % interval", "top-5", "mean per class", "largest class"), [totals], ()),
+        Table.of("", ("label", "images", "top-1"), classes, notes=notes),
+    )

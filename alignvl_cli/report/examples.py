@@ -1,11 +1,8 @@
-"""Examples for a page: queries on which two arms disagree, and a run's best and worst ones.
-
-What a run finds for single queries, for somebody to look at; and its best and worst queries.
-"""
+"""Examples for a page: queries on which two arms disagree, and a run's best and worst ones, with what was found."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +10,9 @@ import torch
 
 from alignvl_cli.ablation.analysis import Disagreement, Disagreements
 from alignvl_cli.align.ranks import score_blocks
+from alignvl_cli.datasets.formats import picture_bytes
 from alignvl_cli.report.evaluation import DIRECTIONS
-from alignvl_cli.report.page import Answers, Block, Example, Examples, Item
+from alignvl_cli.report.page import Answers, Block, Example, Examples, Item, thumbnail
 from alignvl_cli.retrieval.embeddings import Embeddings
 from alignvl_cli.retrieval.hubness import owners, sides
 from alignvl_cli.retrieval.metrics import QueryRanks
@@ -106,6 +104,9 @@ EXTREMES = {"text_to_image": 4, "image_to_text": 2}
 DISAGREEING = {"text_to_image": 3, "image_to_text": 1}
 """Queries that an arm finds sooner, and later, than the reference, each."""
 
+EDGE = 112
+"""Longest side of a picture on a page of many."""
+
 Picture = Callable[[str], str | None]
 """A store's uri -> the picture as a `data:` URI, None when it is gone."""
 
@@ -116,6 +117,17 @@ class Shower:
 
     store: "Store"
     picture: Picture
+
+    @classmethod
+    def of(cls, store: "Store") -> "Shower":
+        """Each picture is decoded once."""
+
+        @cache
+        def picture(uri: str) -> str | None:
+            data = picture_bytes(uri)
+            return None if data is None else thumbnail(data, EDGE)
+
+        return cls(store, picture)
 
     @cached_property
     def _first_text(self) -> dict[int, int]:

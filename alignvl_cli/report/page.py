@@ -1,29 +1,29 @@
 """A report as one self-contained page: what may stand in it, and the page itself.
 
 Nothing is loaded from anywhere, there is no script, and every text is escaped; pictures and plots are inside it.
-
-HTML from the templates of this room: every value escaped, nothing left undefined, one style for all pages.
-
-Small pictures for a page: bytes of an image file in, a data URI out.
 """
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from alignvl_cli.config import MAX_PIXELS
+from alignvl_cli.artifacts import alignvl_version
 from alignvl_cli.encoders.decoding import UnreadableImage, decode_image
 from alignvl_cli.errors import UsageError
-from alignvl_cli.grammar import by_flag
 from alignvl_cli.report.artifacts import flat, shown
 from alignvl_cli.report.figures import Plot, inline_svg, styled
+from alignvl_cli.report.reproduce import extract_command
 from alignvl_cli.report.tables import Table
 from alignvl_cli.report.text import visible
+from alignvl_cli.settings import MAX_PIXELS, by_flag
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+    from alignvl_cli.store.reader import Store
 
 
 def render(template: str, **values: Any) -> str:
@@ -206,6 +206,25 @@ def section(anchor: str, title: str, *blocks: Block | None) -> Section | None:
 
 def sections(*parts: Section | None) -> tuple[Section, ...]:
     return tuple(part for part in parts if part is not None)
+
+
+@dataclass(frozen=True)
+class Views:
+    """What there is to draw, and the page, which is made when it is asked for."""
+
+    plots: list[Plot]
+    page: Callable[[], Page]
+
+
+def extraction_of(store: "Store | None") -> list[str]:
+    """The command that made the store; none for imported latents, or without the store."""
+    if store is None or store.made_by.get("stage") != "extract":
+        return []
+    return [extract_command(store.dataset, store.vision, store.text)]
+
+
+def made_with_of(folder: Path) -> str:
+    return f"made by alignvl {alignvl_version()} from {folder.resolve()}"
 
 
 EDGE = 224

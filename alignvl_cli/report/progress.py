@@ -1,29 +1,28 @@
-"""Live displays of the long stages: they take a stage's records and draw on the console of stderr.
+"""Live displays of extractions, trainings and studies: they take a stage's records and draw on the console of stderr.
 
 In a terminal a bar moves; elsewhere a plain line comes now and then; with `--quiet` nothing does.
-
-The live display of an extraction, and what is said of it when it is over.
-
-The live display of a training run.
-
-The live display of a study: runs done, the last one, and the time left.
 """
 
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from alignvl_cli.ablation import run
-from alignvl_cli.extraction import events
+from alignvl_cli.errors import UsageError
+from alignvl_cli.report.artifacts import flat
 from alignvl_cli.report.text import as_time, counted, roughly, safe
-from alignvl_cli.training import state as records
+
+if TYPE_CHECKING:
+    from alignvl_cli.ablation import run
+    from alignvl_cli.extraction import progress as events
+    from alignvl_cli.training import state as records
 
 
 class _Bar:
@@ -58,7 +57,8 @@ class Display:
         self._console = console
         self._quiet = quiet
         self._bar = _Bar(console) if console.is_terminal and not quiet else None
-        self._handlers: dict[type, Callable[[Any], None]] = {}
+        self._handlers: dict[str, Callable[[Any], None]] = {}
+        """By the name of a record's class: the stages that make them load much, and a display of one needs no other."""
 
     def __enter__(self) -> Self:
         return self
@@ -70,8 +70,8 @@ class Display:
             self._bar.stop()
 
     def _show(self, record: object) -> None:
-        if not self._quiet or isinstance(record, records.Warned):
-            self._handlers[type(record)](record)
+        if not self._quiet or type(record).__name__ == "Warned":
+            self._handlers[type(record).__name__](record)
 
     def _say(self, line: str, style: str = "") -> None:
         self._console.print(safe(line, style))
@@ -95,18 +95,18 @@ class ExtractionProgress(Display):
     def __init__(self, console: Console, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(console, quiet=quiet)
         self._handlers = {
-            events.Progress: self._progressed,
-            events.Note: self._noted,
-            events.Finished: self._finished,
+            "Progress": self._progressed,
+            "Note": self._noted,
+            "Finished": self._finished,
         }
         self._clock = clock
         self._said: tuple[events.Stage, float, float] | None = None
 
-    def show(self, event: events.Event) -> None:
+    def show(self, event: "events.Event") -> None:
         """Draw one event."""
         self._show(event)
 
-    def _progressed(self, progress: events.Progress) -> None:
+    def _progressed(self, progress: "events.Progress") -> None:
         left = as_time((progress.total - progress.done) / progress.rate) + " left" if progress.rate else ""
         rate = f"{progress.rate:,.1f}/s" if progress.rate else ""
         if self._bar:
@@ -115,7 +115,7 @@ class ExtractionProgress(Display):
         elif self._is_due(progress):
             self._say(joined([f"{progress.stage.value} {progress.done:,}/{progress.total:,}", rate, left]))
 
-    def _is_due(self, progress: events.Progress) -> bool:
+    def _is_due(self, progress: "events.Progress") -> bool:
         """Whether to say a plain line now: the first and last of a stage, and some between."""
         now, share = self._clock(), progress.done / max(1, progress.total)
         if self._said and self._said[0] is progress.stage and progress.done < progress.total:
@@ -126,17 +126,17 @@ class ExtractionProgress(Display):
         self._said = (progress.stage, now, share)
         return True
 
-    def _noted(self, note: events.Note) -> None:
+    def _noted(self, note: "events.Note") -> None:
         self._say(note.text)
 
-    def _finished(self, finished: events.Finished) -> None:
+    def _finished(self, finished: "events.Finished") -> None:
         if self._bar:
             self._bar.stop()
         for line in extraction_summary(finished.summary):
             self._say(line)
 
 
-def extraction_summary(summary: events.ExtractSummary) -> list[str]:
+def extraction_summary(summary: "events.ExtractSummary") -> list[str]:
     """What a person should know of a finished extraction, a line each; figures that are zero are left out."""
     splits = ", ".join(f"{name} {count:,}" for name, count in summary.split_sizes.items())
     counts = {
@@ -167,23 +167,23 @@ class TrainingProgress(Display):
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         super().__init__(console, quiet=quiet)
         self._handlers = {
-            records.Started: self._started,
-            records.Step: self._stepped,
-            records.Validated: self._validated,
-            records.Tried: self._tried,
-            records.Warned: self._warned,
-            records.Finished: self._finished,
+            "Started": self._started,
+            "Step": self._stepped,
+            "Validated": self._validated,
+            "Tried": self._tried,
+            "Warned": self._warned,
+            "Finished": self._finished,
         }
         self._start: records.Started | None = None
         self._step: records.Step | None = None
         self._last: records.Validated | None = None
         self._best: records.Validated | None = None
 
-    def show(self, record: records.Record) -> None:
+    def show(self, record: "records.Record") -> None:
         """Draw one record; the first must be the `Started` one."""
         self._show(record)
 
-    def _started(self, start: records.Started) -> None:
+    def _started(self, start: "records.Started") -> None:
         self._start = start
         work = f"{start.epochs:,} epochs of {start.steps_per_epoch:,} steps of {start.batch_size:,} rows"
         self._say(
@@ -200,19 +200,19 @@ class TrainingProgress(Display):
         for note in start.notes:
             self._say(note)
 
-    def _stepped(self, step: records.Step) -> None:
+    def _stepped(self, step: "records.Step") -> None:
         self._step = step
         self._draw()
 
-    def _warned(self, warned: records.Warned) -> None:
+    def _warned(self, warned: "records.Warned") -> None:
         self._say(f"warning: step {warned.step:,}: {warned.text}", "yellow")
 
-    def _tried(self, tried: records.Tried) -> None:
+    def _tried(self, tried: "records.Tried") -> None:
         ridge = "" if tried.ridge is None else f"ridge {tried.ridge:g}: "
         best = " (the best so far)" if tried.best else ""
         self._say(f"{ridge}validation mean recall {tried.metrics['mean_recall']:.2f}{best}")
 
-    def _validated(self, validated: records.Validated) -> None:
+    def _validated(self, validated: "records.Validated") -> None:
         self._last = validated
         if validated.best:
             self._best = validated
@@ -222,7 +222,7 @@ class TrainingProgress(Display):
             place = f"epoch {validated.epoch:,}/{self._start.epochs:,}" if validated.epoch else "the start"
             self._say(f"{place}: {joined(self._figures())}")
 
-    def _finished(self, finished: records.Finished) -> None:
+    def _finished(self, finished: "records.Finished") -> None:
         if self._bar:
             self._bar.stop()
         if self._best:
@@ -261,7 +261,7 @@ class TrainingProgress(Display):
         return figures
 
 
-def _left(start: records.Started, step: records.Step) -> str:
+def _left(start: "records.Started", step: "records.Step") -> str:
     if not step.pairs_per_s:
         return ""
     return as_time((start.total_steps - step.step) * start.batch_size / step.pairs_per_s) + " left"
@@ -272,19 +272,20 @@ class StudyProgress(Display):
 
     def __init__(self, console: Console, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(console, quiet=quiet)
-        self._handlers = {run.Begun: self._begun, run.RunMade: self._made, run.Finished: lambda _: None}
+        self._handlers = {"Begun": self._begun, "RunMade": self._made, "Finished": lambda _: None}
         self._clock = clock
         self._since = 0.0
         self._new = 0
         self.verdicts: dict[str, Any] = {}
         """As in `verdicts.json`."""
 
-    def show(self, event: run.Event) -> None:
-        if isinstance(event, run.Finished):
-            self.verdicts = json.loads(json.dumps(event.verdicts.to_json()))
+    def show(self, event: "run.Event") -> None:
+        verdicts = getattr(event, "verdicts", None)
+        if verdicts is not None:
+            self.verdicts = json.loads(json.dumps(verdicts.to_json()))
         self._show(event)
 
-    def _begun(self, begun: run.Begun) -> None:
+    def _begun(self, begun: "run.Begun") -> None:
         self._since = self._clock()
         reused = f", {begun.reused:,} of them finished before" if begun.reused else ""
         threads = counted(begun.threads, "thread")
@@ -293,7 +294,7 @@ class StudyProgress(Display):
         if self._bar and begun.reused < begun.runs:
             self._bar.update("runs", begun.reused, begun.runs, Text(""))
 
-    def _made(self, event: run.RunMade) -> None:
+    def _made(self, event: "run.RunMade") -> None:
         self._new += 1
         made = event.made
         left = (self._clock() - self._since) / self._new * (event.runs - event.done)
@@ -309,3 +310,47 @@ class StudyProgress(Display):
                 self._say(what)
         else:
             self._say(f"{event.done:,}/{event.runs:,} {what}{ahead}")
+
+
+class TensorBoardLog:
+    """Writes the figures of each record as TensorBoard's event files, in the run's folder; nothing is sent anywhere.
+    Use as a context manager."""
+
+    def __init__(self, folder: Path, first_step: int = 0) -> None:
+        """Event files in `folder` of what comes after `first_step`; what was logged of later steps before, which are
+        done again, is hidden. UsageError when tensorboard is not installed."""
+        require_tensorboard()
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+
+    def show(self, record: "records.Record") -> None:
+        """Log one record; only steps, validations and warnings have something to log."""
+        from alignvl_cli.training import state as records
+
+        if isinstance(record, records.Step):
+            for name in ("loss", "hard_loss", "tau", "lr", "skipped", "pairs_per_s"):
+                self._writer.add_scalar(f"train/{name}", getattr(record, name), record.step)
+        elif isinstance(record, records.Validated):
+            for name, value in flat(record.metrics, "/"):
+                self._writer.add_scalar(f"validation/{name}", float(value), record.step)
+        elif isinstance(record, records.Warned):
+            self._writer.add_text("warning", record.text, record.step)
+
+
+def require_tensorboard() -> None:
+    """UsageError, saying what to install, without tensorboard."""
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError as problem:
+        raise UsageError(
+            '--report-to tensorboard needs the package: pip install "alignvl[tensorboard]" (or leave the flag out)'
+        ) from problem

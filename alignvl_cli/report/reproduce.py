@@ -6,16 +6,12 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from alignvl_cli.config import Method, Size
-from alignvl_cli.grammar import by_flag
-from alignvl_cli.recipes import SWITCHED_BY
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import ACT_ON_CLOSED_FORMS, DEFAULTS, NOT_IN_ADAPTER, SWITCHED_BY, resolve_train
+from alignvl_cli.settings import AdapterKind, Method, by_flag
 
 Json = Mapping[str, Any]
 DEMO = "demo-"
 """A built-in dataset is asked for as `demo:NAME`, and its store is called so."""
-TOLD_APART = {"recipe", "size", "mix", "method", "seed", *(key for keys in SWITCHED_BY.values() for key in keys)}
-"""Settings that `asked_settings` does not simply compare."""
 
 
 def _bytes(count: int) -> str:
@@ -44,49 +40,48 @@ def _encoder(kept: Json) -> str:
 
 
 def train_command(config: Json, pairs: int) -> str:
-    """Of a run, from its `config.json` and the number of its training pairs."""
+    """Of a run, from its `config.json` and the number of its training pairs. The seed is always said."""
     stores, selection = [store["path"] for store in config["stores"]], config["selection_store"]["path"]
     words = ["alignvl", "train", *stores, *(["--val", selection] if selection != stores[0] else [])]
-    for key, value in asked_settings(config["settings"], pairs).items():
+    asked = config["given"] if "given" in config else departing_settings(config["settings"], pairs)
+    return shlex.join([*words, *flags_of({**asked, "seed": config["settings"]["seed"]})])
+
+
+def ablate_command(name: str, study: Json) -> str:
+    """Of a study whose file is `name`, from its `study.json`; seeds and margin are in the file."""
+    asked = {key: value for key, value in study.get("given", {}).items() if key == "device"}
+    return shlex.join(["alignvl", "ablate", name, *flags_of({"threads": study["threads"], **asked})])
+
+
+def flags_of(asked: Json) -> Iterator[str]:
+    """The words of a command line for settings by flag."""
+    for key, value in asked.items():
         if isinstance(value, bool):
-            words.append(f"--{'' if value else 'no-'}{key}")
+            yield f"--{'' if value else 'no-'}{key}"
         else:
-            words += [f"--{key}", f"{value}"]
-    return shlex.join(words)
+            yield from (f"--{key}", f"{value}")
 
 
-def asked_settings(settings: Json, pairs: int) -> dict[str, Any]:
-    """Settings as flags that resolve to `settings` on as many pairs, and say no more than needed.
-
-    A detail of an ingredient that is off has no effect and is left out.
-    """
-    given = by_flag(settings)
-    is_solved = given.get("method", Method.contrastive) != Method.contrastive
-    asked: dict[str, Any] = {key: given[key] for key in (["method"] if is_solved else ["recipe"])}
-    for key, usual in (("size", Size.auto), ("subset", "all")):  # on which the shapes depend
-        if given.get(key, usual) != usual:
-            asked[key] = given[key]
-    for key in () if is_solved else ("adapter", "init"):  # alike, the second by the first
-        if key in given and given[key] != by_flag(resolve_train(asked, pairs=pairs).to_json())[key]:
-            asked[key] = given[key]
-    plain, defaults = (by_flag(resolve_train(layer, pairs=pairs).to_json()) for layer in (asked, {}))
-    for ingredient, details in () if is_solved else SWITCHED_BY.items():
-        is_on, was_on = _is_on(given, ingredient), _is_on(plain, ingredient)
-        differing = {key: given[key] for key in details if given[key] != defaults[key]} if is_on else {}
-        if not differing and is_on != was_on:
-            asked[ingredient] = is_on
-        asked |= differing
-    asked |= {
-        key: SPELLED[key](value) if key in SPELLED else value
-        for key, value in given.items()
-        if key not in TOLD_APART and value != plain.get(key)
+def departing_settings(settings: Json, pairs: int) -> dict[str, Any]:
+    """Flags for a run that did not keep what it was given: every setting that its recipe and size do not have."""
+    kept = by_flag(settings)
+    base: dict[str, Any] = {"recipe": kept["recipe"]} | {
+        key: kept[key] for key in ("method", "size", "subset") if kept.get(key, DEFAULTS[key]) != DEFAULTS[key]
     }
-    return {**asked, "seed": given["seed"]}
-
-
-def _is_on(settings: Json, ingredient: str) -> bool:
-    on = {"mix": settings["mix"], "rp": settings["noise"] != "none", "es": settings["smoothing"] > 0}
-    return bool(on[ingredient])
+    if base.get("method", Method.contrastive) != Method.contrastive:
+        base = {key: value for key, value in base.items() if key in ACT_ON_CLOSED_FORMS}
+        kept = {key: value for key, value in kept.items() if key in ACT_ON_CLOSED_FORMS}
+    plain = by_flag(resolve_train(base, pairs=pairs).to_json())
+    asked = base | {
+        key: SPELLED[key](value) if key in SPELLED else value
+        for key, value in kept.items()
+        if value != plain[key] and key not in NOT_IN_ADAPTER.get(kept.get("adapter", AdapterKind.fusemix), ())
+    }
+    for ingredient, is_on in (("rp", kept.get("noise") != "none"), ("es", kept.get("smoothing") != 0)):
+        if not is_on:
+            asked = {key: value for key, value in asked.items() if key not in SWITCHED_BY[ingredient]}
+            asked[ingredient] = False
+    return asked
 
 
 def study_toml(study: Json) -> str:

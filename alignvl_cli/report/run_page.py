@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from alignvl_cli.report.evaluation import HUBNESS_COLUMNS, hubness_notes, hubness_rows, recall_grid, recall_notes
+from alignvl_cli.ablation.analysis import LearningCurve, learning_curve, read_validations
+from alignvl_cli.artifacts import read_json
+from alignvl_cli.report.evaluation import hubness_table, modesty_table, recall_table
+from alignvl_cli.report.examples import Shower, run_examples
 from alignvl_cli.report.figures import Plot
 from alignvl_cli.report.page import (
     Block,
@@ -13,27 +16,49 @@ from alignvl_cli.report.page import (
     Notes,
     Page,
     TableBlock,
+    Views,
+    extraction_of,
     facts,
+    made_with_of,
     section,
     sections,
     shown_settings,
 )
-from alignvl_cli.report.reliability import MODESTY_COLUMNS, STATES, modesty_notes, modesty_rows, reliability_figure
-from alignvl_cli.report.study_plots import learning_plot
-from alignvl_cli.report.tables import Cell, Table
-
-if TYPE_CHECKING:
-    from alignvl_cli.ablation.analysis import LearningCurve
-    from alignvl_cli.retrieval.evaluate import Evaluation
-    from alignvl_cli.training.run_folder import Run
+from alignvl_cli.report.plots import AT, learning_plot, reliability_figure
+from alignvl_cli.report.reproduce import train_command
+from alignvl_cli.report.tables import Table
+from alignvl_cli.retrieval.embeddings import embed_split
+from alignvl_cli.retrieval.evaluate import Evaluation, evaluate
+from alignvl_cli.settings import HubnessReport
+from alignvl_cli.store.reader import Store
+from alignvl_cli.training.run_folder import ENVIRONMENT, Run
 
 Json = Mapping[str, Any]
 
 
-def run_plots(evaluation: "Evaluation", curve: "LearningCurve | None") -> Iterator[Plot]:
+def run_views(run: Run, store: Store, split: str, device: str) -> Views:
+    """Of a run, evaluated on `split` now; errors as of `alignvl eval`."""
+    evaluation = evaluate(run, store, split, bootstrap=True, calibration=True, hubs=HubnessReport.report, device=device)
+    plots = list(run_plots(evaluation, learning_curve([read_validations(run.path)])))
+
+    def page() -> Page:
+        return run_page(
+            run,
+            evaluation,
+            plots,
+            list(run_examples(Shower.of(store), evaluation, embed_split(run, store, split, device))),
+            environment=read_json(run.path / ENVIRONMENT, "run's environment"),
+            commands=[*extraction_of(store), train_command(run.config, run.result["pairs"])],
+            made_with=made_with_of(run.path),
+        )
+
+    return Views(plots, page)
+
+
+def run_plots(evaluation: Evaluation, curve: LearningCurve | None) -> Iterator[Plot]:
     """Every plot that there is something to draw of."""
     modesty = evaluation.modesty
-    for state, words in STATES.items():
+    for state, words in AT.items():
         if modesty is not None and getattr(modesty, state) is not None:
             yield Plot(
                 name=f"reliability-{state}",
@@ -52,8 +77,8 @@ def run_plots(evaluation: "Evaluation", curve: "LearningCurve | None") -> Iterat
 
 
 def run_page(
-    run: "Run",
-    evaluation: "Evaluation",
+    run: Run,
+    evaluation: Evaluation,
     plots: Sequence[Plot],
     examples: Sequence[Block],
     *,
@@ -77,28 +102,14 @@ def run_page(
         ),
         warnings=evaluation.warnings,
         sections=sections(
-            section("recalls", "Recalls", _recalls(evaluation), Notes(tuple(recall_notes(both)))),
+            section("recalls", "Recalls", *_with_notes(recall_table(both, "Recall, in percent, with 95 % intervals"))),
             section(
                 "confidence",
                 "Confidence",
-                _table(
-                    "Confidence against accuracy",
-                    ("direction", "temperature", *MODESTY_COLUMNS),
-                    [[direction, state, *figures] for _, direction, state, figures in modesty_rows(both)],
-                ),
-                Notes(tuple(modesty_notes(both))),
-                *(drawings.get(f"reliability-{state}") for state in STATES),
+                *_with_notes(modesty_table(both, "Confidence against accuracy")),
+                *(drawings.get(f"reliability-{state}") for state in AT),
             ),
-            section(
-                "hubs",
-                "Hubs",
-                _table(
-                    "How unevenly the gallery is found",
-                    ("direction", "correction", *HUBNESS_COLUMNS, *evaluation.metrics.image_to_text.hit_rate),
-                    [figures for _, *figures in hubness_rows(both)],
-                ),
-                Notes(tuple(hubness_notes(both))),
-            ),
+            section("hubs", "Hubs", *_with_notes(hubness_table(both, "How unevenly the gallery is found"))),
             section("learning", "Learning", drawings.get("learning")),
             section("examples", "Examples", *examples),
             section("provenance", "Provenance", *_provenance(run, environment)),
@@ -113,7 +124,7 @@ def _what(settings: Json) -> str:
     return f"Recipe {settings['recipe']}" if method == "contrastive" else f"Closed form {method}"
 
 
-def _summary(evaluation: "Evaluation") -> str:
+def _summary(evaluation: Evaluation) -> str:
     recall = evaluation.metrics
     text = (
         f"Mean recall {recall.mean_recall:.1f} %: finds the right image first for "
@@ -127,20 +138,11 @@ def _summary(evaluation: "Evaluation") -> str:
     return f"{text} It is {abs(sure):.1f} points {'surer' if sure > 0 else 'less sure'} than it is right."
 
 
-def _recalls(evaluation: "Evaluation") -> TableBlock:
-    grid = recall_grid([evaluation])
-    rows = tuple((Cell(name), *(Cell(cell.text, below=cell.interval) for cell in cells)) for name, cells in grid.rows)
-    headers = (grid.corner, *(column for _, column in grid.headers))
-    return TableBlock(Table(title="Recall, in percent, with 95 % intervals", headers=headers, left=(0,), rows=rows))
+def _with_notes(table: Table) -> tuple[Block, Block]:
+    return TableBlock(table), Notes(table.notes)
 
 
-def _table(title: str, headers: tuple[str, ...], rows: Sequence[Sequence[str]]) -> TableBlock:
-    plain = tuple(header.replace("-\n", "").replace("\n", " ") for header in headers)
-    cells = tuple(tuple(map(Cell, row)) for row in rows)
-    return TableBlock(Table(title=title, headers=plain, left=(0, 1), rows=cells))
-
-
-def _provenance(run: "Run", environment: Json) -> Iterator[Block]:
+def _provenance(run: Run, environment: Json) -> Iterator[Block]:
     config = run.config
     yield facts("Settings", shown_settings(config["settings"]))
     yield facts("Training", run.result, is_folded=True)

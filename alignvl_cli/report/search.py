@@ -1,50 +1,41 @@
-"""What a search found, as a table a query.
-
-What a search found, as one self-contained page: pictures inside it, no scripts, nothing loaded from anywhere.
-"""
+"""What a search found: a table a query, or one self-contained page with its pictures inside, without scripts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-
 from alignvl_cli.report.page import render
-from alignvl_cli.report.text import safe, visible
+from alignvl_cli.report.tables import Table
+from alignvl_cli.report.text import visible
 
 if TYPE_CHECKING:
-    from alignvl_cli.config import Gallery
     from alignvl_cli.retrieval.search import Hit
+    from alignvl_cli.settings import Gallery
 
 TITLES = {"image": "images for ", "text": "captions for "}
 COLUMNS = {"image": ("id", "first caption"), "text": ("caption", "of image")}
 """Gallery -> its two columns: what is found comes first."""
 
 
-def hits_table(query: str, gallery: "Gallery", hits: Sequence["Hit"], *, is_cosine: bool = True) -> Group:
+def hits_table(query: str, gallery: "Gallery", hits: Sequence["Hit"], *, is_cosine: bool = True) -> Table:
     """Rank, cosine, image id and caption of each hit; of captions, the caption comes first.
 
     A column says how many duplicates a hit stands for, if any does. Ids wrap, so that they can be copied whole;
     captions are cut to the line.
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("rank", justify="right", no_wrap=True)
-    table.add_column("cosine" if is_cosine else "cosine less hub penalty", justify="right", no_wrap=True)
-    for column in COLUMNS[gallery]:
-        table.add_column(column, overflow="fold")
-    folded = any(hit.count > 1 for hit in hits)
-    if folded:
-        table.add_column("copies", justify="right", no_wrap=True)
-    for hit in hits:
-        caption = safe(hit.caption)
-        caption.no_wrap, caption.overflow = True, "ellipsis"
-        pair = (safe(hit.id), caption)
-        copies = [f"{hit.count:,}"] if folded else []
-        table.add_row(f"{hit.rank}", f"{hit.score:.3f}", *(pair if gallery == "image" else pair[::-1]), *copies)
-    return Group(Text(TITLES[gallery], style="bold").append_text(safe(query)), table)
+    has_copies = any(hit.count > 1 for hit in hits)
+    rows = [
+        [
+            f"{hit.rank}",
+            f"{hit.score:.3f}",
+            *((hit.id, hit.caption) if gallery == "image" else (hit.caption, hit.id)),
+            *([f"{hit.count:,}"] if has_copies else []),
+        ]
+        for hit in hits
+    ]
+    measure = "cosine" if is_cosine else "cosine less hub penalty"
+    headers = ("rank", measure, *COLUMNS[gallery], *(["copies"] if has_copies else []))
+    return Table.of(TITLES[gallery] + query, headers, rows, (2, 3), cut=(3 if gallery == "image" else 2,))
 
 
 TEMPLATE = "gallery.html"

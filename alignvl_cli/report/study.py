@@ -1,18 +1,16 @@
-"""A study's verdicts as tables: one of arms, one of effects if it is factorial, one of recalls; and what they say.
+"""A study as tables: its arms, effects if it is factorial, recalls, and what they say; and a plan of one in words.
 
-A table is made once, as text, and drawn by `report.tables` for the terminal or as Markdown, LaTeX or CSV. `verdicts`
-is what `verdicts.json` holds (`ablation.verdicts.StudyVerdicts`).
-
-What a study would take, in words.
+`verdicts` is what `verdicts.json` holds (`ablation.verdicts.StudyVerdicts`); every figure of it at full precision is in
+`ablation.records.verdicts_frame`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 
 from alignvl_cli.report.evaluation import DIRECTIONS
-from alignvl_cli.report.tables import Cell, Table
+from alignvl_cli.report.tables import Cell, Table, best_of
 from alignvl_cli.report.text import as_size, counted, roughly, safe
 
 if TYPE_CHECKING:
@@ -64,72 +62,57 @@ def study_notes(verdicts: Verdicts) -> list[str]:
 
 
 def _arms(verdicts: Verdicts) -> Table:
-    best = _best(verdicts, verdicts["primary"])
-    rows = []
-    for arm in verdicts["arms"]:
-        summary = arm["metrics"].get(verdicts["primary"])
-        runs = str(len(arm["seeds"])) + (f" ({len(arm['failed'])} failed)" if arm["failed"] else "")
-        rows.append(
-            [
-                Cell(arm["arm"]),
-                Cell(runs),
-                Cell(_mean_sd(summary), bold=arm["arm"] == best),
-                *_contrast_cells(arm["difference"]),
-                _verdict_cell(arm),
-            ]
-        )
-    return Table(
-        title=f"{verdicts['name']}: {verdicts['question']}" if verdicts["question"] else verdicts["name"],
-        headers=("arm", "runs", "mean recall", "difference", "other images", "p", f"against {verdicts['reference']}"),
-        left=(0, 6),
-        rows=tuple(tuple(row) for row in rows),
+    summaries = [arm["metrics"].get(verdicts["primary"]) for arm in verdicts["arms"]]
+    rows = [
+        [
+            arm["arm"],
+            str(len(arm["seeds"])) + (f" ({len(arm['failed'])} failed)" if arm["failed"] else ""),
+            Cell(_mean_sd(summary), bold=is_best),
+            *_contrast_cells(arm["difference"]),
+            _verdict(arm),
+        ]
+        for arm, summary, is_best in zip(verdicts["arms"], summaries, _best(summaries, 2), strict=True)
+    ]
+    return Table.of(
+        f"{verdicts['name']}: {verdicts['question']}" if verdicts["question"] else verdicts["name"],
+        ("arm", "runs", "mean recall", "difference", "other images", "p", f"against {verdicts['reference']}"),
+        rows,
+        (0, 6),
     )
 
 
 def _effects(verdicts: Verdicts) -> Table:
-    return Table(
-        title="Main effects and interactions, in points of mean recall",
-        headers=("effect", "difference", "other images", "p", "verdict", "meaning"),
-        left=(0, 4, 5),
-        rows=tuple(
-            (
-                Cell(effect["effect"]),
-                *_contrast_cells(effect["difference"]),
-                _verdict_cell(effect),
-                Cell(effect["meaning"]),
-            )
-            for effect in verdicts["effects"]
-        ),
-    )
+    rows = [
+        [effect["effect"], *_contrast_cells(effect["difference"]), _verdict(effect), effect["meaning"]]
+        for effect in verdicts["effects"]
+    ]
+    headers = ("effect", "difference", "other images", "p", "verdict", "meaning")
+    return Table.of("Main effects and interactions, in points of mean recall", headers, rows, (0, 4, 5))
 
 
 def _recalls(verdicts: Verdicts) -> Table:
-    rows = []
-    metrics = {**RECALLS, "rsum": "RSUM"}
-    best = {metric: _best(verdicts, metric) for metric in metrics}
-    for arm in verdicts["arms"]:
-        cells = [Cell(arm["arm"])]
-        for metric in metrics:
-            summary, difference = arm["metrics"].get(metric), arm["differences"].get(metric)
-            cells.append(
+    columns = []
+    for metric in (*RECALLS, "rsum"):
+        summaries = [arm["metrics"].get(metric) for arm in verdicts["arms"]]
+        differences = [arm["differences"].get(metric) for arm in verdicts["arms"]]
+        columns.append(
+            [
                 Cell(
                     "-" if summary is None else f"{summary['mean']:.1f}",
-                    bold=arm["arm"] == best[metric],
+                    bold=is_best,
                     below="" if difference is None else _signed(difference["mean"], 1),
                 )
-            )
-        rows.append(tuple(cells))
-    return Table(
-        title="Means over seeds, and differences to the reference (descriptive: not tested)",
-        headers=("arm", *metrics.values()),
-        left=(0,),
-        rows=tuple(rows),
-    )
+                for summary, difference, is_best in zip(summaries, differences, _best(summaries, 1), strict=True)
+            ]
+        )
+    rows = [[arm["arm"], *cells] for arm, cells in zip(verdicts["arms"], zip(*columns, strict=True), strict=True)]
+    title = "Means over seeds, and differences to the reference (descriptive: not tested)"
+    return Table.of(title, ("arm", *RECALLS.values(), "RSUM"), rows)
 
 
 def _contrast_cells(contrast: Mapping[str, Any] | None) -> list[Cell]:
     if contrast is None:
-        return [Cell(""), Cell(""), Cell("")]
+        return [Cell("")] * 3
     return [
         Cell(_signed(contrast["mean"], 2), below=_interval(contrast["ci95"])),
         Cell(_interval(contrast["crossed_ci95"])),
@@ -137,15 +120,13 @@ def _contrast_cells(contrast: Mapping[str, Any] | None) -> list[Cell]:
     ]
 
 
-def _verdict_cell(judged: Mapping[str, Any]) -> Cell:
-    mark = MARKS.get(judged["verdict"] or "", "")
-    return Cell(f"{mark} {judged['words']}".strip())
+def _verdict(judged: Mapping[str, Any]) -> str:
+    return f"{MARKS.get(judged['verdict'] or '', '')} {judged['words']}".strip()
 
 
-def _best(verdicts: Verdicts, metric: str) -> str | None:
-    """The arm of the highest mean, which is shown in bold; that says nothing of a difference."""
-    means = {arm["arm"]: arm["metrics"][metric]["mean"] for arm in verdicts["arms"] if metric in arm["metrics"]}
-    return max(means, key=lambda name: means[name]) if means else None
+def _best(summaries: Sequence[Mapping[str, Any] | None], digits: int) -> list[bool]:
+    """The arms of the highest mean, which is shown in bold; that says nothing of a difference."""
+    return best_of([None if summary is None else summary["mean"] for summary in summaries], digits)
 
 
 def _mean_sd(summary: Mapping[str, Any] | None) -> str:
@@ -165,51 +146,12 @@ def _signed(value: float, digits: int) -> str:
 
 
 def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _seeds(seeds: list[int]) -> str:
     is_range = list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))) and len(seeds) > 2
     return f"{seeds[0]} to {seeds[-1]}" if is_range else ", ".join(map(str, seeds))
-
-
-CSV_COLUMNS = (
-    "kind", "name", "metric", "seeds", "mean", "sd", "ci95_low", "ci95_high",
-    "difference", "difference_sd", "difference_ci95_low", "difference_ci95_high", "crossed_ci95_low",
-    "crossed_ci95_high", "p", "p_holm", "equivalence_p_holm", "verdict",
-)  # fmt: skip
-
-
-def study_rows(verdicts: Verdicts) -> list[list[Any]]:
-    """Every figure at full precision, under `CSV_COLUMNS`: a row an arm and metric, and a row an effect."""
-    rows: list[list[Any]] = []
-    for arm in verdicts["arms"]:
-        for metric, summary in arm["metrics"].items():
-            is_primary = metric == verdicts["primary"]
-            tested = _tested(arm["difference"] if is_primary else None)
-            difference = _moments(arm["differences"].get(metric))
-            verdict = arm["verdict"] if is_primary else None
-            rows.append(
-                ["arm", arm["arm"], metric, summary["seeds"], *_moments(summary), *difference, *tested, verdict]
-            )
-    for effect in verdicts["effects"]:
-        contrast = effect["difference"]
-        seeds = contrast and contrast["seeds"]
-        figures = [*_moments(None), *_moments(contrast), *_tested(contrast)]
-        rows.append(["effect", effect["effect"], verdicts["primary"], seeds, *figures, effect["verdict"]])
-    return rows
-
-
-def _moments(summary: Mapping[str, Any] | None) -> list[Any]:
-    if summary is None:
-        return [None] * 4
-    return [summary["mean"], summary["sd"], *(summary["ci95"] or (None, None))]
-
-
-def _tested(contrast: Mapping[str, Any] | None) -> list[Any]:
-    if contrast is None:
-        return [None] * 5
-    return [*contrast["crossed_ci95"], contrast["p"], contrast["p_holm"], contrast["equivalence_p_holm"]]
 
 
 def plan_text(plan: "StudyPlan") -> RenderableType:

@@ -4,13 +4,27 @@
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from alignvl_cli.artifacts import canonical_json
+from alignvl_cli.ablation.analysis import (
+    LearningCurve,
+    Reliability,
+    disagreements,
+    learning_curve,
+    read_ranks,
+    read_reliability,
+    read_validations,
+)
+from alignvl_cli.ablation.records import read_study, read_verdicts, run_folder
+from alignvl_cli.artifacts import canonical_json, read_json
+from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.report.artifacts import shown
 from alignvl_cli.report.evaluation import DIRECTIONS
+from alignvl_cli.report.examples import DISAGREEING, Shower, disagreement_examples
 from alignvl_cli.report.figures import Plot
 from alignvl_cli.report.page import (
     Block,
@@ -21,18 +35,28 @@ from alignvl_cli.report.page import (
     Notes,
     Page,
     TableBlock,
+    Views,
+    extraction_of,
     facts,
+    made_with_of,
     section,
     sections,
     shown_settings,
 )
-from alignvl_cli.report.reproduce import study_toml
+from alignvl_cli.report.plots import RELIABILITY, study_plots
+from alignvl_cli.report.reproduce import ablate_command, study_toml
 from alignvl_cli.report.study import study_notes, study_tables
-from alignvl_cli.report.study_plots import RELIABILITY
 from alignvl_cli.report.tables import Cell, Table
 from alignvl_cli.report.text import counted
+from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
+from alignvl_cli.store.reader import Store, open_store
+from alignvl_cli.training.run_folder import CONFIG, ENVIRONMENT, is_complete_run, load_run
 
 Json = Mapping[str, Any]
+Find = Callable[[str, str], Store | None]
+"""The store of a content hash, also looked for at a path."""
+Warn = Callable[[str], None]
+SIDES = ("vision", "text")
 TONES = {
     "better": ("better", "▲"),
     "worse": ("worse", "▼"),
@@ -43,6 +67,116 @@ TONES = {
 """Verdict -> its tone and mark; of the others, nothing is known."""
 OPEN = ("open", "?")
 JUDGED = {"overconfidence": "overconfidence", "ece": "ECE", "ece_fitted": "ECE, tau fitted"}
+
+
+def study_views(folder: Path, data: Path | None, device: str, *, find: Find, warn: Warn) -> Views:
+    """Of a finished study; DataError for an unfinished one. Making the page raises MismatchError when `data` is another
+    store than the study's."""
+    verdicts, study = read_verdicts(folder), read_study(folder)
+    curves, reliability = _curves(folder, verdicts, warn), _reliability(folder, verdicts, study, warn)
+    plots = list(study_plots(verdicts, study, curves, reliability))
+
+    def page() -> Page:
+        store = _store_of_study(folder, study["store"], data, find, warn)
+        config, environment = _records_of_a_run(folder, verdicts)
+        return study_page(
+            verdicts,
+            study,
+            plots,
+            [] if store is None else list(_disagreements(folder, verdicts, Shower.of(store), device)),
+            encoders={side: config[side] for side in SIDES if side in config},
+            machine=environment,
+            commands=[*extraction_of(store), ablate_command(f"{verdicts['name']}.toml", study)],
+            made_with=made_with_of(folder),
+        )
+
+    return Views(plots, page)
+
+
+def _store_of_study(folder: Path, kept: Json, data: Path | None, find: Find, warn: Warn) -> Store | None:
+    """The store that `kept` records, at `data` if that is given; None, with a warning, when it has gone."""
+    if data is not None:
+        store = open_store(data)
+        if store.content_hash != kept["content_hash"]:
+            raise MismatchError(
+                f"{data} holds other rows than the store of {folder} ({store.content_hash[:8]}, not "
+                f"{kept['content_hash'][:8]}); name that one, or leave --data out for a page without examples"
+            )
+        return store
+    found = find(kept["content_hash"], kept["path"])
+    if found is None:
+        warn(
+            f"the store is neither in the workspace nor at {kept['path']}: the page has no examples; "
+            "name the store with --data"
+        )
+    return found
+
+
+def _disagreements(folder: Path, verdicts: Json, shower: Shower, device: str) -> Iterator[Block]:
+    """Every arm against the reference, in both directions, with the first seed that both have a run of."""
+    split, reference = verdicts["evaluation"]["split"], verdicts["reference"]
+
+    @cache
+    def embedded(run: Path) -> Embeddings:
+        return embed_split(load_run(run, device), shower.store, split, device)
+
+    for arm in (found["arm"] for found in verdicts["arms"] if found["arm"] != reference):
+        for direction, count in DISAGREEING.items():
+            ours, theirs = (read_ranks(folder, name, direction) for name in (reference, arm))
+            common = [seed for seed in ours.by_seed if seed in theirs.by_seed]
+            runs = {seed: [run_folder(folder, name, seed) for name in (reference, arm)] for seed in common}
+            kept = [seed for seed in common if all(map(is_complete_run, runs[seed]))]
+            if not common:
+                continue
+            found = disagreements(ours, theirs, (kept or common)[0], count)
+            there = {
+                name: embedded(run)
+                for name, run in zip((reference, arm), runs[found.seed], strict=True)
+                if is_complete_run(run)
+            }
+            if found.gains or found.losses:
+                yield disagreement_examples(shower, direction, found, (reference, arm), there)
+
+
+def _curves(folder: Path, verdicts: Json, warn: Warn) -> dict[str, LearningCurve]:
+    """Of every arm whose finished runs are all still there."""
+    curves = {}
+    for arm in verdicts["arms"]:
+        try:
+            runs = [read_validations(run_folder(folder, arm["arm"], seed)) for seed in arm["seeds"]]
+        except DataError as problem:
+            warn(f"no learning curve of arm {arm['arm']}: {problem}")
+            continue
+        if curve := learning_curve(runs):
+            curves[arm["arm"]] = curve
+    return curves
+
+
+def _reliability(folder: Path, verdicts: Json, study: Json, warn: Warn) -> dict[str, dict[str, Reliability]]:
+    """By direction, every arm whose evaluations are all still there."""
+    by_direction: dict[str, dict[str, Reliability]] = {}
+    for arm in verdicts["arms"]:
+        runs = [run_folder(folder, arm["arm"], seed) for seed in arm["seeds"]]
+        try:
+            place = Path(study["store"]["path"]), study["store"]["content_hash"]
+            found = read_reliability(runs, *place, study["split"])
+        except DataError as problem:
+            warn(f"no reliability of arm {arm['arm']}: {problem}")
+            continue
+        for direction, kept in found.items():
+            by_direction.setdefault(direction, {})[arm["arm"]] = kept
+    return by_direction
+
+
+def _records_of_a_run(folder: Path, verdicts: Json) -> tuple[Json, Json]:
+    """Configuration and environment of the first finished run that is still there; empty when none is."""
+    for arm in verdicts["arms"]:
+        for path in (run_folder(folder, arm["arm"], seed) for seed in arm["seeds"]):
+            if is_complete_run(path):
+                environment = read_json(path / ENVIRONMENT, "run's environment")
+                kept = {key: value for key, value in environment.items() if key not in ("settings", "stage")}
+                return read_json(path / CONFIG, "run's configuration"), kept
+    return {}, {}
 
 
 def study_page(
@@ -125,12 +259,12 @@ def _modesty(verdicts: Json) -> TableBlock | None:
     for arm in verdicts["arms"]:
         found = [(arm["metrics"].get(f"{direction}.{name}"), name) for direction, name in columns]
         if any(summary for summary, _ in found):
-            rows.append((Cell(arm["arm"]), *(_percent(summary, name) for summary, name in found)))
+            rows.append((arm["arm"], *(_percent(summary, name) for summary, name in found)))
     if not rows:
         return None
     headers = ("arm", *(f"{DIRECTIONS[direction]} {JUDGED[name]}" for direction, name in columns))
     title = "Mean confidence less accuracy, and expected calibration error, in percent (descriptive: not tested)"
-    return TableBlock(Table(title=title, headers=headers, left=(0,), rows=tuple(rows)))
+    return TableBlock(Table.of(title, headers, rows))
 
 
 def _percent(summary: Json | None, name: str) -> Cell:
@@ -145,10 +279,8 @@ def _varied(study: Json) -> TableBlock:
     """The settings in which arms differ."""
     arms = {arm: shown_settings(kept["settings"]) for arm, kept in study["arms"].items()}
     keys = [key for key, is_shared in _keys(study) if not is_shared]
-    rows = [(Cell(arm), *(Cell(shown(settings[key])) for key in keys)) for arm, settings in arms.items()]
-    headers = ("arm", *keys)
-    every = tuple(range(len(headers)))
-    return TableBlock(Table(title="What the arms differ in", headers=headers, left=every, rows=tuple(rows)))
+    rows = [[arm, *(shown(settings[key]) for key in keys)] for arm, settings in arms.items()]
+    return TableBlock(Table.of("What the arms differ in", ("arm", *keys), rows, range(1 + len(keys))))
 
 
 def _shared(study: Json) -> dict[str, Any]:

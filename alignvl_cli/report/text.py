@@ -1,6 +1,5 @@
-"""Text from outside (captions, ids, paths), made safe to show: no markup is read in it, no control character acts.
-
-Times, sizes and counts as a person says them.
+"""Text made safe to show (captions, ids, paths: no markup is read in it, no control character acts), and times, sizes
+and counts as a person says them.
 """
 
 import json

@@ -17,13 +17,12 @@ from alignvl_cli.align.ranks import images_of_captions, rank_queries
 from alignvl_cli.artifacts import made_by
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.retrieval.embeddings import project_images
-from alignvl_cli.retrieval.metrics import wilson
+from alignvl_cli.settings import TEMPLATES
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.run_folder import Run
 
 SCHEMA = "alignvl.classify/1"
 SLOT = "{}"
-TEMPLATES = ("{}", "a photo of {}", "a picture of {}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +100,8 @@ def classify(
     `{}`, DataError when no image has a label or one has a label that is not among the classes, MismatchError for a
     store of other encoders.
     """
+    from scipy.stats import binomtest
+
     for template in templates:
         if SLOT not in template:
             raise UsageError(f"--templates {template!r}: wanted a text with {SLOT} where the label goes")
@@ -129,7 +130,7 @@ def classify(
         for label, count, right in zip(words_of, count_L, right_L, strict=True)
         if count
     ]
-    low, high = wilson(float((rank_I == 0).mean()), len(rank_I))
+    low, high = binomtest(int((rank_I == 0).sum()), len(rank_I)).proportion_ci(method="wilson")
     return Classification(
         run=str(run.path),
         store=str(store.path),

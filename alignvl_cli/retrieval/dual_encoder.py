@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from alignvl_cli.config import MAX_PIXELS, Device, Precision, Trust
 from alignvl_cli.devices import choose_device, choose_precision
 from alignvl_cli.encoders.decoding import UnreadableImage, as_rgb, decode_image
 from alignvl_cli.encoders.folders import NO_TRUST
@@ -16,6 +16,7 @@ from alignvl_cli.encoders.text import TextEncoder, reload_text
 from alignvl_cli.encoders.vision import VisionEncoder, reload_vision
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.retrieval.embeddings import PROJECT_ROWS, project
+from alignvl_cli.settings import MAX_PIXELS, Device, Precision, Trust
 from alignvl_cli.training.run_folder import Run, load_run
 
 IMAGE_BATCH = 32
@@ -37,6 +38,10 @@ class DualEncoder:
         self._trust = trust
         self.device = device
         self._adapters = run.adapters.to(device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles load the frozen encoders again, on first use."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_vision", "_text")}
 
     @classmethod
     def load(

@@ -1,16 +1,14 @@
-"""What an evaluation is: the values that tables, JSON and studies are views of.
+"""Evaluates a run on a split of a store, and keeps the result beside the run.
 
-Evaluates a run on a split: exact ranks both ways, the agreement of FAISS galleries, and what was counted.
-
-Writes an evaluation beside the run that it is of.
+Exact ranks in both directions, how far a FAISS index agrees with them, and a warning of whatever flatters the figures.
 """
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow
@@ -19,8 +17,7 @@ import torch
 from torch import Tensor
 
 from alignvl_cli.align.ranks import rank_queries
-from alignvl_cli.artifacts import check_parts, committed, file_sha256, made_by, read_json, write_json
-from alignvl_cli.config import HubnessReport
+from alignvl_cli.artifacts import check_parts, committed, file_sha256, frame_of, made_by, read_json, write_json
 from alignvl_cli.errors import MismatchError, UsageError
 from alignvl_cli.retrieval.bootstrap import Resampled, resample
 from alignvl_cli.retrieval.calibration import Modesty, modesty
@@ -28,8 +25,10 @@ from alignvl_cli.retrieval.eccv import BeyondPairs, beyond_pairs
 from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
 from alignvl_cli.retrieval.hubness import (
     BANK_SPLIT,
+    Corrected,
     Correction,
     Hubness,
+    asking,
     choose_normalisation,
     hubness,
     inverted_softmax_penalties,
@@ -38,6 +37,7 @@ from alignvl_cli.retrieval.hubness import (
 from alignvl_cli.retrieval.metrics import (
     DEFAULT_PROTOCOL,
     DIRECTIONS,
+    RECALL_AT,
     Fold,
     Protocol,
     QueryRanks,
@@ -47,9 +47,18 @@ from alignvl_cli.retrieval.metrics import (
     relevance,
 )
 from alignvl_cli.retrieval.nearest import FLAT, Agreement, flat_index, found_shares
-from alignvl_cli.store.reader import SplitRows, Store
+from alignvl_cli.settings import HubnessReport
+from alignvl_cli.store.reader import ALL, SplitRows, Store
 from alignvl_cli.training.run_folder import Run
 
+if TYPE_CHECKING:
+    import pandas
+
+TRAIN = BANK_SPLIT
+LONGEST_NAME = 180
+"""Characters of a file's name; file systems take 255 bytes."""
+FindStore = Callable[[str, str], Store | None]
+"""(content hash, where it was) -> the store, wherever it is now."""
 SCHEMA, TABLE_SCHEMA = "alignvl.eval/1", "alignvl.eval-table/1"
 
 
@@ -115,6 +124,78 @@ class Evaluation:
             "provenance": self.provenance,
         }
 
+    def records(self) -> list[dict[str, Any]]:
+        """The rows of `to_frame`."""
+        corrected = self.hubness and self.hubness.corrected
+        rows = [self._record(direction, None) for direction in DIRECTIONS]
+        return rows + [self._record(direction, corrected) for direction in DIRECTIONS if corrected]
+
+    def _record(self, direction: str, corrected: Corrected | None) -> dict[str, Any]:
+        metrics = corrected.metrics if corrected else self.metrics
+        record: dict[str, Any] = {
+            "run": self.run,
+            "store": self.store,
+            "split": self.split,
+            "folds": self.protocol.folds,
+            "identical_hits": self.protocol.identical_hits,
+            "images": self.images,
+            "captions": self.captions,
+            "direction": direction,
+            "correction": corrected.name if corrected else "",
+            "queries": len(getattr(self, direction).rank_Q),
+            **getattr(metrics, direction).to_json(),
+            "rsum": metrics.rsum,
+            "mean_recall": metrics.mean_recall,
+        }
+        if self.hubness:
+            occurrence = (corrected or self.hubness).occurrence[direction]
+            parameters = corrected.parameters[direction] if corrected else {}
+            record["parameters"] = ", ".join(f"{key} {value:.3g}" for key, value in parameters.items())
+            record |= {name: getattr(occurrence, name) for name in OCCURRENCE}
+        if corrected:
+            return record
+        if self.resampled:
+            record |= _bounds(self.resampled.ci95(), direction, "")
+        for state, ending in STATES.items():
+            at = self.modesty and getattr(self.modesty, state)
+            if at:
+                found = getattr(at, direction)
+                record |= {f"temperature{ending}": at.temperature}
+                record |= {f"{name}{ending}": getattr(found, name) for name in MEASURES}
+        for verdicts, by_direction in (self.beyond.verdicts if self.beyond else {}).items():
+            if judged := by_direction.get(direction):
+                figures = {"queries": judged.queries, "mAP@R": judged.map_at_r, **judged.hit_rate}
+                record |= {f"{verdicts}.{name}": figure for name, figure in figures.items()}
+        return record
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """A row a direction, and one more each under a hubness correction (`correction`: its name, else empty).
+
+        Columns: run, store, split, folds, identical_hits, images, captions, direction, correction, queries; `R@K` and
+        `mAP@R` (percent), `median_rank`, `mean_rank` (from 1), `mrr`; `rsum` and `mean_recall`, of both directions.
+        With `bootstrap` the 95 % intervals, `METRIC_low` and `METRIC_high`; with `calibration` temperature, accuracy,
+        confidence, overconfidence, ece, ece_equal_mass, brier, auroc, aurc (shares), nll (nats), and again with
+        `_fitted`; with `hubs` parameters, skewness, antihubs (a share), largest; with `eccv` `VERDICTS.METRIC`.
+        """
+        return frame_of(self.records())
+
+
+OCCURRENCE = ("skewness", "antihubs", "largest")
+STATES = {"raw": "", "fitted": "_fitted"}
+"""Temperature of a modesty report -> how a column's name ends."""
+MEASURES = ("accuracy", "confidence", "overconfidence", "ece", "ece_equal_mass", "nll", "brier", "auroc", "aurc")
+TOTALS = ("rsum", "mean_recall")
+
+
+def _bounds(ci95: Mapping[str, Any], direction: str, ending: str) -> dict[str, float]:
+    """Intervals of one direction and of the totals, as columns."""
+    intervals = {**ci95[direction], **{name: ci95[name] for name in TOTALS}}
+    return {
+        f"{name}{ending}_{side}": bound
+        for name, pair in intervals.items()
+        for side, bound in zip(("low", "high"), pair, strict=True)
+    }
+
 
 @dataclass(frozen=True)
 class EvaluationTable:
@@ -130,6 +211,23 @@ class EvaluationTable:
             evaluation.resampled.less(first).ci95() if number and first and evaluation.resampled else None
             for number, evaluation in enumerate(self.evaluations)
         ]
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows of `to_frame`."""
+        rows: list[dict[str, Any]] = []
+        for evaluation, ci95 in zip(self.evaluations, self.differences(), strict=True):
+            mine = evaluation.records()
+            for record, first in zip(mine, rows[: len(DIRECTIONS)], strict=False):  # corrected rows are not compared
+                names = [*evaluation.metrics.image_to_text.to_json(), *TOTALS]
+                record |= {f"{name}_difference": record[name] - first[name] for name in names}
+                record |= _bounds(ci95, record["direction"], "_difference") if ci95 else {}
+            rows += mine
+        return rows
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """As `Evaluation.to_frame`, the runs in the order asked, and of all but the first `METRIC_difference` to it;
+        with `bootstrap` that one's 95 % interval, `METRIC_difference_low` and `METRIC_difference_high`."""
+        return frame_of(self.records())
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -150,12 +248,14 @@ def evaluate(
     hubs: HubnessReport | None = None,
     eccv: Path | None = None,
     device: str = "cpu",
+    find: FindStore | None = None,
 ) -> Evaluation:
     """Rank every query of `split` exactly, in both directions, and hold a FAISS index of each gallery to it.
 
     `bootstrap` adds intervals, `calibration` the modesty report, `hubs` the hubness report, `eccv` (Karpathy's
     `dataset_coco.json`) figures of COCO under wider verdicts. With fewer wrong candidates than K, R@K is 100 whatever
-    the model; a warning says so.
+    the model; a warning says so. So does one of images that the run was trained or selected on, told by their bytes:
+    `find` gives the stores that it was trained on by their content hash.
 
     Raises MismatchError for a store of other encoders, DataError for an absent split, one without captions, or anything
     that is not finite, UsageError for folds together with a report on the whole gallery.
@@ -169,9 +269,14 @@ def evaluate(
     texts = [store.text_caption[row] for row in rows.text]
     folds = cut_folds(rows, protocol.folds)
     by_image, by_text = _query_ranks(embeddings, folds, texts, store.image_id, protocol)
-    found = _agreement(embeddings.img_IE, embeddings.txt_TE)
+    found = _agreement(embeddings)
     captions_I = np.bincount(rows.text_image, minlength=len(rows.image))
-    warnings = _warnings(run, store, split, folds, protocol, found)
+    warnings = [*_flattery(run, store, rows, split, find), *_warnings(store, split, folds, protocol, found)]
+    if split in (run.split_used, ALL) and (calibration or hubs is HubnessReport.nnn):
+        warnings.append(
+            f"the temperature, or the hub correction, is fitted on split {run.split_used!r} of {store.path}, which is "
+            "evaluated here: what comes of it is flattered"
+        )
     judged = None
     if calibration:
         judged = _modesty(run, store, embeddings, device)
@@ -272,12 +377,15 @@ def _metrics(ranks: tuple[QueryRanks, QueryRanks], protocol: Protocol) -> Retrie
     return RetrievalMetrics(*(direction_metrics(found, protocol.recall_at) for found in ranks))
 
 
-def _agreement(img_IE: Tensor, txt_TE: Tensor) -> Agreement:
+def _agreement(embeddings: Embeddings) -> Agreement:
     """Both galleries' agreement with exact search, every query that was asked counting alike."""
-    image, text = img_IE.cpu().numpy(), txt_TE.cpu().numpy()
-    by_image, of_texts = found_shares(flat_index(text), image, text)
-    by_text, of_images = found_shares(flat_index(image), text, image)
-    return Agreement.measured(np.concatenate([by_image, by_text]), max(of_texts, of_images))
+    shares, firsts = [], []
+    for query_QE, gallery_GE in asking(embeddings).values():
+        query, gallery = query_QE.cpu().numpy(), gallery_GE.cpu().numpy()
+        share_Q, k = found_shares(flat_index(gallery), query, gallery)
+        shares.append(share_Q)
+        firsts.append(k)
+    return Agreement.measured(np.concatenate(shares), max(firsts))
 
 
 def _modesty(run: Run, store: Store, embeddings: Embeddings, device: str) -> Modesty:
@@ -301,15 +409,44 @@ def _correction(hubs: HubnessReport, run: Run, store: Store, embeddings: Embeddi
     return Correction(hubs.value, False, parameters, normalisation_penalties(embeddings, bank, chosen))
 
 
-def _warnings(run: Run, store: Store, split: str, folds: list[Fold], protocol: Protocol, found: Agreement) -> list[str]:
-    warnings = []
-    if split == run.split_used:
-        warnings.append(
-            f"{run.path} was selected on split {split!r}, the one evaluated here: its figures are flattered"
+def _flattery(run: Run, store: Store, rows: SplitRows, split: str, find: FindStore | None) -> Iterator[str]:
+    """A warning for each way in which the run has seen the images that it is evaluated on."""
+    seen = "images are ones, by their SHA-256, that"
+    evaluated = _digests(store, rows.image)
+    trained = [(reference, TRAIN, "was trained on") for reference in run.config["stores"]]
+    selected = (run.config.get("selection_store") or run.config["stores"][0], run.split_used, "was selected on")
+    absent: dict[str, str] = {}
+    counts: dict[str, set[bytes]] = {}
+    for reference, used, what in [*trained, selected]:
+        content, place = reference["content_hash"], reference["path"]
+        other = store if content == store.content_hash else find(content, place) if find else None
+        if other is None or _hashed(other) != _hashed(store):
+            absent[content] = place
+        elif used in other.split_sizes():
+            counts.setdefault(what, set()).update(evaluated & _digests(other, other.rows(used).image))
+    for what, shared in counts.items():
+        if shared:
+            of = f"{len(shared):,} of {len(evaluated):,} different {seen} {run.path} {what}"
+            yield f"split {split!r}: {of}: its figures are flattered"
+    for place in absent.values():
+        yield (
+            f"{place}, which {run.path} was trained on, is not here, or has other hashes of its images: whether images "
+            f"of split {split!r} are among them cannot be told"
         )
-    trained_on = {reference["content_hash"] for reference in run.config["stores"]}
-    if split in ("train", "all") and store.content_hash in trained_on:
-        warnings.append(f"{run.path} was trained on pairs of split {split!r}: its figures are flattered")
+
+
+def _hashed(store: Store) -> str:
+    """What the SHA-256 of its images are of; latents that were imported without pictures have no other."""
+    return str(store.dataset.get("sha256_of", "picture"))
+
+
+def _digests(store: Store, row_I: np.ndarray) -> set[bytes]:
+    """The different SHA-256 of the images at `row_I`."""
+    return {digest.tobytes() for digest in store.image_sha256[row_I]}
+
+
+def _warnings(store: Store, split: str, folds: list[Fold], protocol: Protocol, found: Agreement) -> list[str]:
+    warnings = []
     wrong = min(_wrong_candidates(fold) for fold in folds)
     trivial = [f"R@{k}" for k in protocol.recall_at if wrong < k]
     if trivial:
@@ -347,13 +484,23 @@ def _where(evaluation: Evaluation) -> str:
 
 
 def save_evaluation(run: Run, evaluation: Evaluation) -> Path:
-    """Write `RUN/eval/STORE-SPLIT.json` and the ranks beside it, each whole or not at all; returns the JSON's path.
+    """Write the JSON and, beside it, the ranks, each whole or not at all; returns the JSON's path (`evaluation_path`).
 
     The Parquet has a row a query: direction, query_row (in the store's `/image` or `/text`), query_id (the image's, or
-    the caption's image's) and rank, 0 being a hit at 1. Another protocol than the default is part of the name. An
-    earlier evaluation of this name is replaced.
+    the caption's image's) and rank, 0 being a hit at 1. An earlier evaluation of the same content, split and options is
+    replaced.
     """
-    path = evaluation_path(run.path, Path(evaluation.store), evaluation.split, evaluation.protocol)
+    reports = {
+        "bootstrap": evaluation.resampled,
+        "calibration": evaluation.modesty,
+        "hubness": evaluation.hubness,
+        "eccv": evaluation.beyond,
+    }
+    asked = [name for name, report in reports.items() if report is not None]
+    if evaluation.hubness and evaluation.hubness.corrected:
+        asked.append(evaluation.hubness.corrected.name)
+    place = Path(evaluation.store), evaluation.provenance["store_content_hash"], evaluation.split
+    path = evaluation_path(run.path, *place, evaluation.protocol, asked)
     path.parent.mkdir(exist_ok=True)
     ranks = path.with_suffix(".parquet")
     with committed(ranks) as scratch:
@@ -369,12 +516,32 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     return evaluation
 
 
-def evaluation_path(run: Path, store: Path, split: str, protocol: Protocol = DEFAULT_PROTOCOL) -> Path:
-    """Where the evaluation of a run on a split is saved; its ranks, `.parquet`, are there when it is."""
-    name = f"{store.stem}-{split}"
+def evaluation_path(
+    run: Path,
+    store: Path,
+    content_hash: str,
+    split: str,
+    protocol: Protocol = DEFAULT_PROTOCOL,
+    reports: Sequence[str] = (),
+) -> Path:
+    """Where an evaluation is saved: `RUN/eval/STORE-HASH-SPLIT[-OPTION]....json`, HASH being of the store's content, so
+    that other stores and other options are other files. Its ranks, `.parquet`, are there when it is."""
+    name = f"{store.stem}-{content_hash[:8]}-{split}"
+    if protocol.recall_at != RECALL_AT:
+        name += "-recall-" + "-".join(map(str, protocol.recall_at))
     name += f"-{protocol.folds}-folds" if protocol.folds > 1 else ""
     name += "-identical-hits" if protocol.identical_hits else ""
+    name += "".join(f"-{report}" for report in reports)
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return run / "eval" / (re.sub(r"[^\w.+-]", "_", name) + ".json")
+
+
+def calibrated_path(run: Path, store: Path, content_hash: str, split: str) -> Path:
+    """Where the evaluation with a calibration lies that a study keeps of each run; earlier versions had other names."""
+    path = evaluation_path(run, store, content_hash, split, reports=["calibration"])
+    earlier = run / "eval" / (re.sub(r"[^\w.+-]", "_", f"{store.stem}-{split}") + ".json")
+    return earlier if earlier.is_file() and not path.is_file() else path
 
 
 def _ranks_table(evaluation: Evaluation) -> pyarrow.Table:

@@ -7,9 +7,13 @@ exact search finds; how much it finds is measured then, on other queries.
 
 # G gallery rows, E width, Q queries.
 
+import json
 import os
 import re
+import signal
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from alignvl_cli.errors import UsageError
-from alignvl_cli.retrieval.nearest import FLAT, agreement, faiss, require_finite, spaced
+from alignvl_cli.retrieval.nearest import AGREEMENT_K, FLAT, agreement, faiss, nearest, require_finite, spaced
 
 AUTO = "auto"
 FLAT_UP_TO = 1_000_000
@@ -29,6 +33,12 @@ PLATEAU = 0.002
 """A search twice as wide that gains less than this gains no more: what is lost is lost by compression."""
 TUNING_QUERIES = 200
 WIDEST = 1 << 16
+LARGEST = {"IVF": 1 << 24, "x": 16}
+"""Part of a factory string -> the greatest number after it, 65,536 after any other: FAISS makes room before it asks."""
+SOUND = re.compile(r"Flat|HNSW\d+|(RR\d+,)?IVF\d+,(Flat|SQ8|PQ\d+)")
+"""Factories that are built in this process; any other might end it, or heed no Ctrl-C, and gets one of its own."""
+EXACT = re.compile(r"(IVF\w+,)?Flat|(HNSW|NSG)\d+(,Flat)?|.*,RFlat")
+"""Factories whose scores are the products of the very vectors; those of any other are approximations."""
 GRAPH_BYTES = 20
 """Of a graph index, a vector: level and offsets."""
 
@@ -39,6 +49,7 @@ def choose_factory(asked: str, vectors: int, width: int, memory: int) -> str:
     The estimate is of the finished index; the float32 vectors that it is made of are in memory besides.
     """
     if asked != AUTO:
+        _require_sound(asked, np.empty((0, width), dtype=np.float32))
         needed = memory_bytes(asked, vectors, width)
         if needed > memory:
             raise UsageError(
@@ -83,10 +94,89 @@ def available_memory() -> int:
 def build_vectors(factory: str, gallery_GE: np.ndarray, query_QE: np.ndarray) -> tuple[Any, dict[str, int]]:
     """A trained and filled inner-product index, and the search setting that it found for itself.
 
-    UsageError when FAISS cannot train `factory` on this gallery, DataError on a row that is not finite.
+    UsageError when FAISS cannot train `factory` on this gallery, or dies of it; DataError on a row that is not finite.
     """
     require_finite(gallery_GE, "gallery")
     rows_GE = np.ascontiguousarray(gallery_GE, dtype=np.float32)
+    _require_sound(factory, rows_GE)
+    if SOUND.fullmatch(factory) is None:
+        return _built_apart(factory, rows_GE, query_QE)
+    return _built(factory, rows_GE, query_QE)
+
+
+def is_exact(factory: str) -> bool:
+    """Whether an index of this factory scores with the very vectors, whichever it finds."""
+    return EXACT.fullmatch(factory) is not None
+
+
+def score_error(index: Any, query_QE: np.ndarray, gallery_GE: np.ndarray) -> float:
+    """How far the scores of the first 10 are from the products with the gallery's rows: the largest difference that up
+    to 200 queries see."""
+    asked_QE = query_QE[spaced(len(query_QE), TUNING_QUERIES)]
+    score_QK, row_QK = nearest(index, asked_QE, AGREEMENT_K)
+    exact_QK = np.einsum("qe,qke->qk", asked_QE, gallery_GE[row_QK.clip(min=0)])
+    return float(np.abs(score_QK - exact_QK)[row_QK >= 0].max(initial=0.0))
+
+
+def _require_sound(factory: str, rows_GE: np.ndarray) -> None:
+    """UsageError for what FAISS would crash on, or not come to an end with."""
+    for part, number in re.findall(r"([A-Za-z]*)(\d+)", factory):
+        least, most = (2 if part == "HNSW" else 1), LARGEST.get(part, 1 << 16)
+        if len(number) > 9 or not least <= int(number) <= most:
+            raise UsageError(f"--factory {factory}: wanted {least} to {most:,} after {part}, got {number}")
+    if "NSG" in factory and (repeated := len(rows_GE) - len({row.tobytes() for row in rows_GE})):
+        raise UsageError(
+            f"--factory {factory}: NSG does not come to an end on equal vectors, and {repeated:,} of {len(rows_GE):,} "
+            "repeat another; choose HNSW32, or auto"
+        )
+
+
+def _built_apart(factory: str, rows_GE: np.ndarray, query_QE: np.ndarray) -> tuple[Any, dict[str, int]]:
+    """As `_built`, in a process of its own, which goes when this one is interrupted."""
+    with tempfile.TemporaryDirectory(prefix="alignvl-index-") as name:
+        folder = Path(name)
+        np.save(folder / "rows.npy", rows_GE)
+        np.save(folder / "queries.npy", query_QE)
+        code = "import sys\nfrom alignvl_cli.retrieval.factory import build_in\nbuild_in(*sys.argv[1:])"
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        child = subprocess.Popen(
+            [sys.executable, "-c", code, name, factory], env=environment, stderr=subprocess.DEVNULL
+        )
+        try:
+            status = child.wait()
+        finally:
+            child.kill()
+            child.wait()
+        if not (folder / "told.json").is_file():
+            how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+            raise UsageError(
+                f"--factory {factory}: FAISS ended {how} while it built this index of {len(rows_GE):,} vectors; choose "
+                "another, e.g. HNSW32, or auto"
+            )
+        told = json.loads((folder / "told.json").read_text(encoding="utf-8"))
+        if "problem" in told:
+            raise UsageError(told["problem"])
+        return faiss().read_index(str(folder / "index.faiss")), told["search"]
+
+
+def build_in(name: str, factory: str) -> None:
+    """The other process: build what `_built_apart` left in the folder `name`, and search it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    folder = Path(name)
+    rows_GE, query_QE = np.load(folder / "rows.npy"), np.load(folder / "queries.npy")
+    try:
+        index, search = _built(factory, rows_GE, query_QE)
+        nearest(index, query_QE[:TUNING_QUERIES], AGREEMENT_K)
+        faiss().write_index(index, str(folder / "index.faiss"))
+        told: dict[str, Any] = {"search": search}
+    except UsageError as problem:
+        told = {"problem": str(problem)}
+    except RuntimeError as problem:
+        told = {"problem": f"--factory {factory}: this index can be made, and not searched: {_reason(problem)}"}
+    (folder / "told.json").write_text(json.dumps(told), encoding="utf-8")
+
+
+def _built(factory: str, rows_GE: np.ndarray, query_QE: np.ndarray) -> tuple[Any, dict[str, int]]:
     index = _empty(factory, rows_GE.shape[1])
     try:
         with _without_warnings():

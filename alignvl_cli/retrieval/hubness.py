@@ -112,6 +112,18 @@ def sides(embeddings: Embeddings) -> dict[str, tuple[Tensor, Tensor]]:
     return {"image_to_text": (img_IE, txt_TE), "text_to_image": (txt_TE, img_IE)}
 
 
+def asking(embeddings: Embeddings) -> dict[str, tuple[Tensor, Tensor]]:
+    """As `sides`, less the images without a caption: they are in the gallery, never a query."""
+    asked_I = torch.from_numpy(captioned(embeddings)).to(embeddings.img_IE.device)
+    found = sides(embeddings)
+    return {**found, "image_to_text": (found["image_to_text"][0][asked_I], found["image_to_text"][1])}
+
+
+def captioned(embeddings: Embeddings) -> np.ndarray:
+    """Positions of the images that have a caption, ascending."""
+    return np.unique(embeddings.rows.text_image)
+
+
 def owners(embeddings: Embeddings) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Direction -> the store's image row of each query and of each gallery row."""
     image_I, image_T = embeddings.rows.image, embeddings.rows.image[embeddings.rows.text_image]
@@ -173,8 +185,7 @@ def normalisation_penalties(
     penalties = {}
     for direction, (alpha, k) in {name: (choice.alpha, choice.k) for name, choice in chosen.items()}.items():
         _, gallery_GE = sides(gallery)[direction]
-        bank_NE, _ = sides(bank)[direction]
-        means = bank_means(gallery_GE, owners(gallery)[direction][1], bank_NE, owners(bank)[direction][0], (k,))
+        means = bank_means(gallery_GE, owners(gallery)[direction][1], *_bank(bank, direction), (k,))
         penalties[direction] = alpha * means[k]
     return penalties
 
@@ -182,7 +193,7 @@ def normalisation_penalties(
 def inverted_softmax_penalties(asked: Embeddings, temperature: float) -> dict[str, Tensor]:
     """Direction -> tau times the log-sum-exp over all queries of cosine / tau, (G,), computed block by block."""
     penalties = {}
-    for direction, (query_QE, gallery_GE) in sides(asked).items():
+    for direction, (query_QE, gallery_GE) in asking(asked).items():
         sum_G = gallery_GE.new_full((len(gallery_GE),), -torch.inf)
         for _, sim_BG in score_blocks(query_QE, gallery_GE):
             sum_G = torch.logaddexp(sum_G, (sim_BG / temperature).logsumexp(dim=0))
@@ -194,21 +205,26 @@ def hubness(
     embeddings: Embeddings, correction: Correction | None, measure: Callable[[dict[str, Tensor]], RetrievalMetrics]
 ) -> Hubness:
     """The report; with a correction also what `measure` finds under its penalties."""
-    plain = {direction: occurrence(query, gallery) for direction, (query, gallery) in sides(embeddings).items()}
+    plain = {direction: occurrence(query, gallery) for direction, (query, gallery) in asking(embeddings).items()}
     if correction is None:
         return Hubness(plain, None)
     after = {
         direction: occurrence(query, gallery, correction.penalties[direction])
-        for direction, (query, gallery) in sides(embeddings).items()
+        for direction, (query, gallery) in asking(embeddings).items()
     }
     metrics = measure(correction.penalties)
     return Hubness(plain, Corrected(correction.name, correction.transductive, correction.parameters, metrics, after))
 
 
+def _bank(bank: Embeddings, direction: str) -> tuple[Tensor, np.ndarray]:
+    """The queries of a bank, and the store's image row of each."""
+    owner_N = owners(bank)[direction][0]
+    return asking(bank)[direction][0], owner_N[captioned(bank)] if direction == "image_to_text" else owner_N
+
+
 def _choose(direction: str, held_out: Embeddings, bank: Embeddings, relevant: Relevant) -> Normalisation:
     query_QE, gallery_GE = sides(held_out)[direction]
-    bank_NE, _ = sides(bank)[direction]
-    means = bank_means(gallery_GE, owners(held_out)[direction][1], bank_NE, owners(bank)[direction][0])
+    means = bank_means(gallery_GE, owners(held_out)[direction][1], *_bank(bank, direction))
 
     def mean_recall(penalty_G: Tensor | None) -> float:
         return sum(recalls(rank_queries(query_QE, gallery_GE, relevant, penalty_G=penalty_G).rank_Q).values())

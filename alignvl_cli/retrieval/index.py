@@ -1,11 +1,8 @@
-"""`index.json`: what was indexed, with what, and how far it can be trusted.
+"""An index: a folder with a FAISS index of a run's images, one of its captions, and what each row is.
 
-An index: a folder with a FAISS index of a run's images, one of its captions, and what each row is.
-
-`image.faiss`, `text.faiss`, `items.parquet` (modality, row, id, uri, caption, content), and `index.json`, which holds
-the hashes of the other three. The folder takes its name only when all four are there (see `index_builder`).
-
-Makes an index of a run and a store, whole or not at all.
+`image.faiss`, `text.faiss`, `items.parquet` (modality, row, id, uri, caption, content; with a hub correction also
+penalty), and `index.json`: what was indexed with what, how far it can be trusted, and the hashes of the other three.
+The folder takes its name only when all four are there.
 """
 
 from collections import Counter
@@ -29,12 +26,12 @@ from alignvl_cli.artifacts import (
     stated_format,
     write_json,
 )
-from alignvl_cli.config import Gallery, HubCorrection
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
-from alignvl_cli.retrieval.factory import AUTO, available_memory, build_vectors, choose_factory
+from alignvl_cli.retrieval.factory import AUTO, available_memory, build_vectors, choose_factory, score_error
 from alignvl_cli.retrieval.hubness import BANK_SPLIT, choose_normalisation, normalisation_penalties
 from alignvl_cli.retrieval.nearest import Agreement, agreement, faiss
+from alignvl_cli.settings import Gallery, HubCorrection
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.run_folder import Run
 
@@ -71,6 +68,8 @@ class IndexRecord:
     sha256: dict[str, str]
     """File of the folder -> hash."""
     made_by: dict[str, Any]
+    score_error: dict[str, float] | None = None
+    """Gallery -> how far its scores were found to be from exact ones, at most; None in indexes of earlier versions."""
 
     def to_json(self) -> dict[str, Any]:
         fields = asdict(self)
@@ -106,6 +105,7 @@ ITEMS = "items.parquet"
 FAISS_FILES = {gallery: f"{gallery.value}.faiss" for gallery in Gallery}
 PARTS = (*FAISS_FILES.values(), ITEMS)
 COLUMNS = ("modality", "row", "id", "uri", "caption", "content")
+PENALTY = "penalty"
 FAISS_ERRORS = (RuntimeError, MemoryError)
 """What FAISS raises on a file that it cannot read or write."""
 
@@ -119,6 +119,8 @@ class Items:
     caption: list[str]
     content: list[str]
     """Equal for rows that are duplicates: the image's SHA-256, or the caption's text."""
+    penalty: list[float] | None = None
+    """Of the hub correction; None without one, and in indexes of earlier versions."""
 
     @cached_property
     def copies(self) -> Counter[str]:
@@ -179,7 +181,8 @@ def _read_faiss(path: Path) -> Any:
 
 def _read_items(path: Path) -> dict[Gallery, Items]:
     try:
-        table = pyarrow.parquet.read_table(path, columns=list(COLUMNS))
+        there = pyarrow.parquet.read_schema(path).names
+        table = pyarrow.parquet.read_table(path, columns=[*COLUMNS, *({PENALTY} & set(there))])
     except (pyarrow.ArrowException, OSError) as problem:
         raise DataError(f"{path}: cannot read the items of this index ({problem}): make it again") from problem
     return {gallery: _gallery_items(table, gallery) for gallery in Gallery}
@@ -187,7 +190,8 @@ def _read_items(path: Path) -> dict[Gallery, Items]:
 
 def _gallery_items(table: pyarrow.Table, gallery: Gallery) -> Items:
     mine = table.filter(pyarrow.compute.equal(table["modality"], gallery.value))
-    return Items(*(mine[column].to_pylist() for column in ("id", "uri", "caption", "content")))
+    columns = (column for column in ("id", "uri", "caption", "content", PENALTY) if column in mine.column_names)
+    return Items(*(mine[column].to_pylist() for column in columns))
 
 
 def build_index(
@@ -228,10 +232,17 @@ def build_index(
         gallery.value: agreement(built[gallery][0], _every_other(query_QE, 0), rows_GE)
         for gallery, (rows_GE, query_QE) in sides.items()
     }
+    errors = {
+        gallery.value: score_error(built[gallery][0], _every_other(query_QE, 0), rows_GE)
+        for gallery, (rows_GE, query_QE) in sides.items()
+    }
+    items = _items_table(store, embeddings)
+    if correction is not None:
+        items = items.append_column(PENALTY, [-np.concatenate([rows_GE[:, -1] for rows_GE, _ in sides.values()])])
     with new_folder(output, replace=True) as scratch:
         for gallery, (index, _) in built.items():
             _write_faiss(index, scratch / FAISS_FILES[gallery])
-        pyarrow.parquet.write_table(_items_table(store, embeddings), scratch / ITEMS)
+        pyarrow.parquet.write_table(items, scratch / ITEMS)
         record = IndexRecord(
             run=str(run.path.resolve()),
             adapters_sha256=run.config["adapters_sha256"],
@@ -249,6 +260,7 @@ def build_index(
             recall_against_exact=measured,
             sha256={name: file_sha256(scratch / name) for name in PARTS},
             made_by=made_by("index", {"split": split, "factory": factory}),
+            score_error=errors,
         )
         write_json(scratch / RECORD, record.to_json())
     return record

@@ -1,15 +1,9 @@
-"""How an evaluation counts: settings and their words.
-
-Loads no heavy library, so that the command line can name them.
-
-Retrieval metrics from per-query ranks.
+"""What a hit is (the protocol, and which gallery rows answer a query), and retrieval metrics from per-query ranks.
 
 A rank is the number of wrong candidates that score at least as well as the match: 0 is a hit at 1.
 What papers on image-text retrieval call R@K is the hit rate: the share of queries with any relevant item among the
 first K. It is called so in code and R@K where it is shown. (Information retrieval's recall, found over total,
 could not exceed 20 % at K = 1 with five captions per image.)
-
-Which gallery rows answer a query: its own pairs, or also those of the very same text.
 """
 
 from collections.abc import Iterator, Sequence
@@ -187,14 +181,6 @@ def direction_metrics(ranks: QueryRanks, recall_at: tuple[int, ...] = RECALL_AT)
         mrr=mean["mrr"],
         map_at_r=mean["mAP@R"],
     )
-
-
-def wilson(share: float, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % interval (1927) of a share of independent trials, from 0 to 1; never of width 0."""
-    square = NORMAL_95 * NORMAL_95 / trials
-    centre = (share + square / 2) / (1 + square)
-    half = np.sqrt(square * share * (1 - share) + square * square / 4) / (1 + square)
-    return float(max(0.0, min(share, centre - half))), float(min(1.0, max(share, centre + half)))
 
 
 def predicted(share: float, trials: float) -> tuple[float, float]:

@@ -1,10 +1,7 @@
-"""`alignvl probe`: a sample of a store, measured, and what it says of training on it.
+"""`alignvl probe`: how alike the two frozen spaces of a store arrange the same pairs, beside what shuffled pairs would
+give, and what that says of training on it.
 
-Letters: N pairs, D and C widths of image and text latents, I images, T captions, K shared width.
-
-How alike two spaces arrange the same pairs, row by row; each measure with what shuffled pairs would give.
-
-Letters: N pairs, D and C widths of image and text latents, K neighbours.
+Letters: N pairs, D and C widths of image and text latents, I images, T captions, K neighbours or shared width.
 """
 
 import math
@@ -20,8 +17,8 @@ from torch import Tensor
 from alignvl_cli.align.closed_forms import CLOSED_FORMS, Maps, Moments, moments, rank
 from alignvl_cli.align.neighbours import NEIGHBOURS, nearest_others
 from alignvl_cli.align.ranks import RECALL_AT, Ranks, image_to_text_ranks, recalls, text_to_image_ranks
-from alignvl_cli.config import Method
 from alignvl_cli.errors import DataError
+from alignvl_cli.settings import Method
 from alignvl_cli.store.reader import Store
 
 PERMUTATIONS = 20

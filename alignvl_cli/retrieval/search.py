@@ -2,16 +2,18 @@
 
 # Q queries, E shared width, K nearest.
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from alignvl_cli.config import Gallery
 from alignvl_cli.errors import MismatchError
 from alignvl_cli.retrieval.dual_encoder import DualEncoder
 from alignvl_cli.retrieval.index import Index, Items
 from alignvl_cli.retrieval.nearest import nearest
+from alignvl_cli.settings import Gallery
+from alignvl_cli.store.reader import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,8 @@ class Hit:
     rank: int
     """From 1."""
     score: float
-    """Cosine; of an index with a hub correction, cosine less the penalty."""
+    """Cosine; of an index with a hub correction, cosine less the penalty. Of compressed vectors, unless rescored, an
+    approximation."""
     id: str
     """Of the image; of a caption, the id of its image."""
     uri: str
@@ -41,6 +44,12 @@ class Hit:
         }
 
 
+SHOWN_LETTERS = 40
+"""Of a text that a message names."""
+Rescore = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(queries (Q, E), rows (Q, K) of a gallery, -1 for none) -> exact scores (Q, K)."""
+
+
 def search(
     index: Index,
     encoder: DualEncoder,
@@ -49,12 +58,13 @@ def search(
     k: int,
     of: Gallery,
     threshold: float | None = None,
+    rescore: Rescore | None = None,
 ) -> list[list[Hit]]:
     """The first `k` distinct hits of each query, embedded by `encoder` (unit rows), that score `threshold` or more.
 
     Fewer when the gallery has fewer, or an approximate index finds fewer. Images of the same content, and captions of
-    the same text, are one hit with a count. Raises MismatchError when the index was made with other adapters than the
-    encoder's, ValueError for k < 1.
+    the same text, are one hit with a count. `rescore` gives the scores of an index of compressed vectors exactly.
+    Raises MismatchError when the index was made with other adapters than the encoder's, ValueError for k < 1.
     """
     if k < 1:
         raise ValueError(f"k should be at least 1, not {k}")
@@ -66,11 +76,45 @@ def search(
     while waiting:
         depth = min(2 * depth, vectors.ntotal)  # duplicates take places: look further until k distinct hits are found
         score_QK, row_QK = nearest(vectors, index.queries(query_QE[waiting]), depth)
+        if rescore is not None:
+            score_QK = rescore(query_QE[waiting], row_QK)
         for position, score_K, row_K in zip(waiting, score_QK, row_QK, strict=True):
             hits[position] = _fold(items, score_K, row_K, k)
         waiting = [position for position in waiting if len(hits[position]) < wanted and depth < vectors.ntotal]
     lowest = -np.inf if threshold is None else threshold
     return [[hit for hit in hits[position] if hit.score >= lowest] for position in range(len(query_QE))]
+
+
+def exact_scores(index: Index, encoder: DualEncoder, store: Store, of: Gallery) -> Rescore | None:
+    """Scores from the store's latents, of the rows that are asked for; None when the index does not know the penalties
+    of its hub correction, which those of earlier versions keep in the compressed vectors alone."""
+    penalty = index.items[of].penalty
+    if index.record.hubness is not None and penalty is None:
+        return None
+    rows = store.rows(index.record.split)
+    penalty_G = np.zeros(len(index.items[of].id)) if penalty is None else np.array(penalty)
+
+    def rescore(query_QE: np.ndarray, row_QK: np.ndarray) -> np.ndarray:
+        found, place = np.unique(row_QK.clip(min=0), return_inverse=True)
+        if of is Gallery.image:
+            unit_NE = encoder.project_image(store.image_block(rows.image[found]))
+        else:
+            unit_NE = encoder.project_text(store.text_block(rows.text[found]))
+        each = zip(query_QE, place.reshape(row_QK.shape), strict=True)
+        return np.stack([unit_NE[place_K] @ query_E - penalty_G[found][place_K] for query_E, place_K in each])
+
+    return rescore
+
+
+def cut_texts(encoder: DualEncoder, texts: Sequence[str]) -> list[str]:
+    """A sentence for each text that the encoder reads the beginning of only."""
+    tower = encoder._text  # of this room, and asked once a search
+    return [
+        f"{text[:SHOWN_LETTERS]!r}... has {length:,} tokens, and the text encoder reads {tower.max_length:,}: "
+        "the rest has no part in the result"
+        for text, length in zip(texts, tower.lengths(list(texts)), strict=True)
+        if length > tower.max_length
+    ]
 
 
 def require_same_adapters(index: Index, encoder: DualEncoder) -> None:

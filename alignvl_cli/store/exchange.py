@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from alignvl_cli.artifacts import made_by, new_folder
-from alignvl_cli.config import LatentFormat, StoreDtype
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import LatentFormat, StoreDtype
 from alignvl_cli.store.reader import Store
 from alignvl_cli.store.schema import encoder_hash
 from alignvl_cli.store.writer import StoreAbout, StoreRows, write_store

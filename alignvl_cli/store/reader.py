@@ -1,6 +1,6 @@
 """Opens a store: checked on opening, latents mapped into memory and verified when first loaded.
 
-What a store's file must be like to be read at all; whatever is wrong with it becomes one DataError.
+Whatever is wrong with the file becomes one DataError that names it.
 """
 
 import json
@@ -99,7 +99,7 @@ def read_sizes(path: Path, file: h5py.File) -> dict[str, int]:
 
 
 def own_dataset(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
-    """The dataset `name`, whose bytes must lie in this very file: no link that leads elsewhere, no virtual or
+    """The dataset `name`, whose bytes must lie in this very file: no link to elsewhere, no virtual or
     external storage, no size that the file is too small for."""
     parts = name.split("/")
     for depth in range(1, len(parts) + 1):
@@ -216,6 +216,10 @@ class Store:
     """(T,) int64 row of each text's image."""
     _digests: Mapping[str, np.ndarray] = field(repr=False)
     _verified: Mapping[str, np.ndarray] = field(repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy or a pickle holds no latents: it opens the file again, which must hold the same."""
+        return _reopen, (self.path, self.digest)
 
     @cached_property
     def image_uri(self) -> list[str]:
@@ -370,6 +374,13 @@ def open_store(path: str | Path) -> Store:
         _digests=digests,
         _verified={name: np.zeros(len(digests[name]), dtype=bool) for name in latents},
     )
+
+
+def _reopen(path: Path, digest: str) -> Store:
+    store = open_store(path)
+    if store.digest != digest:
+        raise DataError(f"{path}: another store than the one that was copied or pickled; open the one that is meant")
+    return store
 
 
 def read_made_by(path: Path) -> dict[str, Any] | None:

@@ -16,8 +16,8 @@ import h5py
 import numpy as np
 
 from alignvl_cli.artifacts import canonical_json, committed
-from alignvl_cli.config import StoreDtype
 from alignvl_cli.errors import DataError
+from alignvl_cli.settings import StoreDtype
 from alignvl_cli.store import schema
 from alignvl_cli.store.schema import BlockDigest, Rejected
 

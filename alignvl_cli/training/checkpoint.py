@@ -1,11 +1,8 @@
-"""`checkpoint/` in a run folder: what an unfinished run goes on from, tensors and JSON, whole or absent.
+"""`checkpoint/` in a run folder: what an unfinished run is resumed from, as tensors and JSON, whole or absent.
 
 `STEP.safetensors` is written first, `state.json`, which names it and its digest, last: a process that is killed
-between the two leaves the former checkpoint in place.
-
-The whole of a training state as named tensors and JSON, and back; and when it is worth writing.
-
-Taken between two steps, right after a log line or a validation, so that nothing is half done.
+between the two leaves the former checkpoint in place. A checkpoint is taken between two steps, right after a log line
+or a validation, so that nothing is half done.
 """
 
 import shutil
@@ -50,7 +47,7 @@ def write_checkpoint(run: Path, step: int, tensors: Mapping[str, Tensor], state:
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Whether there is anything to go on from; `read_checkpoint` says whether it is sound."""
+    """Whether there is anything to resume from; `read_checkpoint` says whether it is sound."""
     return (run / FOLDER / STATE).is_file()
 
 
@@ -75,7 +72,7 @@ def read_checkpoint(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | Non
 
 
 def remove_checkpoint(run: Path) -> None:
-    """Of a complete run: nothing goes on from it any more."""
+    """Of a complete run: nothing is resumed from it any more."""
     with suppress(FileNotFoundError):
         shutil.rmtree(run / FOLDER)
 
@@ -120,7 +117,7 @@ class Checkpoints:
 
 
 def is_resting_point(record: Record, plan: Plan) -> bool:
-    """Whether a run can go on from right after `record`: a validation, or a log line that none follows."""
+    """Whether a run can be resumed from right after `record`: a validation, or a log line that none follows."""
     return isinstance(record, Validated) or (isinstance(record, Step) and not plan.validates_after(record.step))
 
 

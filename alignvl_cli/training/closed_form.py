@@ -1,5 +1,5 @@
-"""`--method procrustes|cca|ridge`, the adapters solved for, and `--init cca`, their start solved for; the ridge is
-chosen on validation.
+"""Adapters that are solved for: `--method procrustes|cca|ridge`, and the start of `--init cca`. The ridge is selected
+on the validation split.
 
 Letters: I images, T captions, N pairs of a block, E shared width.
 """
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from alignvl_cli.align.adapters import TAU_RANGE, Adapter, AdapterPair, InvertedBottleneck
 from alignvl_cli.align.closed_forms import CLOSED_FORMS, Maps, Moments, moments, rank
 from alignvl_cli.align.losses import contrastive
-from alignvl_cli.config import Loss, Method
 from alignvl_cli.errors import DataError
+from alignvl_cli.settings import Loss, Method
 from alignvl_cli.training.data import SplitLatents
 from alignvl_cli.training.state import Best, Plan, TrainState, Tried, copied
 from alignvl_cli.training.validation import validate

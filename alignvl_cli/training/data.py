@@ -1,12 +1,10 @@
-"""The latents of one split: float32 tensors that a batch is gathered from by index, or rows left in the store.
+"""The latents that a batch is gathered from: resident float32 tensors, or, under `--memory-budget`, a shuffle buffer.
 
-Letters: I images, T captions of the split, D and C widths of image and text latents; K keys a pair.
-A pair is a text row with its image, so pairs are numbered as the texts are.
+A pair is a text row with its image, so pairs are numbered as the texts are. The buffer holds some blocks of
+neighbouring pairs at a time: the blocks are shuffled, and the pairs of the blocks that are shuffled together too.
 
-Training on more latents than memory may hold (`--memory-budget`): blocks of neighbouring pairs are shuffled, a
-window of blocks is in memory at a time, and the pairs of a window are shuffled among themselves.
-
-Letters: P pairs, N rows of a batch, B pairs of a block, S blocks in memory, D and C widths of image and text latents.
+Letters: I images, T captions of the split, P pairs, N rows of a batch, B pairs of a block, S blocks in memory, D and C
+widths of image and text latents; K keys a pair.
 """
 
 from collections import OrderedDict
@@ -224,33 +222,33 @@ def shared_images(train: Sequence[Store], train_split: str, val: Store, val_spli
     return sum(row.tobytes() in seen for row in val.image_sha256[val.rows(val_split).image])
 
 
-WINDOW_BLOCKS = 16
+BUFFER_BLOCKS = 16
 """Blocks whose pairs are shuffled together. Twice as many are held: a step's anchors and partners are neighbours in the
-order of the epoch, and lie in two windows at most."""
+order of the epoch, and lie in two such groups of blocks at most."""
 SMALLEST_BLOCK = 16
 LARGEST_BLOCK = 16_384
 
 
-class WindowedLatents:
-    """One split, of which `2 * WINDOW_BLOCKS` blocks are in memory; the least recently used makes room.
+class ShuffleBuffer:
+    """One split, of which `2 * BUFFER_BLOCKS` blocks are in memory; the least recently used makes room.
 
     Pairs are numbered in the order of their images, so that the pairs of a block share the images of a block.
     """
 
     def __init__(self, image: StoredRows, text: StoredRows, text_image_T: Tensor, budget: int, batch_size: int) -> None:
-        """`budget` bytes of latents in memory. UsageError when two windows of them do not hold the batch."""
+        """`budget` bytes of latents in memory. UsageError when two buffers of them do not hold the batch."""
         self.image_ID, self.text_TC = image, text
         image_T = text_image_T.numpy()
         self._text_P = np.argsort(image_T, kind="stable")
         self._image_P = image_T[self._text_P]
         pair_bytes = FLOAT_BYTES * (image.shape[1] + text.shape[1])  # at most: captions of one image share its latent
-        held = 2 * WINDOW_BLOCKS
+        held = 2 * BUFFER_BLOCKS
         self._block = min(LARGEST_BLOCK, budget // (held * pair_bytes))
-        wanted = max(SMALLEST_BLOCK, -(-2 * batch_size // WINDOW_BLOCKS))
+        wanted = max(SMALLEST_BLOCK, -(-2 * batch_size // BUFFER_BLOCKS))
         if self._block < wanted:
             raise UsageError(
                 f"--memory-budget {_as_size(budget)}: --batch-size {batch_size} with latents of this width needs at "
-                f"least {_as_size(held * wanted * pair_bytes)}, two windows of twice the batch"
+                f"least {_as_size(held * wanted * pair_bytes)}, two shuffle buffers of twice the batch"
             )
         block_starts = range(0, self.pairs, self._block)
         most_images = max(len(np.unique(self._image_P[start : start + self._block])) for start in block_starts)
@@ -271,14 +269,14 @@ class WindowedLatents:
         return torch.from_numpy(self._text_P)
 
     def epoch_order(self, generator: torch.Generator) -> Tensor:
-        """All pairs: blocks in random order, and within each window of blocks the pairs in random order."""
+        """All pairs: blocks in random order, and the pairs of each sixteen blocks in random order."""
         blocks = torch.arange(self.pairs).split(self._block)
         order = torch.randperm(len(blocks), generator=generator).tolist()
-        windows = []
-        for start in range(0, len(order), WINDOW_BLOCKS):
-            window = torch.cat([blocks[number] for number in order[start : start + WINDOW_BLOCKS]])
-            windows.append(window[torch.randperm(len(window), generator=generator)])
-        return torch.cat(windows)
+        shuffled = []
+        for start in range(0, len(order), BUFFER_BLOCKS):
+            buffer = torch.cat([blocks[number] for number in order[start : start + BUFFER_BLOCKS]])
+            shuffled.append(buffer[torch.randperm(len(buffer), generator=generator)])
+        return torch.cat(shuffled)
 
     def rows(self, pair_N: Tensor) -> tuple[Tensor, Tensor]:
         """Image (N, D) and text (N, C) latents of these pairs, read from the store where they are not in memory."""

@@ -17,60 +17,60 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alignvl_cli.align.adapters import AdapterPair, StreamDropout
-from alignvl_cli.align.tiles import Peers
+from alignvl_cli.align.tiles import ProcessGroup
 from alignvl_cli.distributed import ranks_here, use_own_gpu
 from alignvl_cli.errors import AlignvlError, UsageError
 
-PATIENCE = timedelta(minutes=5)
+TIMEOUT = timedelta(minutes=5)
 """How long a process waits for the others before it gives up. The longest that one works alone is a checkpoint."""
 
 
 @dataclass(frozen=True)
-class Team(Peers):
-    """This process's place among `size` processes; alone by default, and then nothing is exchanged."""
+class DataParallel(ProcessGroup):
+    """This process's place among `world_size` processes; alone by default, and then nothing is exchanged."""
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process is the one that writes and speaks."""
         return self.rank == 0
 
     def require_shares(self, batch_size: int) -> None:
         """UsageError unless a batch can be shared out evenly."""
-        if batch_size % self.size:
+        if batch_size % self.world_size:
             raise UsageError(
-                f"--batch-size {batch_size}: {self.size} processes share the rows of a batch, so it must be a "
-                f"multiple of {self.size}, as {batch_size - batch_size % self.size or self.size} is"
+                f"--batch-size {batch_size}: {self.world_size} processes share the rows of a batch, so it must be a "
+                f"multiple of {self.world_size}, as {batch_size - batch_size % self.world_size or self.world_size} is"
             )
 
-    def share(self, whole_N: Tensor) -> Tensor:
+    def own_rows(self, whole_N: Tensor) -> Tensor:
         """This process's rows (R, ...) of a tensor (N, ...)."""
-        own = self.share_of(len(whole_N), self.rank)
+        own = self.rows_of(len(whole_N), self.rank)
         return whole_N[own.start : own.stop]
 
-    def whole(self, share_RE: Tensor) -> Tensor:
+    def all_gather(self, share_RE: Tensor) -> Tensor:
         """The embeddings (N, E) of all processes; the gradient flows to this process's own rows."""
-        if self.size == 1:
+        if self.world_size == 1:
             return share_RE
-        parts = [torch.empty_like(share_RE) for _ in range(self.size)]
-        with _in_touch():
+        parts = [torch.empty_like(share_RE) for _ in range(self.world_size)]
+        with _collective():
             dist.all_gather(parts, share_RE.detach().contiguous())
         parts[self.rank] = share_RE
         return torch.cat(parts)
 
-    def add(self, *tensors: Tensor) -> None:
+    def all_reduce(self, *tensors: Tensor) -> None:
         """Sum each over the processes, in place."""
-        if self.size == 1:
+        if self.world_size == 1:
             return
-        with _in_touch():
+        with _collective():
             for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
                 work.wait()
 
-    def add_exponentials(self, log: Tensor) -> None:
+    def all_reduce_logsumexp(self, log: Tensor) -> None:
         """The logarithm of the exponentials' sum over the processes, in place."""
-        if self.size == 1:
+        if self.world_size == 1:
             return
-        parts = [torch.empty_like(log) for _ in range(self.size)]
-        with _in_touch():
+        parts = [torch.empty_like(log) for _ in range(self.world_size)]
+        with _collective():
             dist.all_gather(parts, log.contiguous())
         torch.logsumexp(torch.stack(parts), dim=0, out=log)
 
@@ -78,57 +78,57 @@ class Team(Peers):
         """Have every dropout draw its masks for the whole batch, and use this process's rows of them."""
         for module in adapters.modules():
             if isinstance(module, StreamDropout):
-                module.part, module.parts = self.rank, self.size
+                module.part, module.parts = self.rank, self.world_size
 
-    def add_gradients(self, adapters: AdapterPair) -> None:
+    def all_reduce_gradients(self, adapters: AdapterPair) -> None:
         """Sum the gradients over the processes, in place. That of the temperature is whole in each of them already."""
         whole = {"tau", "log_t", "bias"}
         grads = [parameter.grad for name, parameter in adapters.named_parameters() if name not in whole]
-        self.add(*(grad for grad in grads if grad is not None))
+        self.all_reduce(*(grad for grad in grads if grad is not None))
 
-    def agree(self, value: float) -> float:
-        """The leader's value, which decides for all: on unlike machines the others' may differ in the last bit."""
-        if self.size == 1:
+    def broadcast(self, value: float) -> float:
+        """Rank 0's value, which decides for all: on unlike machines the others' may differ in the last bit."""
+        if self.world_size == 1:
             return value
         told = torch.tensor(value, dtype=torch.float64, device=_device())
-        with _in_touch():
+        with _collective():
             dist.broadcast(told, 0)
         return told.item()
 
-    def start_alike(self, adapters: AdapterPair) -> None:
-        """Wait until everyone is here, and take the leader's weights."""
-        if self.size > 1:
-            with _in_touch():
+    def broadcast_weights(self, adapters: AdapterPair) -> None:
+        """Wait until everyone is here, and take rank 0's weights."""
+        if self.world_size > 1:
+            with _collective():
                 for tensor in adapters.state_dict().values():
                     dist.broadcast(tensor, 0)
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Team]:
-    """The team that `torchrun` started this process in, or a team of one."""
+def joined(device: str) -> Iterator[DataParallel]:
+    """The processes that `torchrun` started together, or this one alone."""
     ranks = ranks_here()
     if not ranks.is_shared:
-        yield Team()
+        yield DataParallel()
         return
     if device == "cuda":
         use_own_gpu(ranks)
-    with _in_touch():
-        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+    with _collective():
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
     try:
-        yield Team(dist.get_rank(), dist.get_world_size())
+        yield DataParallel(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
 
 
 @contextmanager
-def _in_touch() -> Iterator[None]:
+def _collective() -> Iterator[None]:
     """What torch raises when another process is gone or silent, in words."""
     try:
         yield
     except (RuntimeError, ValueError) as problem:
         raise AlignvlError(
-            f"another process of this training is gone, or did not answer for {PATIENCE.seconds} s "
-            f"({str(problem).splitlines()[0]}); go on with `alignvl train --resume RUN`, under torchrun as before"
+            f"another process of this training is gone, or did not answer for {TIMEOUT.seconds} s "
+            f"({str(problem).splitlines()[0]}); resume with `alignvl train --resume RUN`, under torchrun as before"
         ) from problem
 
 

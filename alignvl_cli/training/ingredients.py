@@ -1,10 +1,8 @@
 """What happens to a batch between the store and the loss: an ablated ingredient is absent from these lists.
 
-Letters: N rows of the batch, D and C widths of image and text latents, E shared width; K keys a row.
+Anchors and partners of one step are disjoint, and every arm takes equally many steps.
 
-Which pairs a step sees. Anchors and partners of one step are disjoint, and every arm takes equally many steps.
-
-Letters: P pairs, N rows of a batch.
+Letters: P pairs, N rows of a batch, D and C widths of image and text latents, E shared width; K keys a row.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,10 +16,10 @@ from alignvl_cli.align.mixing import draw_coefficient, mix
 from alignvl_cli.align.perturbation import MULTIPLICATIVE, NOISE, Sampler, standard_deviation
 from alignvl_cli.align.smoothing import Frozen
 from alignvl_cli.align.streams import Stream, Streams
-from alignvl_cli.config import EsTarget, MixCoefficient, NoiseKind, NoisePosition, NoiseUnits, TrainConfig
 from alignvl_cli.devices import sent
 from alignvl_cli.errors import UsageError
-from alignvl_cli.training.data import SplitLatents, WindowedLatents
+from alignvl_cli.settings import EsTarget, MixCoefficient, NoiseKind, NoisePosition, NoiseUnits, TrainConfig
+from alignvl_cli.training.data import ShuffleBuffer, SplitLatents
 
 
 class Slices(NamedTuple):
@@ -66,7 +64,7 @@ Transform = Callable[[Batch, Slices], Batch]
 class Gather:
     """The rows of a slice, from wherever the latents are, on the device that computes."""
 
-    data: SplitLatents | WindowedLatents
+    data: SplitLatents | ShuffleBuffer
     keys_KP: Tensor | None
     device: str = "cpu"
 

@@ -1,8 +1,7 @@
 """The training loop: draws batches, takes steps, validates, and yields a record now and then.
 
-Nothing in it prints, writes or reads the clock for a decision; between two records nothing waits for the device.
-
-Means of the losses between two log lines, read from the device once.
+Nothing in it prints, writes or reads the clock for a decision. Losses stay on the device and are read once for each
+record: between two records nothing waits for the device.
 """
 
 import math
@@ -17,18 +16,17 @@ from alignvl_cli.align.adapters import AdapterPair
 from alignvl_cli.align.losses import LossParts, contrastive
 from alignvl_cli.align.smoothing import smoothing_at
 from alignvl_cli.align.streams import Stream
-from alignvl_cli.config import Init, Precision
 from alignvl_cli.devices import is_out_of_memory
 from alignvl_cli.errors import DataError, DivergedError, UsageError
+from alignvl_cli.settings import Init, Precision
 from alignvl_cli.training.closed_form import fitted_tau
-from alignvl_cli.training.health import SKIPPED_IN_A_ROW, collapse_warnings, skip_warnings, tau_warnings
 from alignvl_cli.training.ingredients import Slices, epoch_slices
 from alignvl_cli.training.optimizer import gradients, learning_rate, step_unless
 from alignvl_cli.training.state import Best, Plan, Step, TrainState, Validated, Warned, copied
-from alignvl_cli.training.validation import validate
+from alignvl_cli.training.validation import SKIPPED_IN_A_ROW, collapse_warnings, skip_warnings, tau_warnings, validate
 
 
-class Meter:
+class RunningMeans:
     """Keeps the losses on the device until they are read, and counts rows against the clock."""
 
     def __init__(self, batch_size: int) -> None:
@@ -120,21 +118,21 @@ def fit(plan: Plan, state: TrainState) -> Iterator[Step | Validated | Warned]:
 
 def _epochs(plan: Plan, state: TrainState) -> Iterator[Step | Validated | Warned]:
     config, data = plan.config, plan.gather.data
-    meter = Meter(config.batch_size)
+    means = RunningMeans(config.batch_size)
     for epoch in range(state.step // plan.steps_per_epoch + 1, config.epochs + 1):
         if config.patience and state.validations_since_best >= config.patience:
             return
         state.epoch_began = state.streams[Stream.permutation].get_state()
         slices_of_epoch = epoch_slices(data.epoch_order(state.streams[Stream.permutation]), config.batch_size)
         for slices in islice(slices_of_epoch, state.step % plan.steps_per_epoch, None):
-            meter.add(*_with_room(plan, state, slices))
+            means.add(*_with_room(plan, state, slices))
             if state.step % plan.log_every == 0:
-                yield from meter.read(plan, state, epoch)
+                yield from means.read(plan, state, epoch)
         if plan.validates_after(state.step):
-            if meter.steps:
-                yield from meter.read(plan, state, epoch)
+            if means.steps:
+                yield from means.read(plan, state, epoch)
             yield from _validated(plan, state, epoch)
-            meter.restart_clock()
+            means.restart_clock()
 
 
 def _with_room(plan: Plan, state: TrainState, slices: Slices) -> tuple[LossParts, Tensor]:
@@ -157,7 +155,7 @@ def take_step(plan: Plan, state: TrainState, slices: Slices) -> tuple[LossParts,
     loss = batch_loss(plan, state.adapters, slices, progress=state.step / plan.total_steps)
     state.optimiser.zero_grad(set_to_none=True)
     loss.loss.backward()
-    plan.team.add_gradients(state.adapters)
+    plan.parallel.all_reduce_gradients(state.adapters)
     skipped = state.skips.judge(loss, gradients(state.optimiser))
     step_unless(state.optimiser, skipped, learning_rate(state.step, plan.total_steps, plan.config.lr))
     state.adapters.clamp_tau()
@@ -174,10 +172,10 @@ def batch_loss(plan: Plan, adapters: AdapterPair, slices: Slices, progress: floa
     for transform in plan.inputs:
         batch = transform(batch, slices)
     with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=plan.precision is Precision.bf16):
-        image, text = (plan.team.share(latents) for latents in (batch.image, batch.text))
+        image, text = (plan.parallel.own_rows(latents) for latents in (batch.image, batch.text))
         image, text = adapters.image.body(image), adapters.text.body(text)
     # What follows is float32 whatever the adapters compute in: little noise on the output would be lost in rounding.
-    image, text = (plan.team.whole(embedded).float() for embedded in (image, text))
+    image, text = (plan.parallel.all_gather(embedded).float() for embedded in (image, text))
     batch = batch._replace(image=image, text=text)
     for transform in plan.outputs:
         batch = transform(batch, slices)
@@ -193,7 +191,7 @@ def batch_loss(plan: Plan, adapters: AdapterPair, slices: Slices, progress: floa
         keys_KN=batch.keys_KN,
         frozen=batch.frozen,
         tile=plan.loss_tile,
-        peers=plan.team,
+        group=plan.parallel,
         rounds=plan.loss_rounds,
     )
 
@@ -203,7 +201,7 @@ def _validated(plan: Plan, state: TrainState, epoch: int) -> Iterator[Warned | V
         metrics = validate(state.judged, plan.val)
     except DataError as problem:  # the loss was finite, but the last update was not
         raise diverged("the validation embeddings are not finite", plan, state) from problem
-    metrics["mean_recall"] = plan.team.agree(metrics["mean_recall"])
+    metrics["mean_recall"] = plan.parallel.broadcast(metrics["mean_recall"])
     is_best = state.best is None or metrics["mean_recall"] > state.best.metrics["mean_recall"]
     state.validations_since_best += 1
     if is_best:

@@ -1,7 +1,4 @@
-"""AdamW and its schedule, as the FuseMix release sets them.
-
-Weight averaging (`--ema`): an exponential moving average of the weights, validated and kept in their place.
-"""
+"""AdamW and its schedule, as the FuseMix release sets them, and the moving average of the weights (`--ema`)."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""From open stores and settings to the first step."""
+"""From open stores and settings to the first step: the plan of a training and its initial state."""
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -9,17 +9,16 @@ from torch import Tensor
 
 from alignvl_cli.align.adapters import Adapter, AdapterShape, new_pair
 from alignvl_cli.align.streams import Streams
-from alignvl_cli.config import Init, Method, NoiseKind, NoisePosition, Precision, TrainConfig
 from alignvl_cli.devices import automatic_tile, choose_precision, fits_on
 from alignvl_cli.errors import UsageError
-from alignvl_cli.grammar import subset_of
+from alignvl_cli.settings import Init, Method, NoiseKind, NoisePosition, Precision, TrainConfig, subset_of
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.closed_form import start_at_cca
 from alignvl_cli.training.data import (
     FLOAT_BYTES,
+    ShuffleBuffer,
     SplitLatents,
     StoredRows,
-    WindowedLatents,
     blocks,
     is_within,
     load_split,
@@ -30,14 +29,14 @@ from alignvl_cli.training.data import (
     root_mean_square,
     shared_images,
 )
-from alignvl_cli.training.data_parallel import Team
-from alignvl_cli.training.health import Skips
+from alignvl_cli.training.data_parallel import DataParallel
 from alignvl_cli.training.ingredients import Gather, input_transforms, noise_std, output_transforms, steps_per_epoch
 from alignvl_cli.training.optimizer import Average, adamw
 from alignvl_cli.training.state import Plan, Started, TrainState
-from alignvl_cli.training.subsets import ChosenPairs, choose_pairs
+from alignvl_cli.training.subsets import SelectedPairs, select_pairs
+from alignvl_cli.training.validation import Skips
 
-ALONE = Team()
+ALONE = DataParallel()
 TRAIN, VAL = "train", "val"
 TRAIN_REMEDY = "train on a store that has one"
 VAL_REMEDY = (
@@ -49,7 +48,7 @@ FAINT_NOISE = 0.05
 
 
 def prepare(
-    stores: Sequence[Store], val_store: Store, config: TrainConfig, device: str, team: Team = ALONE
+    stores: Sequence[Store], val_store: Store, config: TrainConfig, device: str, parallel: DataParallel = ALONE
 ) -> tuple[Plan, TrainState, Started]:
     """Everything before the first step: data resident and normalised, adapters initialised, ingredients collected.
 
@@ -65,33 +64,33 @@ def prepare(
     pairs = _pairs(stores, config)
     epoch_steps = 0
     if not is_solved:  # before reading gigabytes
-        team.require_shares(config.batch_size)
+        parallel.require_shares(config.batch_size)
         epoch_steps = steps_per_epoch(pairs, config.batch_size)
     streams = Streams(config.seed, device)
-    chosen = choose_pairs(stores, TRAIN, config, streams)
-    image, text = _training_rows(chosen, config.memory_budget)
-    text_image_T, val = chosen.text_image_T, load_split([val_store], VAL)
+    selected = select_pairs(stores, TRAIN, config, streams)
+    image, text = _training_rows(selected, config.memory_budget)
+    text_image_T, val = selected.text_image_T, load_split([val_store], VAL)
     adapters = new_pair(_shape(config, image.shape[1], text.shape[1]), streams)
     image, val_image_ID = _prepared(adapters.image, image, val.image_ID)
     text, val_text_TC = _prepared(adapters.text, text, val.text_TC)
     val = replace(val, image_ID=val_image_ID, text_TC=val_text_TC)
-    train: SplitLatents | WindowedLatents
+    train: SplitLatents | ShuffleBuffer
     if isinstance(image, StoredRows) and isinstance(text, StoredRows) and config.memory_budget is not None:
-        train = WindowedLatents(image, text, text_image_T, config.memory_budget, config.batch_size)
+        train = ShuffleBuffer(image, text, text_image_T, config.memory_budget, config.batch_size)
     else:
         assert isinstance(image, Tensor)
         assert isinstance(text, Tensor)
         train = SplitLatents(image, text, text_image_T)
     latent_rms = {"image": root_mean_square(train.image_ID), "text": root_mean_square(train.text_TC)}
-    keys, corrupted_P = chosen.keys_KP if config.mask_duplicates else None, chosen.corrupted_P
-    if isinstance(train, WindowedLatents):
+    keys, corrupted_P = selected.keys_KP if config.mask_duplicates else None, selected.corrupted_P
+    if isinstance(train, ShuffleBuffer):
         keys = None if keys is None else keys[:, train.pair_text_P]
         corrupted_P = None if corrupted_P is None else corrupted_P[train.pair_text_P]
     elif fits_on(device, FLOAT_BYTES * (train.image_ID.numel() + train.text_TC.numel())):
         train, keys = train.to(device), None if keys is None else keys.to(device)
     gather = Gather(train, keys, device)
     adapters.to(device)
-    team.place_dropout(adapters)
+    parallel.place_dropout(adapters)
     plan = Plan(
         config=config,
         gather=gather,
@@ -100,7 +99,7 @@ def prepare(
         val=val.to(device),
         steps_per_epoch=epoch_steps,
         precision=precision,
-        team=team,
+        parallel=parallel,
         loss_tile=config.loss_tile or automatic_tile(config.batch_size, device),
         loss_rounds=precision is Precision.bf16 and device == "cuda",
         corrupted_P=corrupted_P,
@@ -124,8 +123,8 @@ def prepare(
         latent_rms=latent_rms,
         noise_share=noise_share,
         first_step=0,
-        notes=tuple(_notes(stores, val_store, config, noise_share, isinstance(train, WindowedLatents))),
-        selection=chosen.record,
+        notes=tuple(_notes(stores, val_store, config, noise_share, isinstance(train, ShuffleBuffer))),
+        selection=selected.record,
     )
     state = TrainState(
         adapters=adapters,
@@ -151,9 +150,9 @@ def _pairs(stores: Sequence[Store], config: TrainConfig) -> int:
 Rows = Tensor | StoredRows
 
 
-def _training_rows(chosen: ChosenPairs, budget: int | None) -> tuple[Rows, Rows]:
+def _training_rows(selected: SelectedPairs, budget: int | None) -> tuple[Rows, Rows]:
     """Image and text latents, in memory unless they are larger than `--memory-budget`."""
-    image, text = chosen.image, chosen.text
+    image, text = selected.image, selected.text
     if is_within(budget, image, text):
         return image.resident(), text.resident()
     return image, text
@@ -201,10 +200,10 @@ def _notes(
     val_store: Store,
     config: TrainConfig,
     noise_share: dict[str, float] | None,
-    windowed: bool,
+    buffered: bool,
 ) -> Iterator[str]:
     """What the user should know before the first step."""
-    if windowed:
+    if buffered:
         yield "the latents are larger than --memory-budget: blocks of them are shuffled, and read as they are needed"
     if noise_share is not None and max(noise_share.values()) < FAINT_NOISE:
         yield "so little noise can hardly act; --noise-units rms makes --noise-std a share of the latents' RMS"

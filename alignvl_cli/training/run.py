@@ -1,8 +1,8 @@
-"""One training run: stores in, a run folder out, records in between.
+"""One training run, new or resumed: stores in, a run folder out, records in between.
 
-Going on with a run that did not finish, bit for bit as if it had never stopped (on the CPU).
-
-What trained adapters make of the clean and the corrupted training pairs: the paper's claim, looked at directly.
+A resumed run ends bit for bit as if it had never stopped (on the CPU). What is measured at the end, besides recall:
+what the adapters make of clean and of corrupted training pairs, and how fast the training was, against the matrix
+products that its device can do.
 
 Letters: P training pairs, N rows of a batch, B rows of a block, E shared width.
 """
@@ -10,9 +10,10 @@ Letters: P training pairs, N rows of a batch, B rows of a block, E shared width.
 import json
 import statistics
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from torch import Tensor
 from alignvl_cli.align.adapters import AdapterPair, temperature_of
 from alignvl_cli.align.streams import stream_seed
 from alignvl_cli.artifacts import made_by
-from alignvl_cli.config import Device, Loss, Method, TrainConfig
-from alignvl_cli.devices import choose_device, computing_with, device_name, peak_memory_bytes
+from alignvl_cli.devices import choose_device, computing_with, device_name, is_out_of_memory, peak_memory_bytes
 from alignvl_cli.errors import AlignvlError, DataError, MismatchError
+from alignvl_cli.settings import AdapterKind, Device, Loss, Method, Precision, TrainConfig
 from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.checkpoint import CHECKPOINT_SECONDS, Checkpoints, read_checkpoint, restore
 from alignvl_cli.training.closed_form import solve
@@ -42,7 +43,6 @@ from alignvl_cli.training.run_folder import (
     held_run,
     load_unfinished,
 )
-from alignvl_cli.training.speed import peak_of, share_of_peak
 from alignvl_cli.training.state import Finished, Plan, Record, Started, Step, TrainState, log_line
 
 BLOCK_ROWS = 1024
@@ -107,10 +107,12 @@ def train_run(
     *,
     val: Path | None = None,
     overwrite: bool = False,
+    given: Mapping[str, Any] | None = None,
     checkpoint_s: float = CHECKPOINT_SECONDS,
 ) -> Generator[Record, None, None]:
     """Train on the "train" split of all `stores`, select on "val" of the store `val` (default: the first), and
-    fill the run folder `output` as the records pass; every `checkpoint_s` seconds or so it can be gone on from.
+    fill the run folder `output` as the records pass; a checkpoint is written every `checkpoint_s` seconds or so.
+    `given`, the flags and file that `config` was resolved of, is kept with the run, for its page.
 
     Raises UsageError (batch larger than the data allow, device not there, output taken), DataError (store
     unreadable, split absent, another process in the folder), MismatchError (stores of other encoders), all before
@@ -124,23 +126,23 @@ def train_run(
     device = choose_device(config.device)
     opened = [store if isinstance(store, Store) else open_store(store) for store in stores]
     val_store = opened[0] if val is None else open_store(val)
-    with joined(device) as team:
-        plan, state, started = prepare(opened, val_store, config, device, team)
-        if not team.leads:
+    with joined(device) as parallel:
+        plan, state, started = prepare(opened, val_store, config, device, parallel)
+        if not parallel.is_main:
             yield from follow(plan, state)
             return
         claim_run(output, overwrite)
         with held_run(output):
             environment = made_by("train", config.to_json(), device=device_name(device), threads=started.threads)
-            with RunWriter(output, _describe(opened, val_store, state, config, started), environment) as writer:
+            with RunWriter(output, _describe(opened, val_store, state, config, started, given), environment) as writer:
                 checkpoints = Checkpoints(writer, checkpoint_s, wall_s=time.perf_counter() - began)
                 yield from fill(writer, plan, state, started, checkpoints, rates=[])
 
 
 def follow(plan: Plan, state: TrainState) -> Generator[Record, None, None]:
-    """Take part in the training that another process leads: nothing is written, and no record passes."""
-    plan.team.start_alike(state.adapters)
-    if plan.config.method is Method.contrastive:  # a closed form is solved by the leader alone
+    """Take part in the training as another rank than 0: nothing is written, and no record passes."""
+    plan.parallel.broadcast_weights(state.adapters)
+    if plan.config.method is Method.contrastive:  # a closed form is solved by rank 0 alone
         for _ in fit(plan, state):
             pass
     yield from ()
@@ -156,7 +158,7 @@ def fill(
 ) -> Generator[Record, None, None]:
     """Train from where `state` stands to the end, and complete the run folder. `rates` are those logged before."""
     yield started
-    plan.team.start_alike(state.adapters)
+    plan.parallel.broadcast_weights(state.adapters)
     try:
         for record in fit(plan, state) if plan.config.method is Method.contrastive else solve(plan, state):
             writer.log(log_line(record))
@@ -178,7 +180,12 @@ def fill(
 
 
 def _describe(
-    stores: Sequence[Store], val_store: Store, state: TrainState, config: TrainConfig, started: Started
+    stores: Sequence[Store],
+    val_store: Store,
+    state: TrainState,
+    config: TrainConfig,
+    started: Started,
+    given: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """What `config.json` holds, besides the format and the sha256 of the weights."""
     first = stores[0]
@@ -190,6 +197,7 @@ def _describe(
         "text": first.text,
         "recipe": config.recipe,
         "settings": config.to_json(),
+        **({} if given is None else {"given": dict(given)}),
         "machine": {"device": started.device, "precision": started.precision, "threads": started.threads},
         "stores": [_reference(store) for store in stores],
         "training_split": TRAIN,
@@ -211,7 +219,7 @@ def _result(plan: Plan, state: TrainState, started: Started, rates: Sequence[flo
     share = None
     if rates:
         peak = peak_of(started.device, plan.precision, started.threads)
-        rate = statistics.median(rates) / plan.team.size  # of one process, as the peak is
+        rate = statistics.median(rates) / plan.parallel.world_size  # of one process, as the peak is
         share = share_of_peak(state.adapters, started.batch_size, rate, peak)
     return {
         "best": {"step": best.step, "epoch": best.epoch, **best.metrics},
@@ -235,7 +243,7 @@ def _result(plan: Plan, state: TrainState, started: Started, rates: Sequence[flo
 def resume_run(
     run: Path, elsewhere: Sequence[Path] = (), *, checkpoint_s: float = CHECKPOINT_SECONDS
 ) -> Generator[Record, None, None]:
-    """Go on with the unfinished run `run` from its checkpoint, or from the first step if it has none.
+    """Resume the unfinished run `run` from its checkpoint, or from the first step if it has none.
 
     Settings, device, precision and thread count are the run's own. A store that is no longer where it was is
     looked for by its content among `elsewhere`.
@@ -248,17 +256,17 @@ def resume_run(
     unfinished = load_unfinished(run)
     with ExitStack() as held_open:
         device = choose_device(Device(unfinished.device))
-        team = held_open.enter_context(joined(device))
-        if team.leads:
+        parallel = held_open.enter_context(joined(device))
+        if parallel.is_main:
             held_open.enter_context(held_run(run))
             unfinished = load_unfinished(run)  # another process may have finished it just now
         held_open.enter_context(computing_with(unfinished.threads))
         stores = [_open(reference, elsewhere, unfinished.config["encoder_hash"]) for reference in unfinished.stores]
         val_store = _open(unfinished.selection_store, elsewhere, unfinished.config["encoder_hash"])
         settings = replace(unfinished.settings, precision=unfinished.precision)
-        plan, state, started = prepare(stores, val_store, settings, device, team)
+        plan, state, started = prepare(stores, val_store, settings, device, parallel)
         before_s, length, sha256 = _restore(run, state)
-        if not team.leads:
+        if not parallel.is_main:
             yield from follow(plan, state)
             return
         with RunWriter.reopen(run, unfinished.config, length, sha256) as writer:
@@ -326,3 +334,66 @@ def _what_differs(run: Path, device: str) -> Iterator[str]:
     changed = [f"{name} {was} -> {is_now}" for name, was, is_now in pairs if was != is_now]
     if changed:
         yield f"the run was begun elsewhere ({', '.join(changed)}): its numbers may differ in the last bits"
+
+
+SMALLEST_SIDE, CPU_SIDE, ACCELERATOR_SIDE = 256, 2048, 4096
+"""Of the square products that are timed: the largest reach the peak, where they take a moment."""
+TRIED_S = 0.3
+DTYPE = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
+
+
+def step_flops(adapters: AdapterPair, rows: int) -> int:
+    """Of the matrix products of one step: forward, and twice that backward, or once in a `linear` adapter, before which
+    nothing is trained. What a tiled loss computes again is not counted, nor is the `similarity` target."""
+    weights = sum(parameter.numel() for parameter in adapters.parameters() if parameter.ndim == 2)
+    an_entry = 4 if adapters.shape.kind is AdapterKind.linear else 6
+    return an_entry * rows * weights + 6 * rows**2 * adapters.shape.embed_dim
+
+
+def matmul_peak(device: str, precision: Precision, largest: int, tried_s: float = TRIED_S) -> float:
+    """FLOP/s of the best of the square products that fit into `tried_s`: of growing sides, up to `largest` where there
+    is time for it. A processor that has bf16 by emulation alone would take minutes for one."""
+    side, peak, left = min(SMALLEST_SIDE, largest), 0.0, tried_s
+    multiply = _square_product(device, precision, side)
+    multiply()  # the first one loads what it needs
+    while left > 0:
+        seconds = _seconds(multiply)
+        peak, left = max(peak, 2 * side**3 / seconds), left - seconds
+        if 2 * side <= largest and 8 * seconds < left:
+            side *= 2
+            multiply = _square_product(device, precision, side)
+    return peak
+
+
+@cache
+def peak_of(device: str, precision: Precision, threads: int) -> float | None:
+    """`matmul_peak` of this process with so many threads, which it has; measured once. None where there is no room for
+    it: a device may be full of other work."""
+    try:
+        return matmul_peak(device, precision, CPU_SIDE if device == "cpu" else ACCELERATOR_SIDE)
+    except (RuntimeError, MemoryError) as problem:
+        if not is_out_of_memory(problem):
+            raise
+        return None
+
+
+def share_of_peak(adapters: AdapterPair, rows: int, pairs_per_s: float, peak: float | None) -> float | None:
+    """What part of `peak` FLOP/s the matrix products of so many rows a second make; None when they make more: then
+    the device was busy with other work when the peak was measured. None without a peak."""
+    if peak is None:
+        return None
+    share = step_flops(adapters, rows) * pairs_per_s / rows / peak
+    return share if share <= 1 else None
+
+
+def _square_product(device: str, precision: Precision, side: int) -> Callable[[], float]:
+    # Of numbers that differ: on equal ones a GPU draws less power, and is faster than on any training's.
+    draw = torch.Generator(device).manual_seed(0)
+    one, other = (torch.randn(side, side, generator=draw, device=device).to(DTYPE[precision]) for _ in range(2))
+    return lambda: (one @ other)[0, 0].item()
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began

@@ -1,12 +1,12 @@
-"""What lies in a run folder, and the strict reader of a complete one.
+"""The run folder: what lies in it, its strict reader, and the writer that fills it while training goes on.
 
-Fills a run folder while training goes on; `result.json`, last, makes it complete.
+`result.json`, written last, makes a run complete.
 """
 
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,8 +29,8 @@ from alignvl_cli.artifacts import (
     stated_format,
     write_json,
 )
-from alignvl_cli.config import Precision, TrainConfig
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import Precision, TrainConfig
 from alignvl_cli.training.checkpoint import remove_checkpoint, write_checkpoint
 
 FORMAT = "alignvl.run/1"
@@ -43,8 +43,10 @@ METRICS = "metrics.jsonl"
 ENVIRONMENT = "environment.json"
 RESULT = "result.json"
 """Written last: a run is complete when it exists."""
+LOCK = ".lock"
+"""Held by the process that trains in the folder, and removed by it; of a killed one it may stay."""
 WRITTEN = {
-    ".": (CONFIG, ADAPTERS, METRICS, ENVIRONMENT, RESULT, "failed.json"),
+    ".": (CONFIG, ADAPTERS, METRICS, ENVIRONMENT, RESULT, "failed.json", LOCK),
     "checkpoint": ("state.json", "*.safetensors"),
     "eval": ("*.json", "*.parquet", "*-reliability.png", "*-reliability.svg"),
     "tensorboard": ("events.out.tfevents.*",),
@@ -86,7 +88,7 @@ def is_complete_run(path: Path) -> bool:
     return (path / RESULT).is_file()
 
 
-def seems_to_be(path: Path) -> str | None:
+def what_it_is_instead(path: Path) -> str | None:
     """What a folder with a `config.json` is that is no run of any version, in words; None for a run."""
     if (stated_format(path / CONFIG) or "").startswith(FAMILY):
         return None
@@ -105,7 +107,7 @@ def require_run(path: Path) -> None:
     """DataError, which says what it is instead, for a folder that holds no run, finished or not."""
     if not (path / CONFIG).is_file():
         raise DataError(f"{path}: not a run, it holds no {CONFIG}; `alignvl train` makes one")
-    if (found := seems_to_be(path)) is not None:
+    if (found := what_it_is_instead(path)) is not None:
         raise DataError(f"{path}: not a run ({found}); `alignvl train` makes one")
 
 
@@ -117,7 +119,7 @@ def load_run(path: Path, device: str = "cpu") -> Run:
     if not is_complete_run(path):
         raise DataError(
             f"{path}: this run is incomplete, its training did not finish; "
-            f"go on with `alignvl train --resume {path}`, "
+            f"resume it with `alignvl train --resume {path}`, "
             f"or train it again with `alignvl train --output {path} --overwrite`"
         )
     config = read_json(path / CONFIG, "run's configuration")
@@ -234,7 +236,7 @@ class RunWriter:
     def reopen(
         cls, path: Path, config: Mapping[str, Any], metrics_bytes: int, metrics_sha256: str | None = None
     ) -> "RunWriter":
-        """Go on in the unfinished run `path`, whose `config` was read from it: `metrics.jsonl` is cut back to
+        """Resume the unfinished run `path`, whose `config` was read from it: `metrics.jsonl` is cut back to
         `metrics_bytes`. DataError when it is shorter than that, or then not of this hash."""
         writer = cls.__new__(cls)
         writer.path, writer._config = path, dict(config)
@@ -269,7 +271,7 @@ class RunWriter:
         self._metrics.flush()
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Write what the run can go on from, with the length of `metrics.jsonl` at this moment (`metrics_bytes`)."""
+        """Write a checkpoint, with the length of `metrics.jsonl` at this moment (`metrics_bytes`)."""
         os.fsync(self._metrics.fileno())
         size = os.fstat(self._metrics.fileno()).st_size
         log = {"metrics_bytes": size, "metrics_sha256": file_sha256(self.path / METRICS)}
@@ -304,31 +306,40 @@ def claim_run(path: Path, overwrite: bool) -> None:
         raise DataError(f"--output {path}: cannot write there ({problem.strerror or problem})") from problem
 
 
-def held_run(path: Path) -> AbstractContextManager[None]:
+@contextmanager
+def held_run(path: Path) -> Iterator[None]:
     """Hold the run folder `path`, which exists, against every other process; DataError when one holds it."""
     busy = f"{path}: another process is training in this run folder; wait for it, or name another place"
-    return held(path, busy, is_folder=True)
+    with held(path / LOCK, busy):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no open file
+                (path / LOCK).unlink(missing_ok=True)
 
 
-def _is_scratch(path: Path) -> bool:
-    """Whether a killed process was writing this file (see `committed`)."""
-    return path.is_file() and path.name.startswith(".") and path.name.endswith(".tmp")
+def _is_leftover(path: Path) -> bool:
+    """Whether this is all that a process left which was killed before the run had begun (see `committed`)."""
+    is_scratch = path.is_file() and path.name.startswith(".") and path.name.endswith(".tmp")
+    return is_scratch or path.name in (ENVIRONMENT, LOCK) or is_litter(path.name)
 
 
 def _clear(path: Path, overwrite: bool) -> None:
     if not (path / CONFIG).is_file():
-        if all(entry.name == ENVIRONMENT or _is_scratch(entry) or is_litter(entry.name) for entry in path.iterdir()):
-            for entry in path.iterdir():  # of a run that was killed before it had begun
-                entry.unlink()
+        if all(map(_is_leftover, path.iterdir())):
+            with held_run(path):
+                for entry in path.iterdir():
+                    if entry.name != LOCK:
+                        entry.unlink()
             return
         raise UsageError(f"--output {path}: the folder holds something that is no run; name another place")
-    if (found := seems_to_be(path)) is not None:
+    if (found := what_it_is_instead(path)) is not None:
         raise UsageError(f"--output {path}: the folder holds something that is no run ({found}); name another place")
     with held_run(path):
         if not overwrite:
             is_complete = is_complete_run(path)
             state = "a complete run" if is_complete else "an unfinished run"
-            continuing = "" if is_complete else f", or go on with it: `alignvl train --resume {path}`"
+            continuing = "" if is_complete else f", or resume it: `alignvl train --resume {path}`"
             raise UsageError(f"--output {path}: {state} is there already; add --overwrite to replace it{continuing}")
         if (beside := foreign_file(path, WRITTEN)) is not None:
             raise UsageError(
@@ -339,6 +350,6 @@ def _clear(path: Path, overwrite: bool) -> None:
         for entry in path.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
-            elif entry.name != CONFIG:
+            elif entry.name not in (CONFIG, LOCK):
                 entry.unlink()
         (path / CONFIG).unlink()  # last: until then what is left is known for a run

@@ -1,7 +1,4 @@
-"""What a training run says while it goes on: small frozen values, for a display, a log or a test.
-
-What stays the same while a run trains, its plan, and what changes, its state.
-"""
+"""The values of a training: the records it yields, its plan, which stays, and its state, which changes."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,13 +9,12 @@ from torch import Tensor
 
 from alignvl_cli.align.adapters import AdapterPair
 from alignvl_cli.align.streams import Streams
-from alignvl_cli.config import Precision, TrainConfig
+from alignvl_cli.settings import Precision, TrainConfig
 from alignvl_cli.training.data import SplitLatents
-from alignvl_cli.training.data_parallel import Team
-from alignvl_cli.training.health import Skips
+from alignvl_cli.training.data_parallel import DataParallel
 from alignvl_cli.training.ingredients import Gather, Transform
 from alignvl_cli.training.optimizer import Average
-from alignvl_cli.training.validation import is_validation_epoch
+from alignvl_cli.training.validation import Skips, is_validation_epoch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +39,7 @@ class Started:
     noise_share: dict[str, float] | None
     """Standard deviation of the noise over that RMS, by modality; None without RP or with noise on the output."""
     first_step: int
-    """Steps done before, by the process that this one goes on from; 0 in a new run."""
+    """Steps done before, before the run was resumed; 0 in a new run."""
     notes: tuple[str, ...]
     """Sentences that the user should read."""
     selection: dict[str, Any] = field(default_factory=dict)
@@ -174,7 +170,7 @@ class Plan:
     val: SplitLatents
     steps_per_epoch: int
     precision: Precision
-    team: Team
+    parallel: DataParallel
     loss_tile: int
     """Side of the tiles that the loss is computed in."""
     loss_rounds: bool = False

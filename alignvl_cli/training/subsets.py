@@ -1,14 +1,10 @@
-"""The training pairs as the settings want them: those of the stores, corrupted and chosen from (see `selection`).
+"""Which pairs a run trains on: some get another's image (`--corrupt-captions`), then some are kept (`--subset`), so
+that a subset can be judged by how many corrupted pairs it leaves out.
 
-Letters: I images, T captions of the split, P pairs that are left, K keys a pair.
+`near`, `kdpp` and `quality` compare the latents as stored, by cosine, a part at a time under `--memory-budget`.
 
-Which pairs a run trains on: first some are corrupted (`--corrupt-captions`), then some are chosen (`--subset`), so
-that a choice can be judged by how many corrupted pairs it leaves out.
-
-`near`, `kdpp` and `quality` look at the latents as stored, by cosine, a part of them at a time under `--memory-budget`.
-
-Letters: I images, T captions of the split, U different images, Q pairs asked about, B pairs of a block, K pairs chosen,
-M neighbours, D and C widths of image and text latents.
+Letters: I images, T captions of the split, U different images, Q captions to corrupt, P pairs that are left, B pairs of
+a block, K pairs or keys, M neighbours, D and C widths of image and text latents.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,9 +18,8 @@ from torch import Tensor
 
 from alignvl_cli.align.neighbours import ASKED, NEIGHBOURS, Read, nearest_others
 from alignvl_cli.align.streams import Stream, Streams
-from alignvl_cli.config import CorruptKind, SubsetKind, TrainConfig
 from alignvl_cli.errors import DataError
-from alignvl_cli.grammar import subset_of
+from alignvl_cli.settings import CorruptKind, SubsetKind, TrainConfig, subset_of
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.data import FLOAT_BYTES, StoredRows, duplicate_keys, is_within, stored_split
 
@@ -41,7 +36,7 @@ class Latents:
 DPP_BLOCK = 8192
 """Pairs among which greedy MAP chooses at once; of more, each random block gives its share."""
 DEPENDENT = 1e-4
-"""Left of a pair's own kernel value of 4 once it is a combination of those chosen, in float32."""
+"""Left of a pair's own kernel value of 4 once it is a combination of those selected, in float32."""
 
 
 def corrupt(
@@ -61,19 +56,19 @@ def corrupt(
     if len(shown_U) < 2:
         raise DataError("--corrupt-captions: the training pairs show one image only, so no caption can get another")
     row_U = torch.empty_like(shown_U).scatter_(0, own_T, text_image_T)
-    chosen_Q = torch.randperm(len(text_image_T), generator=generator)[: max(1, round(share * len(text_image_T)))]
-    own_Q = own_T[chosen_Q]
+    wrong_Q = torch.randperm(len(text_image_T), generator=generator)[: max(1, round(share * len(text_image_T)))]
+    own_Q = own_T[wrong_Q]
     if kind is CorruptKind.shuffle:
-        other_Q = torch.randint(len(shown_U) - 1, (len(chosen_Q),), generator=generator)
+        other_Q = torch.randint(len(shown_U) - 1, (len(wrong_Q),), generator=generator)
         other_Q += other_Q >= own_Q
     else:
         kept = min(NEIGHBOURS, len(shown_U) - 1)
         near_QM = nearest_others(lambda shown: image.read(row_U[shown]), len(row_U), own_Q, kept, held=image.held)
-        drawn_Q = torch.randint(near_QM.shape[1], (len(chosen_Q),), generator=generator)
+        drawn_Q = torch.randint(near_QM.shape[1], (len(wrong_Q),), generator=generator)
         other_Q = near_QM.gather(1, drawn_Q[:, None]).squeeze(1)
     new_image_T, corrupted_T = text_image_T.clone(), torch.zeros(len(text_image_T), dtype=torch.bool)
-    new_image_T[chosen_Q] = row_U[other_Q]
-    corrupted_T[chosen_Q] = True
+    new_image_T[wrong_Q] = row_U[other_Q]
+    corrupted_T[wrong_Q] = True
     return new_image_T, corrupted_T
 
 
@@ -86,15 +81,15 @@ def kdpp(size: int, image: Latents, text: Latents, text_image_T: Tensor, generat
     """Diverse pairs: greedy MAP of a k-DPP (Chen et al., NeurIPS 2018) with kernel `(1 + s)^2`, s the mean of the
     pairs' image cosine and text cosine."""
     order_T = torch.randperm(len(text_image_T), generator=generator)
-    chosen, done, before = [], 0, 0
+    selected, done, before = [], 0, 0
     for block_B in order_T.split(DPP_BLOCK):
         done += len(block_B)
         upto = round(size * done / len(order_T))
         sides = image.read(text_image_T[block_B]), text.read(block_B)
         row_BW = torch.cat([F.normalize(side, dim=1) for side in sides], dim=1) * 0.5**0.5
-        chosen.append(block_B[_greedy_map(row_BW, upto - before)])
+        selected.append(block_B[_greedy_map(row_BW, upto - before)])
         before = upto
-    return torch.cat(chosen)
+    return torch.cat(selected)
 
 
 def _greedy_map(row_BW: Tensor, size: int) -> Tensor:
@@ -103,21 +98,21 @@ def _greedy_map(row_BW: Tensor, size: int) -> Tensor:
     factor_KB = torch.zeros(size, len(row_BW))
     left_B = torch.full((len(row_BW),), 4.0)
     is_free_B = torch.ones(len(row_BW), dtype=torch.bool)
-    chosen: list[int] = []
-    while len(chosen) < size:
+    selected: list[int] = []
+    while len(selected) < size:
         best = int(left_B.argmax())
         if left_B[best] < DEPENDENT:
             break
-        step = len(chosen)
+        step = len(selected)
         kernel_B = (1 + row_BW @ row_BW[best]).square()
         kernel_B -= factor_KB[:step, best] @ factor_KB[:step]
         factor_KB[step] = kernel_B / left_B[best].sqrt()
         left_B = left_B - factor_KB[step].square()
-        chosen.append(best)
+        selected.append(best)
         is_free_B[best] = False
         left_B[~is_free_B] = -torch.inf
-    rest = is_free_B.nonzero().squeeze(1)[: size - len(chosen)]
-    return torch.cat([torch.tensor(chosen, dtype=torch.int64), rest])
+    rest = is_free_B.nonzero().squeeze(1)[: size - len(selected)]
+    return torch.cat([torch.tensor(selected, dtype=torch.int64), rest])
 
 
 def quality(size: int, image: Latents, text: Latents, text_image_T: Tensor, generator: torch.Generator) -> Tensor:
@@ -159,7 +154,7 @@ assert SUBSETS.keys() == set(SubsetKind)
 
 
 @dataclass(frozen=True)
-class ChosenPairs:
+class SelectedPairs:
     """The pairs to train on, one a text, in the stores' order."""
 
     image: StoredRows
@@ -174,38 +169,38 @@ class ChosenPairs:
     """What a run's configuration says of it."""
 
 
-def choose_pairs(stores: Sequence[Store], split: str, config: TrainConfig, streams: Streams) -> ChosenPairs:
+def select_pairs(stores: Sequence[Store], split: str, config: TrainConfig, streams: Streams) -> SelectedPairs:
     """The pairs of `split`, of which `--corrupt-captions` have another's image, and `--subset` are kept.
 
     DataError when a store lacks the split, or no caption can get another image.
     """
     image, text, image_T = stored_split(stores, split)
     keys_KT = duplicate_keys(stores, split) if config.mask_duplicates or config.corrupt_captions else None
-    looked_at = _looked_at(image, text, config.memory_budget)
+    readers = _readers(image, text, config.memory_budget)
     record: dict[str, Any] = {}
     corrupted_T = None
     if keys_KT is not None and config.corrupt_captions:
         key_I = torch.full((len(image),), -1).scatter_(0, image_T, keys_KT[0])
         share, how = config.corrupt_captions, config.corrupt_kind
-        image_T, corrupted_T = corrupt(share, how, image_T, keys_KT[0], looked_at[0], streams[Stream.corruption])
+        image_T, corrupted_T = corrupt(share, how, image_T, keys_KT[0], readers[0], streams[Stream.corruption])
         keys_KT = torch.stack([key_I[image_T], keys_KT[1]])
         record["corruption"] = {"share": share, "kind": how, "pairs": int(corrupted_T.sum())}
     asked = subset_of(config.subset)
     if asked is None:
-        return ChosenPairs(image, text, image_T, keys_KT, corrupted_T, record)
+        return SelectedPairs(image, text, image_T, keys_KT, corrupted_T, record)
     kind, size = asked
-    kept_P = SUBSETS[kind](size, *looked_at, image_T, streams[Stream.subset]).sort().values
+    kept_P = SUBSETS[kind](size, *readers, image_T, streams[Stream.subset]).sort().values
     shown, image_P = image_T[kept_P].unique(return_inverse=True)
     record["subset"] = {"kind": kind, "pairs": size, "of": len(text)}
     if corrupted_T is not None:
         corrupted_T = corrupted_T[kept_P]
         record["corruption"]["pairs_kept"] = int(corrupted_T.sum())
     keys_KP = None if keys_KT is None else keys_KT[:, kept_P]
-    return ChosenPairs(image.pick(shown.numpy()), text.pick(kept_P.numpy()), image_P, keys_KP, corrupted_T, record)
+    return SelectedPairs(image.pick(shown.numpy()), text.pick(kept_P.numpy()), image_P, keys_KP, corrupted_T, record)
 
 
-def _looked_at(image: StoredRows, text: StoredRows, budget: int | None) -> tuple[Latents, Latents]:
-    """What corruption and choice may look at: all latents, once they are asked for, or half a budget that they exceed
+def _readers(image: StoredRows, text: StoredRows, budget: int | None) -> tuple[Latents, Latents]:
+    """How corruption and subsets read latents: all of them, kept once they are read, or half a budget that they exceed
     at a time."""
     if budget is None or is_within(budget, image, text):
         images, texts = cache(image.resident), cache(text.resident)

@@ -26,15 +26,15 @@ def test_the_queries_of_all_seeds_are_pooled(tmp_path):
         evaluated(tmp_path / "seed-0", [(10, 0.1, 0.2), (30, 0.9, 0.5), (0, None, None)]),
         evaluated(tmp_path / "seed-1", [(30, 0.2, 0.0), (0, None, None), (0, None, None)]),
     ]
-    found = read_reliability(runs, STORE, "test")["text_to_image"]
+    found = read_reliability(runs, STORE, "0123456789abcdef", "test")["text_to_image"]
     assert found.queries_B.tolist() == [40, 30, 0]
     assert np.allclose(found.confidence_B, [(10 * 0.1 + 30 * 0.2) / 40, 0.9, 0])
     assert np.allclose(found.accuracy_B, [10 * 0.2 / 40, 0.5, 0])
 
 
 def test_a_missing_evaluation_or_calibration_is_a_data_error(tmp_path):
-    assert read_reliability([], STORE, "test") == {}
-    with pytest.raises(DataError, match=r"pairs-test\.json"):
-        read_reliability([tmp_path], STORE, "test")
+    assert read_reliability([], STORE, "0123456789abcdef", "test") == {}
+    with pytest.raises(DataError, match=r"pairs-01234567-test-calibration\.json"):
+        read_reliability([tmp_path], STORE, "0123456789abcdef", "test")
     with pytest.raises(DataError, match="no calibration"):
-        read_reliability([evaluated(tmp_path / "plain", [], calibration=False)], STORE, "test")
+        read_reliability([evaluated(tmp_path / "plain", [], calibration=False)], STORE, "0123456789abcdef", "test")

@@ -19,9 +19,9 @@ from alignvl_cli.ablation.records import RANKS, RESULTS, VERDICTS, read_study, r
 from alignvl_cli.ablation.run import Begun, Finished, RunMade, run_study
 from alignvl_cli.ablation.study import load_study
 from alignvl_cli.artifacts import read_json
-from alignvl_cli.config import Device
 from alignvl_cli.devices import computing_with
 from alignvl_cli.errors import DataError, DivergedError, MismatchError, UsageError
+from alignvl_cli.settings import Device
 from alignvl_cli.training.run import resume_run, train_run
 from alignvl_cli.training.run_folder import load_run
 from alignvl_cli.training.state import Validated

@@ -8,8 +8,8 @@ import pytest
 
 from alignvl_cli.ablation.statistics import seeds_for_any_verdict
 from alignvl_cli.ablation.study import load_study, parse_seeds, parse_study
-from alignvl_cli.config import NoiseKind
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import NoiseKind
 
 PLAIN = """
 name = "noise"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from alignvl_cli.align.adapters import AdapterPair, AdapterShape, new_pair
 from alignvl_cli.align.latent_norm import LATENT_NORM, PrincipalComponents
 from alignvl_cli.align.streams import Streams
-from alignvl_cli.config import AdapterKind, LatentNorm, Loss
+from alignvl_cli.settings import AdapterKind, LatentNorm, Loss
 
 
 def shape(**changes) -> AdapterShape:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from alignvl_cli.align.closed_forms import CLOSED_FORMS, GRID, cca, moments, procrustes, rank, ridge_regression
-from alignvl_cli.config import Method
+from alignvl_cli.settings import Method
 
 PAIRS, D, C = 200, 7, 5
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from alignvl_cli.align.losses import contrastive
 from alignvl_cli.align.smoothing import Frozen, Smoothing, smoothing_at
 from alignvl_cli.align.tiles import tensor_cores
-from alignvl_cli.config import EsSchedule, EsTarget, Loss
+from alignvl_cli.settings import EsSchedule, EsTarget, Loss
 
 N, E = 9, 5
 KEYS = torch.tensor([[0, 1, 2, 3, 0, 5, 6, 7, 0], [0, 1, 2, 1, 4, 5, 6, 7, 8]])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alignvl_cli.align.perturbation import NOISE, standard_deviation
-from alignvl_cli.config import NoiseKind, NoiseMatch
+from alignvl_cli.settings import NoiseKind, NoiseMatch
 
 SIGMA = 0.3
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from support.studies import STUDY, write_study
 
-from alignvl_cli.ablation.records import read_verdicts
+from alignvl_cli.ablation.records import read_verdicts, run_folder
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,17 @@ def test_again_as_json_equals_the_record(studied):
     document = json.loads(alignvl.succeeds("ablate", study, "--json", "--device", "cpu"))
     assert document["schema"] == "alignvl.verdicts/1"
     assert document == read_verdicts(alignvl.workspace / "studies" / "tiny")
+
+
+def test_what_was_given_is_kept_with_the_study_and_with_each_run(studied):
+    alignvl, _, _ = studied
+    folder = alignvl.workspace / "studies" / "tiny"
+    record = json.loads((folder / "study.json").read_text())
+    assert record["given"]["device"] == "cpu"
+    for name, arm in record["arms"].items():
+        run = json.loads((run_folder(folder, name, 1) / "config.json").read_text())
+        asked = {key: value for layer in arm["layers"] for key, value in layer.items()}
+        assert run["given"] == record["base"] | asked | {"seed": 1, "device": "cpu"}
 
 
 def test_the_report_shows_it_again_in_every_format(studied):

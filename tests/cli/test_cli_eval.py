@@ -1,8 +1,11 @@
 """`alignvl eval` with its protocols and reports."""
 
+import csv
+import io
 import json
 import sys
 
+import pandas
 import pytest
 
 
@@ -86,3 +89,81 @@ def test_wider_verdicts_need_the_coco_split(alignvl, tmp_path):
 
 def test_more_folds_than_images_is_an_error_of_the_data(alignvl):
     assert "24 images" in alignvl.fails(3, "eval", "--folds", "100")
+
+
+def read(path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+
+
+def test_csv_has_every_figure_of_the_json(alignvl, tmp_path):
+    path = tmp_path / "figures.csv"
+    found = json.loads(
+        alignvl.succeeds(
+            "eval", "--csv", path, "--json", "--bootstrap", "--calibration", "--hubness", "inverted-softmax"
+        )
+    )
+    rows = read(path)
+    assert [(row["direction"], row["correction"]) for row in rows] == [
+        ("image_to_text", ""),
+        ("text_to_image", ""),
+        ("image_to_text", "inverted-softmax"),
+        ("text_to_image", "inverted-softmax"),
+    ]
+    for row in rows[:2]:
+        direction = row["direction"]
+        assert (row["run"], row["store"], row["split"]) == (found["run"], found["store"], "test")
+        assert int(row["queries"]) == found["queries"][direction]
+        for name, figure in found["metrics"][direction].items():
+            assert float(row[name]) == figure
+        for name, (low, high) in found["ci95"][direction].items():
+            assert (float(row[f"{name}_low"]), float(row[f"{name}_high"])) == (low, high)
+        for state, ending in (("raw", ""), ("fitted", "_fitted")):
+            assert float(row[f"temperature{ending}"]) == found["calibration"][state]["temperature"]
+            assert float(row[f"nll{ending}"]) == found["calibration"][state][direction]["nll"]
+        assert float(row["skewness"]) == found["hubness"]["occurrence"][direction]["skewness"]
+        assert float(row["rsum"]) == found["metrics"]["rsum"]
+    corrected = found["hubness"]["corrected"]
+    assert float(rows[3]["R@1"]) == corrected["metrics"]["text_to_image"]["R@1"]
+    assert float(rows[3]["largest"]) == corrected["occurrence"]["text_to_image"]["largest"]
+    assert rows[3]["temperature"] == ""
+
+
+def test_csv_of_several_runs_has_their_differences_to_the_first(alignvl, tmp_path):
+    runs, path = sorted((alignvl.workspace / "runs").iterdir()), tmp_path / "figures.csv"
+    table = json.loads(alignvl.succeeds("eval", *runs, "--bootstrap", "--json", "--csv", path))
+    rows = read(path)
+    assert [row["run"] for row in rows] == [str(run) for run in runs for _ in range(2)]
+    assert (rows[0]["R@1_difference"], rows[0]["R@1_difference_low"]) == ("", "")
+    for first, second in zip(rows[:2], rows[2:], strict=True):
+        assert float(second["R@1_difference"]) == pytest.approx(float(second["R@1"]) - float(first["R@1"]))
+        low, high = table["difference_to_first_ci95"][1][second["direction"]]["R@1"]
+        assert (float(second["R@1_difference_low"]), float(second["R@1_difference_high"])) == (low, high)
+
+
+def test_csv_is_replaced_whole_and_refused_before_any_work(alignvl, tmp_path):
+    path = tmp_path / "figures.csv"
+    path.write_text("old")
+    alignvl.succeeds("eval", "--csv", path)
+    assert len(read(path)) == 2
+    message = alignvl.fails(2, "eval", "--csv", tmp_path / "none" / "figures.csv")
+    assert "there is no folder" in message
+    assert "name another file" in message
+    assert alignvl("eval", "--csv", tmp_path).exit_code == 2
+
+
+def test_an_evaluation_is_a_frame_in_python(alignvl):
+    from alignvl_cli.retrieval.evaluate import compare, evaluate
+    from alignvl_cli.store.reader import open_store
+    from alignvl_cli.training.run_folder import load_run
+
+    store = open_store(alignvl.workspace / "stores" / "fake.h5")
+    found = [evaluate(load_run(run), store, "test") for run in sorted((alignvl.workspace / "runs").iterdir())]
+    frame = found[0].to_frame()
+    assert isinstance(frame, pandas.DataFrame)
+    assert frame["R@1"].tolist() == [
+        found[0].metrics.image_to_text.hit_rate["R@1"],
+        found[0].metrics.text_to_image.hit_rate["R@1"],
+    ]
+    assert frame["rsum"].tolist() == [found[0].metrics.rsum] * 2
+    both = compare(found).to_frame()
+    assert both["rsum_difference"].dropna().tolist() == [found[1].metrics.rsum - found[0].metrics.rsum] * 2

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 from support.fakes import make_store
 
-from alignvl_cli.config import StoreDtype
+from alignvl_cli.settings import StoreDtype
 from alignvl_cli.store import exchange
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.store.schema import CONTENT

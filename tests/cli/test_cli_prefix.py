@@ -8,8 +8,8 @@ from support.coloured_squares import train_on_colours
 from support.command_line import CommandLine
 from support.tiny_models import save_dinov2, save_sentence_transformer
 
-from alignvl_cli.config import Precision
 from alignvl_cli.retrieval.dual_encoder import DualEncoder
+from alignvl_cli.settings import Precision
 from alignvl_cli.store.reader import open_store
 
 

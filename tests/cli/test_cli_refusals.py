@@ -299,3 +299,26 @@ def test_every_command_is_behind_the_boundary():
 )
 def test_an_output_without_a_name(empty, words, output):
     assert "--output: wanted the name of" in empty.fails(2, *words, "-o", output)
+
+
+def test_a_stray_or_broken_file_is_passed_over_with_a_warning_that_names_it(alignvl):
+    whole = (alignvl.workspace / "stores" / "fake.h5").read_bytes()
+    (alignvl.workspace / "stores" / "empty.h5").touch()
+    (alignvl.workspace / "stores" / "half.h5").write_bytes(whole[:2000])
+    (alignvl.workspace / "stores" / "folder.h5").mkdir()
+    for folder, mark, last in (("runs", "config.json", "result.json"), ("indexes", "index.json", "index.json")):
+        broken = alignvl.workspace / folder / "0009-broken"
+        broken.mkdir(parents=True)
+        (broken / mark).write_text("{")
+        (broken / last).write_text("{")
+        (alignvl.workspace / folder / "0010-file").write_text("mine")
+    for words, told in (
+        (["inspect"], ["empty.h5", "half.h5", "folder.h5", "0009-broken"]),
+        (["eval"], ["empty.h5", "half.h5", "folder.h5", "0009-broken"]),
+        (["train", *QUICK], ["empty.h5", "half.h5"]),
+        (["probe"], ["empty.h5", "half.h5"]),
+    ):
+        result = alignvl(*words)
+        assert result.exit_code == 0, result.output
+        said = "".join(result.stderr.split())
+        assert all(f"{name}:no" in said for name in told), result.stderr

@@ -15,7 +15,7 @@ from support.studies import write_study
 
 from alignvl_cli.ablation.study import load_study, parse_study
 from alignvl_cli.artifacts import read_json
-from alignvl_cli.cli.report import WRITERS, ReportFormat
+from alignvl_cli.report.text import json_text
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }} ${x}"
 PLOTS = ("differences", "learning", "reliability-image-to-text", "reliability-text-to-image")
@@ -240,7 +240,7 @@ def test_a_browser_does_complain_of_a_page_that_loads_or_runs_something(studied,
 
 def test_no_character_of_a_study_acts_in_its_json():
     verdicts = {"question": "\x1b[2J \x9b2J \u202e café"}
-    text = WRITERS[ReportFormat.json](verdicts)
+    text = json_text(verdicts)
     assert not {"\x1b", "\x9b", "\u202e"} & set(text)
     assert "café" in text
     assert json.loads(text) == verdicts

@@ -70,10 +70,11 @@ def test_eval_keeps_its_result_and_the_ranks_beside_it(alignvl):
 
     result = json.loads(alignvl.succeeds("eval", "--json"))
     folder = Path(result["run"]) / "eval"
-    saved = read_json(folder / "fake-test.json", "evaluation")
-    assert saved.pop("sha256") == {"fake-test.parquet": file_sha256(folder / "fake-test.parquet")}
+    name = f"fake-{result['provenance']['store_content_hash'][:8]}-test"
+    saved = read_json(folder / f"{name}.json", "evaluation")
+    assert saved.pop("sha256") == {f"{name}.parquet": file_sha256(folder / f"{name}.parquet")}
     assert saved == result
-    ranks = pandas.read_parquet(folder / "fake-test.parquet")
+    ranks = pandas.read_parquet(folder / f"{name}.parquet")
     by_way = ranks.groupby("direction")["rank"]
     assert (by_way.apply(lambda rank: (rank < 1).mean() * 100)).to_dict() == pytest.approx(
         {way: result["metrics"][way]["R@1"] for way in ("image_to_text", "text_to_image")}
@@ -165,6 +166,7 @@ def test_numbers_go_on_beyond_four_digits(tmp_path):
     (tmp_path / "runs" / "9999-run").mkdir(parents=True)
     with Workspace(tmp_path).place_for(None, "runs", "run") as place:
         (place / "result.json").touch()
+        (place / "config.json").write_text('{"format": "alignvl.run/1"}', encoding="utf-8")
     assert place.name == "10000-run"
     assert Workspace(tmp_path).runs() == [place]
 

@@ -41,7 +41,7 @@ def test_an_interruption_says_how_to_go_on_and_that_command_does(alignvl, interr
     run = alignvl.workspace / "runs" / "0003-alignvl-s0"
     assert f"{word}" in result.stderr
     assert f"go on with `alignvl train --resume {run}`" in result.stderr
-    assert f"go on with `alignvl train --resume {run}`" in alignvl.fails(3, "eval", run)
+    assert f"resume it with `alignvl train --resume {run}`" in alignvl.fails(3, "eval", run)
     assert f"alignvl train --resume {run}" in alignvl.fails(2, "train", "-o", run, *SETTINGS)
     assert alignvl.succeeds("train", "--resume", run) == f"{run}\n"
     whole = alignvl.succeeds("train", *SETTINGS).strip()

@@ -1,10 +1,15 @@
 """`alignvl search` with real, tiny encoders: files of queries, thresholds and pages."""
 
 import json
+import shutil
 import webbrowser
+from pathlib import Path
 
 import pytest
 from PIL import Image
+from support.command_line import CommandLine
+
+from alignvl_cli.artifacts import read_json, write_json
 
 
 def test_queries_come_from_arguments_and_from_a_file(coloured, tmp_path):
@@ -109,3 +114,53 @@ def test_a_file_that_holds_no_queries(coloured, tmp_path, data, message):
 def test_words_and_pictures_are_not_asked_at_once(coloured, tmp_path):
     assert "either TEXT or --image" in coloured.fails(2, "search", "green", "--image", tmp_path / "x.png")
     assert "either TEXT or --image" in coloured.fails(2, "search")
+
+
+def moved(coloured, tmp_path) -> CommandLine:
+    """The workspace copied elsewhere."""
+    return CommandLine(Path(shutil.copytree(coloured.workspace, tmp_path / "moved" / "workspace")))
+
+
+def test_a_workspace_that_was_moved_is_searched_as_before(coloured, tmp_path):
+    coloured.succeeds("search", "green", "-k", 3, "--json")  # makes the index, if no test has
+    copied = moved(coloured, tmp_path)
+    index = copied.workspace / "indexes" / sorted(path.name for path in (copied.workspace / "indexes").iterdir())[-1]
+    record = read_json(index / "index.json", "index")
+    write_json(index / "index.json", {**record, "run": "/gone/runs/r", "store": "/gone/stores/s.h5"})
+    here, there = (json.loads(one.succeeds("search", "green", "-k", 3, "--json")) for one in (coloured, copied))
+    assert here["results"] == there["results"]
+    shutil.rmtree(copied.workspace / "runs")
+    assert "neither in the workspace" in copied.fails(3, "search", "green")
+
+
+@pytest.mark.parametrize(("threshold", "said"), [("nan", "finite"), ("inf", "finite"), ("1.5", "at most 1")])
+def test_a_threshold_that_nothing_can_reach_is_refused(coloured, threshold, said):
+    assert said in coloured.fails(2, "search", "green", "--threshold", threshold)
+
+
+def test_what_is_left_out_is_told(coloured):
+    found = coloured("search", "green", "--threshold", "1", "--json")
+    assert json.loads(found.stdout)["results"][0]["hits"] == []
+    assert "the best one scores" in " ".join(found.stderr.split())
+    long = coloured("search", "green " * 2000, "-k", 1, "--json")
+    assert "the text encoder reads" in " ".join(long.stderr.split())
+    assert "the text encoder reads" not in coloured("search", "green").stderr
+
+
+def test_scores_of_a_compressed_index_are_exact_or_called_approximate(coloured, tmp_path):
+    folder = tmp_path / "compressed"
+    coloured.succeeds("index", "-o", folder, "--factory", "SQ4")
+    whole = json.loads(coloured.succeeds("search", "green", "-k", 3, "--json"))
+    exact = json.loads(coloured.succeeds("search", "green", "-k", 3, "--json", "--index", folder))
+    assert (whole["scores"], exact["scores"]) == ("exact", "exact")
+    scores = {hit["id"]: hit["score"] for hit in whole["results"][0]["hits"]}
+    shared = [hit for hit in exact["results"][0]["hits"] if hit["id"] in scores]
+    assert shared
+    assert all(hit["score"] == pytest.approx(scores[hit["id"]], abs=1e-5) for hit in shared)
+    alone = CommandLine(tmp_path / "alone")
+    shutil.copytree(coloured.workspace / "runs", alone.workspace / "runs")
+    record = read_json(folder / "index.json", "index")
+    write_json(folder / "index.json", {**record, "run": "/gone/r", "store": "/gone/s.h5"})
+    found = alone("search", "green", "-k", 3, "--json", "--index", folder)
+    assert json.loads(found.stdout)["scores"] == "approximate"
+    assert "found to be up to" in " ".join(found.stderr.split())

@@ -11,9 +11,9 @@ from PIL import Image
 from support.fakes import FakeText, FakeVision, make_dataset
 from support.tiny_models import save_bert
 
-from alignvl_cli.config import ExtractConfig, Precision, StoreDtype
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.extraction.verify import BATCH, TOLERANCE, cosine_gap, tolerance, verify_store
+from alignvl_cli.settings import ExtractConfig, Precision, StoreDtype
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.store.writer import StoreAbout, StoreRows, write_store
 

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 DEFAULT = DatasetOptions()
 
@@ -71,7 +71,7 @@ COCO_IMAGE = {"id": 1, "file_name": "a.jpg"}
 CAPTION = {"image_id": 1, "caption": "x"}
 BAD = {
     "not JSON": ("{", "not valid JSON"),
-    "a list": ([COCO_IMAGE], "should hold a JSON object"),
+    "a list": ([COCO_IMAGE], "entry 1: no column 'image'"),
     "other keys": ({"rows": []}, r"neither COCO captions .* but 'rows'; .*\.jsonl"),
     "empty object": ({}, "but nothing"),
     "no images": ({"images": [], "annotations": []}, "names no image at all"),

@@ -6,10 +6,10 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from alignvl_cli.config import DatasetOptions
 from alignvl_cli.datasets import demo
 from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import DatasetOptions
 
 
 @pytest.fixture(scope="module")

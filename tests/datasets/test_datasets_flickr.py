@@ -1,8 +1,8 @@
 import pytest
 
-from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 
 def opened(path, text, **options):

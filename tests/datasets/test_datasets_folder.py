@@ -3,10 +3,10 @@ import os
 
 import pytest
 
-from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.datasets.folders import IMAGE_SUFFIXES
 from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 DEFAULT = DatasetOptions()
 

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.datasets.huggingface import HUB_ID, read_batches
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 DEFAULT = DatasetOptions()
 
@@ -162,8 +162,16 @@ def test_errors_name_columns_and_rows(tmp_path):
         tmp_path / "e",
         make([{"image": {"bytes": b"x", "path": None}, "caption": "x"}, {"image": None, "caption": "y"}]),
     )
-    with pytest.raises(DataError, match="row 2: nothing in column 'image'"):
-        open_dataset(empty, DEFAULT)
+    dataset = open_dataset(empty, DEFAULT)
+    assert [item.source.absent for item in dataset.items] == ["", "the row has no picture"]
+    with pytest.raises(OSError, match="the row has no picture"):
+        dataset.items[1].source.read()
+    assert dataset.notes == (
+        "1 rows have no picture in column 'image' (the first: row 2): they count as pictures that cannot be read",
+    )
+    none = saved(tmp_path / "n", make([{"image": None, "caption": "x"}] * 2))
+    with pytest.raises(DataError, match=r"column 'image': not one of 2 rows has a picture"):
+        open_dataset(none, DEFAULT)
 
 
 def test_a_dataset_that_cannot_be_loaded_is_one_message(tmp_path):

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alignvl_cli.artifacts import file_sha256
-from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 DEFAULT = DatasetOptions()
 
@@ -322,7 +322,7 @@ BAD_JSONL = {
     "blank": ("\n\n", "this manifest is empty"),
     "no image column": ('{"Images": "a", "caption": "x"}\n', r"line 1: no column 'image'.*--image-column 'Images'"),
     "no image column, nothing near": ('{"q": 1}\n', r"no column 'image' \(columns: 'q'\); name the column with"),
-    "no image in a row": (GOOD + '{"image": "", "caption": "x"}\n', "line 2: nothing in column 'image'"),
+    "no image in any row": ('{"image": "", "caption": "x"}\n' * 2, r"column 'image': not one of 2 rows .*line 1\)"),
     "no caption column": (
         '{"image": "a", "kaption": "x"}\n',
         r"not one caption for 1 images.*--caption-column 'kaption'",

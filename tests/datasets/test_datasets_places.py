@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from alignvl_cli.config import DatasetOptions
 from alignvl_cli.datasets.formats import open_dataset, picture_bytes
+from alignvl_cli.settings import DatasetOptions
 
 
 def test_pictures_are_found_in_files_tars_and_the_demo(tmp_path):

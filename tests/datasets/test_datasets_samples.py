@@ -4,8 +4,8 @@ import datasets
 import pytest
 from support.data_samples import PICTURES, SAMPLES, blocks, write_sample, write_twin
 
-from alignvl_cli.config import DatasetFormat, DatasetOptions
 from alignvl_cli.datasets.formats import open_dataset, reader_of
+from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 MANIFESTS = {DatasetFormat.tsv, DatasetFormat.parquet}
 """Read like CSV; see test_pairs_manifest."""

@@ -20,7 +20,7 @@ def test_declared_splits_are_kept_and_own_names_come_after_the_usual_three():
     plan = split_rows(declared, digests(6))
     assert named(plan) == declared
     assert plan.names == ["train", "val", "test", "zoo", "attic"]
-    assert plan.notes == []
+    assert plan.notes == ["splits of other names, which are read where they are asked for alone: zoo (2), attic (1)"]
     assert plan.leaks == 0
 
 
@@ -30,6 +30,13 @@ def test_declared_splits_are_kept_and_own_names_come_after_the_usual_three():
         ("dev", "val"),
         ("validation", "val"),
         ("restval", "train"),
+        ("Training", "train"),
+        ("valid", "val"),
+        ("validate", "val"),
+        ("eval", "val"),
+        ("Evaluation", "val"),
+        ("testing", "test"),
+        ("holdout", "holdout"),
         (" Train ", "train"),
         ("TEST", "test"),
         ("Zoo", "Zoo"),
@@ -125,6 +132,9 @@ def test_256_names_fit():
 )
 def test_a_split_that_later_stages_look_for_is_missed_aloud(declared, missing):
     notes = split_rows(declared, digests(len(declared))).notes
+    assert [note for note in notes if "holdout (4)" in note] == notes[1:]
+    assert ("holdout" in declared) == bool(notes[1:])
+    notes = notes[:1]
     assert len(notes) == bool(missing)
     for note in notes:
         assert note.startswith(f"declared splits: {', '.join(dict.fromkeys(declared))}; there is no ")

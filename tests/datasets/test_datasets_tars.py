@@ -7,11 +7,11 @@ import pytest
 import webdataset
 from webdataset import tariterators
 
-from alignvl_cli.config import DatasetFormat, DatasetOptions
-from alignvl_cli.datasets.braces import expanded
 from alignvl_cli.datasets.demo import open_emoji
 from alignvl_cli.datasets.formats import open_dataset, picture_bytes
+from alignvl_cli.datasets.webdataset import expanded
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 DEFAULT = DatasetOptions()
 
@@ -273,10 +273,29 @@ def test_patterns_expand_as_in_a_shell():
     assert list(expanded("s-{0008..0011}.tar")) == ["s-0008.tar", "s-0009.tar", "s-0010.tar", "s-0011.tar"]
     assert list(expanded("{a,b}{1..3}")) == ["a1", "a2", "a3", "b1", "b2", "b3"]
     assert list(expanded("{9..10}")) == ["9", "10"]
-    assert list(expanded("plain.tar")) == ["plain.tar"]
+    assert list(expanded("{a,b{1..2}}.tar")) == ["a.tar", "b1.tar", "b2.tar"]
+    assert list(expanded("plain\\.tar")) == ["plain\\.tar"]
 
 
-@pytest.mark.parametrize("pattern", ["{1..2.tar", "a}.tar", "{5..1}.tar", "{a}.tar", "{0..99999999}.tar", "{1..2}.jpg"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "{1..2.tar",
+        "a}.tar",
+        "}a{.tar",
+        "{{1..2}.tar",
+        "{}.tar",
+        "{5..1}.tar",
+        "{a}.tar",
+        "{0..99999999}.tar",
+        "{1..2}.jpg",
+    ],
+)
 def test_a_pattern_that_is_none_is_refused(tmp_path, pattern):
     with pytest.raises(UsageError):
         open_dataset(str(tmp_path / pattern), DEFAULT)
+
+
+def test_a_pattern_of_too_many_names_is_refused_before_the_memory_is_full():
+    with pytest.raises(UsageError, match="more than 1000000 names"):
+        sum(1 for _ in expanded("{0..9999}-{0..9999}.tar"))

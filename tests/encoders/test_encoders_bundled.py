@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from alignvl_cli.config import DEFAULT_TEXT, DEFAULT_VISION, Precision
 from alignvl_cli.encoders import bundled
 from alignvl_cli.encoders.text import load_text, reload_text
 from alignvl_cli.encoders.vision import load_vision, reload_vision
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import DEFAULT_TEXT, DEFAULT_VISION, Precision
 
 CAPTIONS = ["red heart", "A dog that runs on the beach.", "crème brûlée, 日本", "x", "a very long caption " * 100]
 

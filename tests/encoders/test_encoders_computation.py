@@ -10,11 +10,11 @@ from support import tiny_models
 from transformers import AutoConfig, AutoModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
-from alignvl_cli.config import Pooling, Precision
 from alignvl_cli.encoders.records import HOUSEKEEPING, computation_record
 from alignvl_cli.encoders.text import load_text, reload_text
 from alignvl_cli.encoders.vision import load_vision, reload_vision
 from alignvl_cli.errors import MismatchError
+from alignvl_cli.settings import Pooling, Precision
 
 DECODER = tiny_models.TEXT | {"num_key_value_heads": 1, "head_dim": 12, "sliding_window": 4}
 STAGES = {"hidden_sizes": [8, 12], "depths": [1, 1]}

@@ -7,8 +7,8 @@ from torch import nn
 from transformers import EfficientNetConfig, EfficientNetModel
 from transformers.models.efficientnet.modeling_efficientnet import EfficientNetSqueezeExciteLayer
 
-from alignvl_cli.config import Precision
 from alignvl_cli.encoders.vision import folded, load_vision
+from alignvl_cli.settings import Precision
 
 
 class Output:

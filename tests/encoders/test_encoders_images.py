@@ -1,6 +1,8 @@
 """Every kind of picture file becomes upright RGB on white, or a short reason."""
 
+import contextlib
 import io
+import os
 import random
 import struct
 import warnings
@@ -10,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignvl_cli.config import MAX_PIXELS
 from alignvl_cli.encoders.decoding import UnreadableImage, decode_image
+from alignvl_cli.settings import MAX_PIXELS
 
 
 def saved(image, kind, **options):
@@ -209,3 +211,138 @@ def test_many_pixels_warn_nobody():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert decode_image(data, 10**8).size == (9_500, 9_500)
+
+
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def sixteen_bit_png(values_HWC, colour_type, extra=b""):
+    """A PNG of 16 bits a channel, which Pillow does not write in colour."""
+    height, width = values_HWC.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values_HWC)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + extra
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG2000"])
+def test_grey_of_fewer_bits_in_sixteen_is_as_bright_as_the_same_in_eight(bits, kind):
+    ramp = np.linspace(0, 255, 24 * 32).reshape(24, 32)
+    deep = Image.fromarray((ramp * ((1 << bits) - 1) / 255).astype(np.uint16))
+    np.testing.assert_allclose(decoded(deep, kind)[..., 0], ramp, atol=2)
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_sixteen_bits_a_colour_are_read_and_twelve_in_sixteen_are_no_black_picture(colour_type, channels):
+    values = np.random.default_rng(0).integers(0, 1 << 16, (6, 5, channels))
+    if channels % 2 == 0:
+        values[..., -1] = 0xFFFF
+    got = np.asarray(decode_image(sixteen_bit_png(values, colour_type), MAX_PIXELS))
+    assert (got == (values[..., :1] if channels == 2 else values[..., :3]) >> 8).all()
+    values[..., : 1 if channels == 2 else 3] >>= 4
+    with pytest.raises(UnreadableImage, match="upper 4 are empty"):
+        decode_image(sixteen_bit_png(values, colour_type), MAX_PIXELS)
+
+
+def test_one_transparent_value_of_sixteen_bits_shows_white():
+    grey = np.array([[[40_000], [200], [300]]])
+    got = decode_image(sixteen_bit_png(grey, 0, chunk(b"tRNS", struct.pack(">H", 200))), MAX_PIXELS)
+    assert np.asarray(got)[0, :, 0].tolist() == [40_000 >> 8, 255, 1]
+    colours = np.array([[[10_000, 20_000, 30_000], [0xFF00, 0, 0]]])
+    got = decode_image(sixteen_bit_png(colours, 2, chunk(b"tRNS", struct.pack(">HHH", 0xFF00, 0, 0))), MAX_PIXELS)
+    assert np.asarray(got)[0].tolist() == [[39, 78, 117], [255, 255, 255]]
+
+
+def test_white_is_zero_is_turned_at_every_depth():
+    for depth, dtype in ((8, np.uint8), (16, np.uint16)):
+        grey = Image.fromarray((np.array([[0, 64, 255]]) << (depth - 8)).astype(dtype))
+        data = bytearray(saved(grey, "TIFF"))
+        entry = data.index(struct.pack("<HHI", 262, 3, 1))
+        data[entry + 8 : entry + 10] = struct.pack("<H", 0)
+        assert np.asarray(decode_image(bytes(data), MAX_PIXELS))[0, :, 0].tolist() == [255, 191, 0]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_cmyk_is_ink_on_white(kind):
+    """Against the formula, 255 (1 - ink) (1 - black)."""
+    inks_N4 = np.random.default_rng(0).integers(0, 256, (20, 4))
+    options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
+    for inks in inks_N4:
+        expected = (255 - inks[:3]) * (255 - inks[3]) / 255
+        got = decoded(Image.new("CMYK", (8, 8), tuple(map(int, inks))), kind, **options)
+        np.testing.assert_allclose(got[0, 0], expected, atol=3)
+
+
+@pytest.mark.parametrize("mode", ["P", "PA", "LA", "1", "L", "RGBA", "YCbCr", "CMYK"])
+def test_each_mode_of_a_tiff_is_what_pillow_shows_on_white(mode):
+    image = noise().convert("L").convert(mode) if mode in ("PA", "LA", "1", "L") else noise().convert(mode)
+    white = Image.new("RGBA", image.size, "white")
+    expected = np.asarray(Image.alpha_composite(white, image.convert("RGB").convert("RGBA")).convert("RGB"))
+    np.testing.assert_allclose(decoded(image, "TIFF").astype(int), expected.astype(int), atol=2)
+
+
+def test_lab_is_refused_by_name():
+    with pytest.raises(UnreadableImage, match="Lab colours, which are not read"):
+        decoded(Image.new("LAB", (4, 4)), "TIFF")
+
+
+BIG = b"x" * (2 << 20)
+EXTRAS = {
+    "zTXt": b"workflow\0\0" + zlib.compress(BIG),
+    "iTXt": b"workflow\0\1\0\0\0" + zlib.compress(BIG),
+    "iCCP": b"icc\0\0" + zlib.compress(BIG),
+    "tEXt": b"workflow\0" + BIG,
+}
+
+
+@pytest.mark.parametrize("kind", EXTRAS)
+def test_a_sound_png_is_read_however_long_its_texts_and_profiles_are(kind):
+    data = saved(noise(), "PNG")
+    data = data[:33] + chunk(kind.encode(), EXTRAS[kind]) * 3 + data[33:]
+    assert np.array_equal(np.asarray(decode_image(data, MAX_PIXELS)), np.asarray(noise()))
+    with pytest.raises(UnreadableImage):
+        decode_image(data[:-400], MAX_PIXELS)
+    with pytest.raises(UnreadableImage, match="above --max-pixels"):
+        decode_image(data, 10)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64, "git lfs pull"),
+        (b"/annex/objects/SHA256E-s1--a.jpg\n", "git annex get"),
+        (b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + b"\0" * 200, "^HEIC, which is not read; convert it to JPEG"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1heix" + b"\0" * 200, "^HEIC"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0mif1avif" + b"\0" * 200, "AVIF"),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + b"\0" * 200, "a video"),
+        (b"\xff\x0a" + b"\0" * 99, "JPEG XL"),
+        (b"%PDF-1.7\n", "PDF"),
+        (b"8BPS\0\1", "Photoshop"),
+        (b"\0" * 128 + b"DICM", "DICOM"),
+        (b"PK\3\4", "zip"),
+        (b"/9j/4AAQSkZJRg" + b"A" * 145_000, "base64"),
+    ],
+)
+def test_what_people_have_in_place_of_pictures_is_named_in_short(data, reason):
+    with pytest.raises(UnreadableImage, match=reason) as caught:
+        decode_image(data, MAX_PIXELS)
+    assert len(str(caught.value)) < 120
+
+
+def test_libtiff_says_nothing_on_stderr_and_stderr_comes_back(capfd):
+    data = saved(noise(64, 64), "TIFF", compression="tiff_lzw")
+    entry = data.index(struct.pack("<HHI", 278, 3, 1))  # rows a strip
+    for at in (9, len(data) // 3, entry + 8):
+        broken = bytearray(data)
+        broken[at : at + 2] = b"\xff\xff"
+        with contextlib.suppress(UnreadableImage):
+            decode_image(bytes(broken), MAX_PIXELS)
+    os.write(2, b"here\n")
+    assert capfd.readouterr().err == "here\n"

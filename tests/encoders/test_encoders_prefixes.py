@@ -5,9 +5,9 @@ import pytest
 from support import tiny_models
 from transformers import AutoConfig
 
-from alignvl_cli.config import Pooling, Precision
 from alignvl_cli.encoders.text import load_caption_reader, load_text, reload_text
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import Pooling, Precision
 
 STATED = {"prompts": {"query": "q: ", "passage": "p: "}}
 EMPTY = {"prompts": {"query": "", "document": ""}, "default_prompt_name": None}

@@ -6,8 +6,9 @@ import transformers
 from support import tiny_models
 from torch import nn
 
-from alignvl_cli.encoders.records import encoder_hash, require_same, weights_sha256
+from alignvl_cli.encoders.records import require_same, weights_sha256
 from alignvl_cli.errors import MismatchError
+from alignvl_cli.store.schema import encoder_hash
 
 
 def net(seed=0):

@@ -9,9 +9,9 @@ import transformers
 from support import tiny_models
 from tokenizers import processors
 
-from alignvl_cli.config import Pooling, Precision
 from alignvl_cli.encoders.text import load_text, reload_text
 from alignvl_cli.errors import DataError, MismatchError, UsageError
+from alignvl_cli.settings import Pooling, Precision
 
 CAPTIONS = ["a dog", "x", "red heart: the suit of cards", "Zebra, not a horse.", "", "word " * 30]
 BATCH_TOLERANCE = 1e-5

@@ -13,11 +13,11 @@ from support.fakes import make_store
 from transformers import Dinov2Model
 
 from alignvl_cli.artifacts import read_json
-from alignvl_cli.config import Pooling, Precision, Trust
 from alignvl_cli.encoders.text import load_text, reload_text
 from alignvl_cli.encoders.vision import load_vision, reload_vision
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.retrieval.dual_encoder import DualEncoder
+from alignvl_cli.settings import Pooling, Precision, Trust
 from alignvl_cli.store.reader import open_store
 
 NONE, CODE, PICKLE = Trust(), Trust(remote_code=True), Trust(pickle=True)

@@ -10,9 +10,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from support import tiny_models
 
-from alignvl_cli.config import Pooling, Precision
 from alignvl_cli.encoders.vision import load_vision, reload_vision
 from alignvl_cli.errors import DataError, MismatchError, UsageError
+from alignvl_cli.settings import Pooling, Precision
 
 BATCH_TOLERANCE = 1e-5
 """Largest difference, in units of the latents' standard deviation, that a batch's other members may make (float32)."""

@@ -1,6 +1,8 @@
 """`alignvl export`: what is written loads in other programs and gives the run's embeddings, or nothing is written."""
 
+import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,10 @@ from support.command_line import CommandLine
 from support.tiny_models import save_dinov2, save_sentence_transformer
 
 from alignvl_cli import DualEncoder
-from alignvl_cli.config import Precision
 from alignvl_cli.errors import DataError
 from alignvl_cli.export import sentence_transformers as sentence
 from alignvl_cli.export.parity import require_parity
+from alignvl_cli.settings import Precision
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 TEXTS = ["red", "a Green square", "", "blue square 7 " * 30]
@@ -164,3 +166,25 @@ def test_the_page_runs(trained, tmp_path, monkeypatch, capsys):
     wanted = DualEncoder.load(runs(trained)[-1], "cpu").encode_text(["a red heart", "blue"])
     np.testing.assert_allclose(names["embeddings"].numpy(), wanted, atol=1e-5)
     assert "(3, 8)" in capsys.readouterr().out
+
+
+def test_the_card_has_the_k_that_were_evaluated(trained, tmp_path):
+    run = Path(shutil.copytree(runs(trained)[-1], tmp_path / "run"))
+    shutil.rmtree(run / "eval", ignore_errors=True)
+    trained.succeeds("eval", run, "--recall-k", "3,7")
+    (run / "eval" / "notes.json").write_text("{}")
+    trained.succeeds("export", run, "-o", tmp_path / "weights", "--to", "safetensors")
+    card = (tmp_path / "weights" / "README.md").read_text()
+    assert "image to text R@3 | image to text R@5 | image to text R@7 |" in card
+    assert "notes" not in card
+
+
+@pytest.mark.parametrize("target", ["safetensors", "sentence-transformers"])
+def test_exported_files_have_the_mode_of_the_umask(trained, tmp_path, target):
+    former = os.umask(0o027)
+    try:
+        trained.succeeds("export", "-o", tmp_path / "model", "--to", target)
+    finally:
+        os.umask(former)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "model").rglob("*") if path.is_file()}
+    assert set(modes.values()) == {"0o640"}, modes

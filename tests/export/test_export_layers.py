@@ -10,9 +10,9 @@ from torch import nn
 from alignvl_cli.align.adapters import AdapterShape, new_pair
 from alignvl_cli.align.latent_norm import AsStored
 from alignvl_cli.align.streams import Streams
-from alignvl_cli.config import AdapterKind, LatentNorm, Loss
 from alignvl_cli.export import alignvl_blocks
 from alignvl_cli.export.sentence_transformers import MODULES, OURS, chain
+from alignvl_cli.settings import AdapterKind, LatentNorm, Loss
 
 WIDTH, ROWS = 12, 40
 

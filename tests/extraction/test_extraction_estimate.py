@@ -10,12 +10,12 @@ from support.fakes import FakeText, FakeVision, make_dataset
 from typer.testing import CliRunner
 
 from alignvl_cli.cli.app import app
-from alignvl_cli.config import ExtractConfig
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction import estimate as module
 from alignvl_cli.extraction.estimate import estimate
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.report.data import estimate_table
+from alignvl_cli.settings import ExtractConfig
 
 CONFIG = ExtractConfig(batch_size=4, workers=0)
 

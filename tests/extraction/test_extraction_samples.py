@@ -7,9 +7,9 @@ from support.data_samples import SAMPLES, write_sample, write_twin
 from support.fakes import FakeText, FakeVision
 from support.stored import stored_datasets
 
-from alignvl_cli.config import DatasetFormat, DatasetOptions, ExtractConfig
 from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.extraction.run import run_extraction
+from alignvl_cli.settings import DatasetFormat, DatasetOptions, ExtractConfig
 
 
 @pytest.fixture(autouse=True)

@@ -17,10 +17,10 @@ from support.studies import write_study
 from alignvl_cli.ablation.plan import set_up
 from alignvl_cli.ablation.run import run_study
 from alignvl_cli.ablation.study import load_study
-from alignvl_cli.config import Device
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.retrieval.evaluate import evaluate, save_evaluation
 from alignvl_cli.retrieval.index import build_index
+from alignvl_cli.settings import Device
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.run import train_run
 from alignvl_cli.training.run_folder import load_run

@@ -38,7 +38,8 @@ class Stages:
 
     @classmethod
     def start(cls) -> "Stages":
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent), "COLUMNS": "200"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *filter(None, sys.path)])
         command = [sys.executable, "-W", "ignore", str(HERE / "stages.py")]
         return cls(subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment))
 
@@ -77,7 +78,7 @@ def run(words: list[str]) -> int:
     if words[0] == "extract":
 
         def extract() -> None:
-            with application._sigterm_unwinds():
+            with application.signals_unwind():
                 raise SystemExit(
                     application.leave_with(lambda: fake_extraction(Path(words[1])), False, application.AGAIN)
                 )

@@ -18,15 +18,16 @@ from support.killable import CONFIG as EXTRACT_CONFIG
 from alignvl_cli.ablation.analysis import read_ranks, read_validations
 from alignvl_cli.ablation.records import RESULTS, read_study, read_verdicts
 from alignvl_cli.artifacts import read_json
-from alignvl_cli.config import DatasetOptions, Gallery
 from alignvl_cli.datasets.dataset import Dataset
 from alignvl_cli.datasets.formats import open_dataset
+from alignvl_cli.distributed import Workers
 from alignvl_cli.errors import DataError, MismatchError
-from alignvl_cli.extraction.again import compare_pictures
 from alignvl_cli.extraction.plan import existing_store_matches, make_plan
 from alignvl_cli.extraction.run import run_extraction
+from alignvl_cli.extraction.sources import compare_pictures
 from alignvl_cli.retrieval.evaluate import read_evaluation
 from alignvl_cli.retrieval.index import open_index
+from alignvl_cli.settings import DatasetOptions, Gallery
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.checkpoint import read_checkpoint
 from alignvl_cli.training.run_folder import ENVIRONMENT, METRICS, RunWriter, load_run, load_unfinished
@@ -61,7 +62,7 @@ def read_run(folder: Path) -> Any:
 
 
 def read_saved_evaluation(folder: Path) -> Any:
-    path = folder / "run" / "eval" / "store-test.json"
+    path = next((folder / "run" / "eval").glob("store-*-test-calibration.json"))
     return read_evaluation(path), pyarrow.parquet.read_table(path.with_suffix(".parquet")).to_pydict()
 
 
@@ -187,7 +188,7 @@ def test_damaged_sources_are_another_dataset_or_refused(copied, times, tried, na
     def passes_for_the_same(dataset: Dataset) -> bool:
         if not existing_store_matches(store, make_plan(dataset, vision, text, EXTRACT_CONFIG)):
             return False
-        *_, found = compare_pictures(store, dataset, vision.preprocess, EXTRACT_CONFIG)
+        *_, found = compare_pictures(store, dataset, vision.preprocess, EXTRACT_CONFIG.max_pixels, Workers())
         return found.is_same and not found.gone
 
     dataset, before = contents()

@@ -12,6 +12,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pandas
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -21,12 +22,12 @@ from typer.testing import CliRunner
 from alignvl_cli.ablation.study import load_study
 from alignvl_cli.artifacts import file_sha256, read_json, write_json
 from alignvl_cli.cli.app import app, leave_with
-from alignvl_cli.config import DatasetOptions
 from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.errors import AlignvlError, DataError, UsageError
+from alignvl_cli.recipes import resolve_train
 from alignvl_cli.report.tables import as_csv
 from alignvl_cli.report.text import json_text, safe
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.settings import DatasetOptions
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.run_folder import load_run
 
@@ -96,7 +97,7 @@ def test_inspect_and_search_of_hostile_ids_print_no_escape(tmp_path, tried):
 
 @pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", '=HYPERLINK("http://e")'])
 def test_no_cell_of_a_csv_is_a_formula(tried, cell):
-    row = as_csv(["arm"], [[cell]]).splitlines()[1]
+    row = as_csv(pandas.DataFrame({"arm": [cell]})).splitlines()[1]
     assert row.lstrip('"')[0] not in "=+-@\t\r"
     tried["hostile", "CSV cell"] += 1
 

@@ -14,12 +14,12 @@ from support.fakes import make_store
 
 from alignvl_cli.ablation.study import load_study
 from alignvl_cli.align.ranks import TIE, image_to_text_ranks, recalls, text_to_image_ranks
-from alignvl_cli.artifacts import canonical_json, fingerprint, read_json, read_sealed, write_json
-from alignvl_cli.config import DatasetOptions, NoiseKind, Recipe, TrainConfig
+from alignvl_cli.artifacts import canonical_json, fingerprint, frame_of, read_json, read_sealed, write_json
 from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.errors import AlignvlError, UsageError
+from alignvl_cli.recipes import resolve_train
 from alignvl_cli.report.text import json_text
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.settings import DatasetOptions, NoiseKind, Recipe, TrainConfig
 from alignvl_cli.store.reader import open_store
 
 few = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -151,9 +151,12 @@ def test_a_store_gives_back_captions_and_rows(data, images):
 @given(st.lists(st.lists(text, min_size=1, max_size=3), min_size=1, max_size=5))
 def test_what_we_write_as_csv_is_read_again(rows):
     from alignvl_cli.report.tables import as_csv
+    from alignvl_cli.report.text import ACTING
 
-    read = list(csv.reader(io.StringIO(as_csv(["a"], rows))))
-    assert [len(row) for row in read[1:]] == [len(row) for row in rows]
+    frame = frame_of([{"words": " ".join(row), "number": len(row)} for row in rows])
+    read = list(csv.reader(io.StringIO(as_csv(frame))))
+    assert [row[1:] for row in read[1:]] == [[f"{len(row)}"] for row in rows]
+    assert all(ACTING.search(row[0]) is None for row in read)
 
 
 @few

@@ -51,14 +51,20 @@ def test_a_long_value_stands_whole_on_a_line_of_its_own(width):
     assert lines[-1].split() == ["steps", "70"]
 
 
+def row(kind, path, what, state="complete", newest=False):
+    return {"kind": kind, "path": path, "state": state, "newest": newest, "what": what}
+
+
 def test_the_newest_of_each_kind_is_marked():
     lines = drawn(
         workspace_table(
             "w",
             [
-                {"kind": "store", "path": "w/stores/a.h5", "what": "10 images"},
-                {"kind": "run", "path": "w/runs/0001-x", "what": "first"},
-                {"kind": "run", "path": "w/runs/0002-y", "what": "second"},
+                row("store", "w/stores/a.h5", "10 images", newest=True),
+                row("run", "w/runs/0001-x", "first"),
+                row("run", "w/runs/0002-y", "second", newest=True),
+                row("run", "w/runs/best", "third", state="named"),
+                row("run", "w/runs/0003-z", "half", state="unfinished"),
             ],
         )
     )
@@ -67,6 +73,9 @@ def test_the_newest_of_each_kind_is_marked():
     assert "stores/a.h5 *" in text
     assert "runs/0002-y *" in text
     assert "runs/0001-x *" not in text
+    assert text.count(" *") == 2
+    for state, name in (("named", "best"), ("unfinished", "0003-z")):
+        assert any(name in line and state in line for line in lines)
     assert "first" in text
     assert "* the newest of its kind" in text
     assert "paths are relative to w/" in text

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from support.pages import BROWSER, Reader
 
-from alignvl_cli.config import Gallery
 from alignvl_cli.report.search import SearchPage, gallery_page
 from alignvl_cli.retrieval.search import Hit
+from alignvl_cli.settings import Gallery
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}\x1b[2J'
 

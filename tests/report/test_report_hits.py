@@ -4,9 +4,9 @@ import io
 
 from rich.console import Console
 
-from alignvl_cli.config import Gallery
 from alignvl_cli.report.search import hits_table
 from alignvl_cli.retrieval.search import Hit
+from alignvl_cli.settings import Gallery
 
 
 def drawn(gallery: Gallery, *hits: Hit, query: str = "red heart", width: int = 100) -> list[str]:

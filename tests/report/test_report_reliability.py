@@ -10,7 +10,8 @@ from PIL import Image
 from rich.console import Console
 from support.fake_evaluations import evaluation
 
-from alignvl_cli.report.reliability import modesty_table, save_reliability
+from alignvl_cli.report.evaluation import modesty_table
+from alignvl_cli.report.plots import save_reliability
 from alignvl_cli.retrieval.calibration import AtTemperature, Judged, Modesty, calibration
 
 
@@ -57,7 +58,7 @@ def test_runs_are_named_when_there_are_several_and_what_was_not_fitted_stays_emp
     text = drawn(evaluation("runs/a", modesty=report()), evaluation("runs/b", modesty=report(fitted=False)))
     lines = [line.split() for line in text.splitlines()]
     assert ["tau", "a", "0.050", "0.125", "0.050", "0.125"] in lines
-    assert lines[lines.index(["tau", "a", "0.050", "0.125", "0.050", "0.125"]) + 1] == ["b", "0.050", "0.050"]
+    assert lines[lines.index(["tau", "a", "0.050", "0.125", "0.050", "0.125"]) + 1] == ["tau", "b", "0.050", "0.050"]
 
 
 @pytest.mark.parametrize(("fitted", "panels"), [(True, 2), (False, 1)])

@@ -5,10 +5,17 @@ import shlex
 import tomllib
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.main import get_command
 
 from alignvl_cli.ablation.study import parse_study
-from alignvl_cli.report.reproduce import asked_settings, extract_command, study_toml, train_command
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.cli.app import app
+from alignvl_cli.declarations import declared
+from alignvl_cli.errors import UsageError
+from alignvl_cli.recipes import SWITCHED_BY, one_layer, resolve_train
+from alignvl_cli.report.reproduce import ablate_command, extract_command, study_toml, train_command
+from alignvl_cli.settings import NoiseKind, TrainConfig, by_flag
 
 PAIRS = 3679
 ASKED = [
@@ -37,27 +44,63 @@ ASKED = [
 ]
 
 
+def typed(command: str) -> dict[str, object]:
+    """The settings that the command line reads in `command`."""
+    context = get_command(app).commands["train"].make_context("train", shlex.split(command)[2:])
+    values = {setting.flag: context.params[name] for name, setting in declared(TrainConfig).items()}
+    return {flag: value for flag, value in values.items() if value is not None}
+
+
 @pytest.mark.parametrize("asked", ASKED, ids=str)
 def test_the_command_resolves_to_the_settings_of_the_run(asked):
     wanted = resolve_train(asked, pairs=PAIRS)
-    found = asked_settings(json.loads(json.dumps(wanted.to_json())), PAIRS)
-    assert resolve_train(found, pairs=PAIRS) == wanted
-    assert len(found) <= len(asked) + 2, "it says more than was asked"
+    kept = json.loads(json.dumps(wanted.to_json()))
+    config = {"stores": [{"path": "a.h5"}], "selection_store": {"path": "a.h5"}, "settings": kept}
+    whole = {**config, "given": json.loads(json.dumps(one_layer(asked)))}
+    assert typed(train_command(whole, PAIRS)).keys() == asked.keys() | {"seed"}, "what was given, no more and no less"
+    assert resolve_train(typed(train_command(whole, PAIRS)), pairs=PAIRS) == wanted
+    assert resolve_train(typed(train_command(config, PAIRS)), pairs=PAIRS) == wanted, "settings alone"
 
 
 def test_the_command_spells_flags_and_quotes_paths():
-    settings = resolve_train({"mix": False, "smoothing": 0.02, "seed": 3}, pairs=PAIRS).to_json()
-    config = {"stores": [{"path": "my store.h5"}], "selection_store": {"path": "my store.h5"}, "settings": settings}
+    asked = {"mix": False, "smoothing": 0.02, "seed": 3}
+    kept, place = resolve_train(asked, pairs=PAIRS).to_json(), {"path": "my store.h5"}
+    config = {"stores": [place], "selection_store": place, "settings": kept, "given": asked}
     words = shlex.split(train_command(config, PAIRS))
-    assert words == [
-        "alignvl", "train", "my store.h5", "--recipe", "alignvl", "--no-mix", "--smoothing", "0.02", "--seed", "3",
-    ]  # fmt: skip
+    assert words == ["alignvl", "train", "my store.h5", "--no-mix", "--smoothing", "0.02", "--seed", "3"]
+
+
+def acting(config: TrainConfig) -> dict[str, object]:
+    """The settings without the details of an ingredient that is off."""
+    on = {"mix": config.mix, "rp": config.noise is not NoiseKind.none, "es": config.smoothing > 0}
+    idle = {detail for ingredient, details in SWITCHED_BY.items() if not on[ingredient] for detail in details}
+    switches = {"mix": config.mix, "noise": config.noise, "smoothing": config.smoothing}
+    return {key: value for key, value in by_flag(config.to_json()).items() if key not in idle} | switches
+
+
+LAYERS = st.lists(st.sampled_from(ASKED), min_size=1, max_size=4)
+
+
+@given(LAYERS)
+@settings(deadline=None, max_examples=150)
+def test_layers_are_one_layer_that_trains_the_same(layers):
+    try:
+        wanted = resolve_train(*layers, pairs=PAIRS)
+    except UsageError:
+        return
+    assert acting(resolve_train(one_layer(*layers), pairs=PAIRS)) == acting(wanted)
+
+
+def test_a_study_is_run_again_with_its_threads_and_on_its_device():
+    assert ablate_command("a b.toml", {"threads": 2}) == "alignvl ablate 'a b.toml' --threads 2"
+    given = {"device": "cpu", "seeds": "0-3", "threads": 2, "json": True}
+    assert ablate_command("a.toml", {"threads": 2, "given": given}) == "alignvl ablate a.toml --threads 2 --device cpu"
 
 
 def test_a_validation_store_of_its_own_is_named():
-    settings = resolve_train({}, pairs=PAIRS).to_json()
+    kept = resolve_train({}, pairs=PAIRS).to_json()
     stores = [{"path": "a.h5"}, {"path": "b.h5"}]
-    config = {"stores": stores, "selection_store": {"path": "c.h5"}, "settings": settings}
+    config = {"stores": stores, "selection_store": {"path": "c.h5"}, "settings": kept}
     assert train_command(config, PAIRS).startswith("alignvl train a.h5 b.h5 --val c.h5 ")
     assert "--val" not in train_command({**config, "selection_store": stores[0]}, PAIRS)
 

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 from support.fake_evaluations import evaluation
 
-from alignvl_cli.report.evaluation import beyond_table, evaluation_table, hubness_table, short_names
+from alignvl_cli.report.evaluation import beyond_table, hubness_table, recall_table, short_names, warnings_of
+from alignvl_cli.report.tables import terminal
 from alignvl_cli.retrieval.bootstrap import Resampled
 from alignvl_cli.retrieval.eccv import BeyondPairs, Judgement
 from alignvl_cli.retrieval.evaluate import Evaluation
@@ -20,7 +21,7 @@ def drawn(*evaluations: Evaluation, width: int = 100, colours: bool = False) -> 
     console = Console(
         file=io.StringIO(), width=width, force_terminal=colours, color_system="standard" if colours else None
     )
-    console.print(evaluation_table(evaluations))
+    console.print(terminal([recall_table(evaluations)], warnings=warnings_of(evaluations)))
     return console.file.getvalue()
 
 

@@ -1,14 +1,21 @@
 """A study's tables say what its verdicts do, figure by figure."""
 
+import copy
+import csv
+import io
 import json
+import math
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from alignvl_cli.ablation.records import Outcome, Ranks
+from alignvl_cli.ablation.records import Outcome, Ranks, verdicts_frame
 from alignvl_cli.ablation.study import parse_study
 from alignvl_cli.ablation.verdicts import judge
-from alignvl_cli.report.study import CSV_COLUMNS, study_notes, study_rows, study_tables
+from alignvl_cli.report.page import Page, TableBlock, page_html, section, sections
+from alignvl_cli.report.study import study_notes, study_tables
+from alignvl_cli.report.tables import as_csv, as_latex, as_markdown, terminal
 
 FACTS = {
     "split": "test",
@@ -80,12 +87,79 @@ def test_the_notes_say_split_seeds_and_tests(verdicts):
 
 
 def test_csv_rows_have_every_column_and_full_precision(verdicts):
-    rows = [dict(zip(CSV_COLUMNS, row, strict=True)) for row in study_rows(verdicts)]
+    rows = verdicts_frame(verdicts).to_dict("records")
     better = next(row for row in rows if (row["name"], row["metric"]) == ("mix+es", "mean_recall"))
     assert better["difference"] == pytest.approx(20)
     assert better["p"] == 2.0**-7
     assert better["verdict"] == "better"
     assert sum(row["kind"] == "effect" for row in rows) == 3
     descriptive = next(row for row in rows if (row["name"], row["metric"]) == ("mix+es", "rsum"))
-    assert descriptive["p"] is None
+    assert math.isnan(descriptive["p"])
     assert descriptive["difference"] == pytest.approx(120)
+
+
+def as_text(tables) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(terminal(tables))
+    return console.file.getvalue()
+
+
+def as_page(tables) -> str:
+    blocks = [TableBlock(table) for table in tables]
+    return page_html(
+        Page(
+            kind="study", title="", lead="", summary="", counts=(), warnings=(), footer="",
+            sections=sections(section("a", "A", *blocks)),
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("p", "shown"),
+    [
+        (2.0**-20, "<0.001"),
+        (0.00099, "<0.001"),
+        (0.001, "0.001"),
+        (0.004, "0.004"),
+        (0.0078125, "0.008"),
+        (0.0099, "0.010"),
+        (0.04321, "0.043"),
+        (1.0, "1.000"),
+    ],
+)
+def test_p_below_a_thousandth_is_said_so_and_above_has_its_digits_in_every_form(verdicts, p, shown):
+    told = copy.deepcopy(verdicts)
+    for judged in (*told["arms"], *told["effects"]):
+        if judged["difference"]:
+            judged["difference"]["p_holm"] = p
+    tables = study_tables(told)
+    asked = [row[table.headers.index("p")].text for table in tables[:2] for row in table.rows]
+    assert asked == ["", shown, shown, shown, shown, shown, shown]
+    for drawn, sign in (
+        (as_text(tables), "<"),
+        (as_markdown(tables), "\\<"),
+        (as_latex(tables), r"\textless{}"),
+        (as_page(tables), "&lt;"),
+    ):
+        assert drawn.count(shown.replace("<", sign)) >= 6
+        assert ("0.001" in drawn) is (shown in ("<0.001", "0.001"))
+    rows = csv.DictReader(io.StringIO(as_csv(verdicts_frame(told))))
+    assert {float(row["p_holm"]) for row in rows if row["p_holm"]} == {p}, "CSV has every digit"
+
+
+def test_arms_of_one_shown_mean_are_bold_together(verdicts):
+    told = copy.deepcopy(verdicts)
+    for arm, mean in zip(told["arms"], (60.004, 60.0012, 59.9, 12.0), strict=True):
+        arm["metrics"]["mean_recall"]["mean"] = mean
+    assert [row[2].bold for row in study_tables(told)[0].rows] == [True, True, False, False]
+    markdown = as_markdown(study_tables(told)[:1])
+    assert markdown.count("**60.00") == 2
+
+
+def test_the_frame_of_a_study_is_typed_and_its_counts_are_whole(verdicts):
+    frame = verdicts_frame(verdicts)
+    assert str(frame["seeds"].dtype) == "Int64"
+    assert all(frame[name].dtype == float for name in ("mean", "sd", "difference", "p", "crossed_ci95_low"))
+    (failed,) = frame[(frame["name"] == "no-mix+es") & (frame["metric"] == "mean_recall")]["seeds"]
+    assert failed == 7
+    assert as_csv(frame).splitlines()[1].split(",")[3] == "8"

@@ -5,10 +5,11 @@ import io
 import shutil
 import subprocess
 
+import pandas
 import pytest
 from rich.console import Console
 
-from alignvl_cli.report.tables import Cell, Table, as_csv, as_latex, as_markdown, latex, terminal
+from alignvl_cli.report.tables import Cell, Table, as_csv, as_latex, as_markdown, best_of, latex, terminal
 
 HOSTILE = 'a"b<c & 50 % $x_1$ \\ | [b]{} #~^\x1b[31m'
 TABLE = Table(
@@ -41,6 +42,51 @@ def test_latex_shows_every_letter_and_is_booktabs():
     assert latex("1 ± 2") == r"1 $\pm$ 2"
 
 
+@pytest.mark.parametrize(
+    ("text", "set_as"),
+    [
+        ("α=0.3, σ", r"$\alpha$=0.3, $\sigma$"),
+        ("Δτ", r"$\Delta$$\tau$"),
+        ("ΑΒΟ ο ς ϕ", r"$\mathrm{A}$$\mathrm{B}$$\mathrm{O}$ $o$ $\varsigma$ $\phi$".replace(r"$\phi$", r"$\varphi$")),
+        ("λ ≤ 2 × 10 − 1", r"$\lambda$ $\leq$ 2 $\times$ 10 $-$ 1"),
+        ("<0.001 of 5 % & a_b", r"\textless{}0.001 of 5 \% \& a\_b"),
+        ("naïve Łódź – “x”…", "naïve Łódź – “x”…"),
+        ("nai\u0308ve", "naïve"),
+    ],
+)
+def test_latex_sets_greek_and_signs_with_what_its_first_line_names(text, set_as):
+    assert latex(text) == set_as
+    drawn = as_latex([Table.of("t", ("arm", text), [[text, "1"]])])
+    assert drawn.splitlines()[0] == r"% needs \usepackage{booktabs} and \usepackage[T1]{fontenc}"
+    assert drawn.count(set_as) == 2
+
+
+@pytest.mark.parametrize("letter", ["東", "🚀", "ά", "ħ", "𝛼"])
+def test_latex_of_other_letters_names_an_engine_that_has_them(letter):
+    first, *others = as_latex([Table.of("t", ("arm",), [[f"x {letter}"]])]).splitlines()
+    assert "lualatex" in first
+    assert "fontspec" in first
+    assert letter in first
+    assert any(f"x {letter}" in line for line in others)
+    plain = as_latex([Table.of(f"title {letter}", ("arm",), [["x"]])], [f"note {letter}"])
+    assert "lualatex" not in plain, "comments are not set"
+
+
+def test_latex_keeps_columns_of_one_name_and_empty_cells():
+    text = as_latex([Table.of("t", ("a", "b", "b"), [["x", "1", ""], ["y", "2", "3"]])])
+    assert [line for line in text.splitlines() if line.endswith("\\\\")] == [
+        r"a & b & b \\",
+        r"x & 1 &  \\",
+        r"y & 2 & 3 \\",
+    ]
+
+
+def test_what_looks_equal_is_best_together():
+    assert best_of([31.24, 31.16, None, 12.0]) == [True, True, False, False]
+    assert best_of([31.24, 31.16], digits=2) == [True, False]
+    assert best_of([None]) == [False]
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
 def test_latex_compiles(tmp_path):
     (tmp_path / "t.tex").write_text(
@@ -52,7 +98,8 @@ def test_latex_compiles(tmp_path):
 
 
 def test_csv_is_read_back_and_no_cell_is_a_formula():
-    text = as_csv(["name", "value"], [["=1+1", -0.5], ['a,"b', None], ["plain", 1.25]])
+    frame = pandas.DataFrame({"name": ["=1+1", 'a,"b', "plain"], "value": [-0.5, None, 1.25]})
+    text = as_csv(frame)
     rows = list(csv.reader(io.StringIO(text)))
     assert rows == [["name", "value"], ["'=1+1", "-0.5"], ['a,"b', ""], ["plain", "1.25"]]
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from alignvl_cli.errors import UsageError
-from alignvl_cli.report.trackers import TensorBoardLog
+from alignvl_cli.report.progress import TensorBoardLog
 from alignvl_cli.training import state as records
 
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

@@ -6,12 +6,12 @@ import pytest
 from typer.testing import CliRunner
 
 from alignvl_cli.cli.app import app
-from alignvl_cli.config import DEFAULT_TEXT, DEFAULT_VISION, DatasetOptions, ExtractConfig, Precision
 from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.encoders.text import load_text
 from alignvl_cli.encoders.vision import load_vision
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
+from alignvl_cli.settings import DEFAULT_TEXT, DEFAULT_VISION, DatasetOptions, ExtractConfig, Precision
 from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.run_folder import Run, load_run
 

@@ -7,13 +7,13 @@ import pytest
 from support.fake_runs import make_run
 from support.fakes import make_store
 
-from alignvl_cli.config import Gallery, HubnessReport
 from alignvl_cli.errors import DataError
 from alignvl_cli.retrieval.dual_encoder import DualEncoder
 from alignvl_cli.retrieval.evaluate import evaluate
 from alignvl_cli.retrieval.index import build_index, open_index
 from alignvl_cli.retrieval.metrics import Protocol
 from alignvl_cli.retrieval.search import search
+from alignvl_cli.settings import Gallery, HubnessReport
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.run_folder import load_run
 

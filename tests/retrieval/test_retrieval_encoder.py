@@ -9,11 +9,11 @@ from support.fake_runs import make_run
 from support.fakes import make_store
 from support.tiny_models import save_dinov2, save_sentence_transformer
 
-from alignvl_cli.config import Precision
 from alignvl_cli.encoders.text import load_text
 from alignvl_cli.encoders.vision import load_vision
 from alignvl_cli.errors import DataError, MismatchError, UsageError
 from alignvl_cli.retrieval.dual_encoder import DualEncoder, open_picture
+from alignvl_cli.settings import Precision
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.run_folder import load_run
 

@@ -15,6 +15,7 @@ from alignvl_cli.artifacts import read_json
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.retrieval.embeddings import project
 from alignvl_cli.retrieval.evaluate import compare, evaluate, save_evaluation
+from alignvl_cli.retrieval.metrics import Protocol
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.run_folder import load_run
 
@@ -109,7 +110,7 @@ def test_counts_and_json(tmp_path):
     assert (found["images"], found["captions"], found["repeated_captions"]) == (30, 40, 1)
     assert found["captions_per_image"] == [0, 3]
     assert found["queries"] == {"image_to_text": 20, "text_to_image": 40}
-    assert found["index"] == {"factory": "Flat", "agreement_at_10": 1.0, "queries": 70}
+    assert found["index"] == {"factory": "Flat", "agreement_at_10": 1.0, "queries": 60}
     assert found["ci95"] is None
     assert found["calibration"] is None
     assert "tie" in found["protocol"]
@@ -130,7 +131,7 @@ def test_saved_evaluation_and_its_ranks(tmp_path):
     run = load_run(make_run(tmp_path / "run", store, seed=1, embed_dim=4))
     found = evaluate(run, store, "test")
     path = save_evaluation(run, found)
-    assert path == tmp_path / "run" / "eval" / "flowers-test.json"
+    assert path == tmp_path / "run" / "eval" / f"flowers-{store.content_hash[:8]}-test.json"
     saved = read_json(path, "evaluation")
     assert set(saved.pop("sha256")) == {path.with_suffix(".parquet").name}
     assert saved == json.loads(json.dumps(found.to_json()))
@@ -145,7 +146,7 @@ def test_saved_evaluation_and_its_ranks(tmp_path):
     assert [
         rank for way, rank in zip(table["direction"], table["rank"], strict=True) if way == "image_to_text"
     ] == by_image
-    assert {file.name for file in path.parent.iterdir()} == {"flowers-test.json", "flowers-test.parquet"}
+    assert {file.name for file in path.parent.iterdir()} == {path.name, path.with_suffix(".parquet").name}
 
 
 def brute_force_of(store, run) -> tuple[list[int], list[int]]:
@@ -165,13 +166,14 @@ def test_a_split_name_cannot_leave_the_folder(tmp_path):
 
 def test_the_selection_split_carries_a_warning(tmp_path):
     found = evaluated(tmp_path, "val", images=100)
-    assert any("selected on split 'val'" in warning for warning in found.warnings)
+    assert any("was selected on: its figures are flattered" in warning for warning in found.warnings)
     assert found.to_json()["warnings"] == list(found.warnings)
 
 
 @pytest.mark.parametrize("split", ["train", "all"])
 def test_training_pairs_carry_a_warning(tmp_path, split):
-    assert any("trained on pairs" in warning for warning in evaluated(tmp_path, split, images=100).warnings)
+    warnings = evaluated(tmp_path, split, images=100).warnings
+    assert any("was trained on: its figures are flattered" in warning for warning in warnings)
 
 
 def test_the_test_split_carries_none(tmp_path):
@@ -257,3 +259,33 @@ def test_runs_on_different_sets_do_not(tmp_path):
     run = load_run(make_run(tmp_path / "run", store))
     with pytest.raises(MismatchError, match="different evaluation sets"):
         compare([evaluate(run, store, "test"), evaluate(run, store, "val")])
+
+
+def test_a_leak_is_told_by_the_bytes_of_the_images_and_not_by_the_name_of_a_split(tmp_path):
+    own = open_store(make_store(tmp_path / "own.h5", images=100))
+    run = load_run(make_run(tmp_path / "run", own))
+
+    def warned(name: str, find=lambda content, place: own, **store) -> list[str]:
+        other = open_store(make_store(tmp_path / f"{name}.h5", images=100, **store))
+        found = evaluate(run, other, store["splits"][0], find=find)
+        return [warning for warning in found.warnings if "cannot miss" not in warning]
+
+    trained, selected = (len(own.rows(split).image) for split in ("train", "val"))
+    leak = warned("leak", splits=["test"] * 100)
+    assert f"{trained} of 100 different images" in leak[0]
+    assert "was trained on" in leak[0]
+    assert f"{selected} of 100" in leak[1]
+    assert "was selected on" in leak[1]
+    assert warned("fresh", splits=["val"] * 100, seed=5) == [], "others, in a split of the same name"
+    assert "cannot be told" in warned("alone", splits=["test"] * 100, find=None)[0], "the run's own store is gone"
+
+
+def test_other_stores_of_one_name_and_other_options_are_other_files(tmp_path):
+    saved = set()
+    for folder, seed in (("a", 0), ("b", 1)):
+        (tmp_path / folder).mkdir()
+        store = open_store(make_store(tmp_path / folder / "pairs.h5", images=60, seed=seed))
+        run = load_run(tmp_path / "run" if seed else make_run(tmp_path / "run", store))
+        for options in ({}, {"protocol": Protocol(recall_at=(3, 7))}, {"bootstrap": True}, {"calibration": True}):
+            saved.add(save_evaluation(run, evaluate(run, store, "test", **options)))
+    assert len(saved) == len(list((tmp_path / "run" / "eval").glob("*.json"))) == 8

@@ -1,6 +1,7 @@
 """Index factories: memory, the ladder of `auto`, and recall that is what a fresh measurement finds."""
 
 import os
+import re
 import sys
 
 import numpy as np
@@ -8,7 +9,15 @@ import pytest
 import torch
 
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.retrieval.factory import FLAT_UP_TO, available_memory, build_vectors, choose_factory, memory_bytes
+from alignvl_cli.retrieval.factory import (
+    FLAT_UP_TO,
+    available_memory,
+    build_vectors,
+    choose_factory,
+    is_exact,
+    memory_bytes,
+    score_error,
+)
 from alignvl_cli.retrieval.nearest import agreement, faiss, nearest
 
 GIB = 2**30
@@ -124,3 +133,34 @@ def test_the_machine_has_memory():
 
 def test_faiss_takes_as_many_threads_as_torch():
     assert faiss().omp_get_max_threads() <= torch.get_num_threads()
+
+
+@pytest.mark.parametrize(
+    "factory", ["HNSW0", "HNSW1", "IVF0,Flat", "PQ0", "IVF4,PQ4x30", "RR99999999,Flat", "HNSW" + "9" * 5000]
+)
+def test_a_number_that_faiss_would_crash_on_is_refused(factory):
+    with pytest.raises(UsageError, match=r"--factory .*: wanted"):
+        build_vectors(factory, clustered(200, 16, 0), clustered(20, 16, 1))
+
+
+def test_nsg_of_equal_vectors_is_refused_and_of_others_built():
+    rows = clustered(200, 16, 0)
+    index, _ = build_vectors("NSG16", rows, rows[:20])
+    assert index.ntotal == 200
+    with pytest.raises(UsageError, match=r"does not come to an end on equal vectors, and 200 of 400 repeat"):
+        build_vectors("NSG16", np.concatenate([rows, rows]), rows[:20])
+
+
+def test_what_ends_faiss_ends_another_process(monkeypatch):
+    monkeypatch.setattr("alignvl_cli.retrieval.factory._require_sound", lambda *_: None)
+    monkeypatch.setattr("alignvl_cli.retrieval.factory.SOUND", re.compile("none"))
+    with pytest.raises(UsageError, match="FAISS ended by SIG"):
+        build_vectors("HNSW1", clustered(200, 16, 0), clustered(20, 16, 1))
+
+
+@pytest.mark.parametrize(("factory", "is_it"), [("IVF4,Flat", True), ("HNSW8", True), ("SQ8", False), ("PQ8", False)])
+def test_whether_scores_are_exact_is_told_from_the_factory(factory, is_it):
+    rows = clustered(300, 16, 0)
+    index, _ = build_vectors(factory, rows, rows[:20])
+    assert is_exact(factory) == is_it
+    assert (score_error(index, rows[:20], rows) < 1e-5) == is_it

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from support.fake_runs import make_run
 from support.fakes import make_store
 
-from alignvl_cli.config import HubnessReport
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.retrieval.embeddings import Embeddings
 from alignvl_cli.retrieval.evaluate import evaluate
@@ -22,6 +21,7 @@ from alignvl_cli.retrieval.hubness import (
     sides,
 )
 from alignvl_cli.retrieval.metrics import Protocol
+from alignvl_cli.settings import HubnessReport
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.run_folder import load_run
 
@@ -146,3 +146,36 @@ def test_nnn_needs_a_training_split(tmp_path):
 def test_folds_and_reports_on_the_whole_gallery_do_not_go_together(parts, report):
     with pytest.raises(UsageError, match="leave --folds out"):
         evaluate(*parts, "test", protocol=Protocol(folds=2), **report)
+
+
+def test_images_without_a_caption_are_in_the_gallery_and_never_queries(tmp_path):
+    """Two stores, equal but for images without captions: whatever is told of images that ask is equal."""
+    captions = [1, 2] * 30
+    splits = ["train"] * 30 + ["val"] * 10 + ["test"] * 20
+    draw = np.random.default_rng(0)
+    latent = draw.normal(size=(60, 32)).astype(np.float32)
+    text = np.repeat(latent, captions, axis=0) + draw.normal(size=(90, 32)).astype(np.float32)
+    more = np.concatenate([latent, draw.normal(size=(40, 32)).astype(np.float32)])
+    told = []
+    for name, image_latent, without in (("plain", latent, 0), ("more", more, 40)):
+        made = make_store(
+            tmp_path / f"{name}.h5",
+            images=60 + without,
+            captions_per_image=[*captions, *[0] * without],
+            splits=[*splits, *["train"] * (without // 2), *["test"] * (without - without // 2)],
+            image_latent=image_latent,
+            text_latent=text,
+        )
+        store = open_store(made)
+        run = load_run(make_run(tmp_path / f"run-{name}", store, seed=3, embed_dim=8))
+        way = "image_to_text"
+        found = {kind: evaluate(run, store, "test", hubs=kind).to_json() for kind in HubnessReport}
+        corrected = [found[kind]["hubness"]["corrected"] for kind in HubnessReport if kind is not HubnessReport.report]
+        told.append(
+            (
+                found[HubnessReport.report]["hubness"]["occurrence"][way],
+                [(one["metrics"][way], one["occurrence"][way], one["parameters"][way]) for one in corrected],
+                found[HubnessReport.report]["queries"],
+            )
+        )
+    assert told[0] == told[1]

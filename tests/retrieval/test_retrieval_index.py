@@ -9,12 +9,12 @@ from support.fake_runs import make_run
 from support.fakes import make_store
 
 from alignvl_cli.artifacts import file_sha256, read_json
-from alignvl_cli.config import Gallery, HubCorrection
 from alignvl_cli.errors import DataError, MismatchError, UsageError
 from alignvl_cli.retrieval import index as index_module
 from alignvl_cli.retrieval.dual_encoder import DualEncoder
 from alignvl_cli.retrieval.index import build_index, open_index
 from alignvl_cli.retrieval.search import search
+from alignvl_cli.settings import Gallery, HubCorrection
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.run_folder import load_run
 

@@ -5,11 +5,11 @@ import pytest
 from support.fake_runs import make_run
 from support.fakes import make_store
 
-from alignvl_cli.config import Gallery
 from alignvl_cli.errors import MismatchError
 from alignvl_cli.retrieval.dual_encoder import DualEncoder
 from alignvl_cli.retrieval.index import build_index, open_index
-from alignvl_cli.retrieval.search import search
+from alignvl_cli.retrieval.search import exact_scores, search
+from alignvl_cli.settings import Gallery, HubCorrection
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.run_folder import load_run
 
@@ -116,3 +116,28 @@ def test_hits_below_the_threshold_are_left_out(tmp_path):
     assert found == [[hit for hit in hits if hit.score >= bound] for hits in every]
     assert len(found[0]) == 5
     assert search(index, encoder, query, k=30, of=Gallery.image, threshold=1.5) == [[], [], []]
+
+
+@pytest.mark.parametrize("factory", ["SQ4", "IVF2,SQ6"])
+@pytest.mark.parametrize("correction", [None, HubCorrection.nnn])
+@pytest.mark.parametrize("of", Gallery)
+def test_scores_of_compressed_vectors_are_those_of_whole_ones_once_rescored(tmp_path, factory, correction, of):
+    store = open_store(make_store(tmp_path / "store.h5", images=120))
+    run = load_run(make_run(tmp_path / "run", store))
+    encoder = DualEncoder(run, "cpu")
+    by_text, by_image = encoder.project_text(store.text_latent[:5]), encoder.project_image(store.image_latent[:5])
+    query = by_text if of is Gallery.image else by_image
+    build_index(run, store, "all", tmp_path / "whole", factory="Flat", correction=correction)
+    build_index(run, store, "all", tmp_path / "compressed", factory=factory, correction=correction)
+    whole, compressed = (open_index(tmp_path / name) for name in ("whole", "compressed"))
+    exact = [{(hit.id, hit.caption): hit.score for hit in hits} for hits in search(whole, encoder, query, k=500, of=of)]
+    raw = search(compressed, encoder, query, k=5, of=of)
+    found = search(compressed, encoder, query, k=5, of=of, rescore=exact_scores(compressed, encoder, store, of))
+
+    def error(every) -> float:
+        pairs = zip(every, exact, strict=True)
+        return max(abs(hit.score - score[hit.id, hit.caption]) for hits, score in pairs for hit in hits)
+
+    assert error(found) < 1e-5
+    assert error(raw) > 1e-4, "or nothing was compressed"
+    assert compressed.record.score_error[of] > 1e-4

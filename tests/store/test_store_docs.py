@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.fakes import make_store
 
-from alignvl_cli.config import StoreDtype
+from alignvl_cli.settings import StoreDtype
 from alignvl_cli.store.schema import ATTRIBUTES, DATASETS, Rejected
 
 PAGE = (Path(__file__).parents[2] / "docs" / "store.md").read_text(encoding="utf-8")

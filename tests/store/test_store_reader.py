@@ -261,7 +261,7 @@ def test_the_counter_is_read_without_the_rows(store_path, tmp_path):
 
 
 def test_half_precision_is_widened(tmp_path):
-    from alignvl_cli.config import StoreDtype
+    from alignvl_cli.settings import StoreDtype
 
     store = open_store(make_store(tmp_path / "s.h5", images=4, dim=6, dtype=StoreDtype.float16))
     assert store.image_latent.dtype == np.float16

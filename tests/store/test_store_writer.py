@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.fakes import make_store
 
-from alignvl_cli.config import StoreDtype
 from alignvl_cli.errors import DataError
+from alignvl_cli.settings import StoreDtype
 from alignvl_cli.store import schema
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.store.writer import StoreAbout, StoreRows, write_store

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from alignvl_cli.config import DatasetFormat
+from alignvl_cli.settings import DatasetFormat
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 FENCE = re.compile(r"^```(\w+) (\S+)\n(.*?)^```", re.M | re.S)
@@ -39,6 +39,7 @@ class Sample:
 SAMPLES = [
     Sample("photos.jsonl", DatasetFormat.jsonl, COLUMNS),
     Sample("photos.csv", DatasetFormat.csv, COLUMNS),
+    Sample("photos.json", DatasetFormat.json, ("image", "captions", "label")),
     Sample("dataset_photos.json", DatasetFormat.karpathy, ("image", "captions", "split")),
     Sample("captions_photos.json", DatasetFormat.coco, ("image", "captions")),
     Sample("photos.token", DatasetFormat.flickr_token, ("image", "captions")),

@@ -6,7 +6,7 @@ import torch
 
 from alignvl_cli.align.adapters import AdapterShape, new_pair
 from alignvl_cli.align.streams import Streams
-from alignvl_cli.config import AdapterKind, LatentNorm
+from alignvl_cli.settings import AdapterKind, LatentNorm
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.run_folder import RunWriter, claim_run
 

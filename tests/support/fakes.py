@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from alignvl_cli.artifacts import fingerprint, made_by
-from alignvl_cli.config import StoreDtype
 from alignvl_cli.datasets.dataset import Dataset, ImageSource, Item
+from alignvl_cli.settings import StoreDtype
 from alignvl_cli.store.schema import Rejected
 from alignvl_cli.store.writer import StoreAbout, StoreRows, write_store
 

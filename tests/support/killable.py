@@ -10,13 +10,12 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from alignvl_cli.config import ExtractConfig
 from alignvl_cli.datasets.dataset import Dataset
 from alignvl_cli.distributed import Ranks
-from alignvl_cli.extraction.occupancy import remove_leftover
 from alignvl_cli.extraction.plan import existing_store_matches, make_plan
 from alignvl_cli.extraction.run import run_extraction
-from alignvl_cli.extraction.shards import WorkFolder
+from alignvl_cli.extraction.shards import WorkFolder, remove_leftover
+from alignvl_cli.settings import ExtractConfig
 from support.fakes import FakeText, FakeVision, make_dataset
 
 CONFIG = ExtractConfig(batch_size=2, workers=0)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from alignvl_cli.artifacts import SEAL
-from alignvl_cli.config import TrainConfig
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import resolve_train
+from alignvl_cli.settings import TrainConfig
 from alignvl_cli.training.run import resume_run, train_run
 from alignvl_cli.training.run_folder import ADAPTERS, CONFIG, METRICS
 from support.fakes import make_store

@@ -11,9 +11,9 @@ from support.killable_training import outcome
 from alignvl_cli.align.closed_forms import CLOSED_FORMS, moments, rank
 from alignvl_cli.align.ranks import image_to_text_ranks, text_to_image_ranks
 from alignvl_cli.align.ranks import recalls as recalls_of
-from alignvl_cli.config import Method
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.settings import resolve_train, run_name
+from alignvl_cli.recipes import resolve_train, run_name
+from alignvl_cli.settings import Method
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training import checkpoint as snapshot
 from alignvl_cli.training.closed_form import fitted_tau

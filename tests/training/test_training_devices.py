@@ -6,7 +6,7 @@ from support.fakes import make_store
 from support.killable_training import outcome
 
 from alignvl_cli.align.losses import LossParts
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import resolve_train
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training import ingredients, loop, prepare
 from alignvl_cli.training.ingredients import epoch_slices

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from alignvl_cli.align.adapters import AdapterPair, AdapterShape, new_pair
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.artifacts import file_sha256, read_json
-from alignvl_cli.config import AdapterKind, LatentNorm, Loss
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import AdapterKind, LatentNorm, Loss
 from alignvl_cli.training.run_folder import (
     ADAPTERS,
     CONFIG,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.fakes import make_store
 
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import resolve_train
 from alignvl_cli.training.run import train_run
 from alignvl_cli.training.state import Step, Validated
 

@@ -10,16 +10,22 @@ from support.fakes import make_store
 from alignvl_cli.align.adapters import TAU_RANGE
 from alignvl_cli.align.losses import LossParts
 from alignvl_cli.errors import DivergedError, UsageError
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import resolve_train
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training import loop
-from alignvl_cli.training.health import SKIPPED_IN_A_ROW, Skips, collapse_warnings, mean_squared_cosine, tau_warnings
 from alignvl_cli.training.ingredients import epoch_slices
 from alignvl_cli.training.optimizer import Average, adamw, step_unless
 from alignvl_cli.training.prepare import prepare
 from alignvl_cli.training.run import train_run
 from alignvl_cli.training.run_folder import ADAPTERS, METRICS
 from alignvl_cli.training.state import Finished, Step, Validated, Warned
+from alignvl_cli.training.validation import (
+    SKIPPED_IN_A_ROW,
+    Skips,
+    collapse_warnings,
+    mean_squared_cosine,
+    tau_warnings,
+)
 
 SIZE = {"batch-size": 24, "embed-dim": 8, "lr": 3e-3, "device": "cpu", "precision": "fp32"}
 

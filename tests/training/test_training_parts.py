@@ -13,9 +13,9 @@ from alignvl_cli.align.adapters import AdapterPair, AdapterShape, new_pair
 from alignvl_cli.align.latent_norm import Standardize
 from alignvl_cli.align.mixing import draw_coefficient
 from alignvl_cli.align.streams import Stream, Streams
-from alignvl_cli.config import AdapterKind, LatentNorm, MixCoefficient, NoiseKind
 from alignvl_cli.errors import DataError, MismatchError, UsageError
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import resolve_train
+from alignvl_cli.settings import AdapterKind, LatentNorm, MixCoefficient, NoiseKind
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training import data as training_data
 from alignvl_cli.training.data import (

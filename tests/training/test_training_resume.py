@@ -13,9 +13,9 @@ from support.fakes import make_store
 from support.killable_training import begin, end, outcome, settings, small_store
 
 from alignvl_cli.artifacts import SEAL, read_json
-from alignvl_cli.config import TrainConfig
 from alignvl_cli.errors import DataError, MismatchError, UsageError
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import resolve_train
+from alignvl_cli.settings import TrainConfig
 from alignvl_cli.training import checkpoint
 from alignvl_cli.training import checkpoint as snapshot
 from alignvl_cli.training.checkpoint import FOLDER, STATE, read_checkpoint

@@ -11,7 +11,7 @@ from support.fakes import make_store
 from alignvl_cli import devices as machine
 from alignvl_cli.align.ranks import image_to_text_ranks, recalls, text_to_image_ranks
 from alignvl_cli.errors import DataError, DivergedError, MismatchError, UsageError
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import resolve_train
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.run import count_pairs, train_run
 from alignvl_cli.training.run_folder import ADAPTERS, CONFIG, METRICS, RESULT, load_run

@@ -8,15 +8,15 @@ from support.fakes import make_store
 
 from alignvl_cli.align import neighbours
 from alignvl_cli.align.streams import Streams
-from alignvl_cli.config import CorruptKind, SubsetKind
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import resolve_train
+from alignvl_cli.settings import CorruptKind, SubsetKind
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training import subsets as selection
 from alignvl_cli.training.data import StoredRows
 from alignvl_cli.training.run import count_pairs, train_run
 from alignvl_cli.training.run_folder import CONFIG, load_run
-from alignvl_cli.training.subsets import SUBSETS, Latents, agreement, choose_pairs, corrupt
+from alignvl_cli.training.subsets import SUBSETS, Latents, agreement, corrupt, select_pairs
 
 SMALL = {"epochs": 3, "batch-size": 16, "embed-dim": 8, "adapter-depth": 1, "device": "cpu", "precision": "fp32"}
 
@@ -125,7 +125,7 @@ def store(tmp_path_factory):
 
 def chosen(store, **asked):
     config = resolve_train(SMALL | {key.replace("_", "-"): value for key, value in asked.items()}, pairs=180)
-    return choose_pairs([open_store(store)], "train", config, Streams(config.seed))
+    return select_pairs([open_store(store)], "train", config, Streams(config.seed))
 
 
 def test_quality_leaves_corrupted_pairs_out(store):
@@ -217,7 +217,7 @@ def test_a_budget_bounds_what_is_looked_at_and_changes_nothing(tmp_path, monkeyp
         most.clear()
         flags = {key.replace("_", "-"): value for key, value in asked.items()}
         config = resolve_train(SMALL | flags | {"memory-budget": budget}, pairs=400)
-        pairs = choose_pairs(opened, "train", config, Streams(config.seed))
+        pairs = select_pairs(opened, "train", config, Streams(config.seed))
         found[budget] = (pairs.text_image_T, [rows.tolist() for rows in pairs.text._rows], max(most))
     assert torch.equal(found["4kB"][0], found["none"][0])
     assert found["4kB"][1] == found["none"][1]

@@ -7,14 +7,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from alignvl_cli.align.adapters import AdapterShape, new_pair
 from alignvl_cli.align.streams import Streams
-from alignvl_cli.config import AdapterKind, LatentNorm, Loss, Precision
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import resolve_train
+from alignvl_cli.settings import AdapterKind, LatentNorm, Loss, Precision
 from alignvl_cli.store.reader import open_store
-from alignvl_cli.training import speed
+from alignvl_cli.training import run as speed
 from alignvl_cli.training.ingredients import epoch_slices
 from alignvl_cli.training.loop import take_step
 from alignvl_cli.training.prepare import prepare
-from alignvl_cli.training.speed import matmul_peak, peak_of, share_of_peak, step_flops
+from alignvl_cli.training.run import matmul_peak, peak_of, share_of_peak, step_flops
 
 
 @pytest.mark.parametrize("adapter", ["fusemix", "linear", "glu"])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from support.fakes import make_store
 
 from alignvl_cli.align.streams import stream_seed
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import resolve_train
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.ingredients import epoch_slices
 from alignvl_cli.training.loop import batch_loss

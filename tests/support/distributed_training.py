@@ -1,4 +1,4 @@
-"""One process of a team that trains a few steps; the leader saves the weights.
+"""One of several processes that train a few steps together; rank 0 saves the weights.
 
 Arguments: STORE WEIGHTS SETTINGS (JSON).
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import resolve_train
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.data_parallel import joined
 from alignvl_cli.training.loop import fit
@@ -51,13 +51,13 @@ def train_together(size: int, store: Path, weights: Path, settings: dict[str, An
 def main(path: Path, weights: Path, settings: dict[str, Any]) -> None:
     store = open_store(path)
     config = resolve_train(settings, pairs=len(store.rows("train").text))
-    with joined("cpu") as team:
-        plan, state, _ = prepare([store], store, config, "cpu", team)
-        team.start_alike(state.adapters)
+    with joined("cpu") as parallel:
+        plan, state, _ = prepare([store], store, config, "cpu", parallel)
+        parallel.broadcast_weights(state.adapters)
         for _ in fit(plan, state):
             pass
         assert state.step == 20
-        if team.leads:
+        if parallel.is_main:
             save_file({name: tensor.contiguous() for name, tensor in state.judged.state_dict().items()}, weights)
 
 

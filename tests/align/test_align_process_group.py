@@ -9,8 +9,8 @@ import torch
 from test_align_losses import KEYS, SMOOTHINGS, E, N, inputs
 
 from alignvl_cli.align.losses import contrastive
-from alignvl_cli.align.tiles import Peers
-from alignvl_cli.config import Loss
+from alignvl_cli.align.tiles import ProcessGroup
+from alignvl_cli.settings import Loss
 
 
 class Exchange:
@@ -28,22 +28,22 @@ class Exchange:
 
 
 @dataclass(frozen=True)
-class Threads(Peers):
+class Threads(ProcessGroup):
     exchange: Exchange | None = None
 
-    def add(self, *tensors):
+    def all_reduce(self, *tensors):
         for tensor in tensors:
             tensor.copy_(self.exchange.all_of(self.rank, tensor).sum(dim=0))
 
-    def add_exponentials(self, log):
+    def all_reduce_logsumexp(self, log):
         log.copy_(self.exchange.all_of(self.rank, log).logsumexp(dim=0))
 
 
-def compared(loss, smoothing, keys, tile, peers=None):
+def compared(loss, smoothing, keys, tile, group=None):
     """Loss, hard loss, and the gradients of embeddings, scale and bias."""
     leaves, frozen = inputs(torch.float64)
     bias = leaves[3] if loss is Loss.sigmoid else None
-    others = {} if peers is None else {"peers": peers}
+    others = {} if group is None else {"group": group}
     found = contrastive(loss, *leaves[:3], bias, smoothing, keys_KN=keys, frozen=frozen, tile=tile, **others)
     gradients = torch.autograd.grad(found.loss, leaves if bias is not None else leaves[:3])
     return [*(part.detach() for part in found), *gradients]
@@ -52,9 +52,9 @@ def compared(loss, smoothing, keys, tile, peers=None):
 def shared_out(size, *what):
     """The same by `size` threads, the embeddings' gradients put together from each one's own rows."""
     exchange = Exchange(size)
-    team = [Threads(rank, size, exchange) for rank in range(size)]
+    ranks = [Threads(rank, size, exchange) for rank in range(size)]
     with ThreadPoolExecutor(size) as pool:
-        found = list(pool.map(lambda peers: compared(*what, peers), team))
+        found = list(pool.map(lambda group: compared(*what, group), ranks))
     for one in found:
         for number in (0, 1, *range(4, len(one))):
             assert torch.allclose(one[number], found[0][number], rtol=0, atol=1e-12)
@@ -91,6 +91,6 @@ def test_a_process_compares_its_own_rows_alone():
     for size in (1, 3):
         entries = 0
         with Watch():
-            contrastive(Loss.infonce, img, txt, scale, frozen=frozen, peers=Peers(size - 1, size))
+            contrastive(Loss.infonce, img, txt, scale, frozen=frozen, group=ProcessGroup(size - 1, size))
         counted[size] = entries
     assert counted == {1: N * N, 3: N * N // 3}

@@ -9,12 +9,13 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.distributed_training import start, train_together
 from support.fakes import make_store
-from support.team_training import start, train_together
 
 from alignvl_cli.align.adapters import StreamDropout
+from alignvl_cli.distributed import own_gpu, ranks_here
 from alignvl_cli.errors import UsageError
-from alignvl_cli.training.data_parallel import Team, own_gpu
+from alignvl_cli.training.data_parallel import DataParallel
 
 SETTINGS = {
     "batch-size": 24, "epochs": 4, "embed-dim": 8, "lr": 3e-3, "dropout": 0.5, "noise-std": 0.3, "ema": 0.5,
@@ -46,23 +47,23 @@ def test_two_processes_of_half_the_rows_are_one_of_all(store, tmp_path, arm):
 
 def test_shares_are_the_rows_in_order():
     whole = torch.arange(12).reshape(6, 2)
-    assert torch.equal(torch.cat([Team(rank, 3).share(whole) for rank in range(3)]), whole)
-    assert torch.equal(Team().share(whole), whole)
-    alone = Team()
-    assert alone.whole(whole) is whole
-    assert alone.agree(1.25) == 1.25
+    assert torch.equal(torch.cat([DataParallel(rank, 3).own_rows(whole) for rank in range(3)]), whole)
+    assert torch.equal(DataParallel().own_rows(whole), whole)
+    alone = DataParallel()
+    assert alone.all_gather(whole) is whole
+    assert alone.broadcast(1.25) == 1.25
     with pytest.raises(UsageError, match=r"--batch-size 10: 4 processes .* multiple of 4, as 8 is"):
-        Team(0, 4).require_shares(10)
+        DataParallel(0, 4).require_shares(10)
 
 
-def test_every_process_has_a_gpu_of_its_own_or_none_begins(monkeypatch):
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert own_gpu(2) == 1
-    with pytest.raises(UsageError, match="process 1 of this machine has no GPU: it has 1"):
-        own_gpu(1)
-    monkeypatch.delenv("LOCAL_RANK")
-    with pytest.raises(UsageError, match="LOCAL_RANK"):
-        own_gpu(2)
+def test_every_process_has_a_gpu_of_its_own_or_none_begins():
+    environment = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    assert own_gpu(ranks_here(environment), 2) == 1
+    with pytest.raises(UsageError, match="LOCAL_RANK 1: this process has no GPU, the machine has 1"):
+        own_gpu(ranks_here(environment), 1)
+    del environment["LOCAL_RANK"]
+    with pytest.raises(UsageError, match="LOCAL_RANK is not"):
+        own_gpu(ranks_here(environment), 2)
 
 
 def test_masks_are_those_of_the_whole_batch():
@@ -122,8 +123,8 @@ def test_torchrun_makes_one_run_and_the_leader_alone_speaks(store, tmp_path):
 def test_a_closed_form_shares_no_batch(store, tmp_path):
     """Three processes, a number that no automatic batch is a multiple of."""
     run = tmp_path / "run"
-    team = start(3, alignvl(store, "-o", run, "--method", "procrustes", "--device", "cpu"))
-    for process in team:
+    processes = start(3, alignvl(store, "-o", run, "--method", "procrustes", "--device", "cpu"))
+    for process in processes:
         _, said = process.communicate(timeout=120)
         assert process.returncode == 0, said
     assert json.loads((run / "result.json").read_text())["steps"] == 0

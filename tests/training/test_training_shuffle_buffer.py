@@ -7,15 +7,15 @@ from support.fakes import make_store
 from support.killable_training import outcome
 
 from alignvl_cli.errors import UsageError
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.recipes import resolve_train
 from alignvl_cli.store.reader import open_store
-from alignvl_cli.training.data import WINDOW_BLOCKS, WindowedLatents, load_split, stored_split
+from alignvl_cli.training.data import BUFFER_BLOCKS, ShuffleBuffer, load_split, stored_split
 from alignvl_cli.training.ingredients import epoch_slices
 from alignvl_cli.training.run import resume_run, train_run
 from alignvl_cli.training.state import Started, Validated
 
 ROWS, PAIR_BYTES = 24, 4 * (12 + 10)
-BUDGET = 2 * WINDOW_BLOCKS * 20 * PAIR_BYTES
+BUDGET = 2 * BUFFER_BLOCKS * 20 * PAIR_BYTES
 """Blocks of twenty pairs."""
 
 
@@ -27,12 +27,12 @@ def stores(tmp_path_factory):
 
 
 def windowed(stores, budget=BUDGET, rows=ROWS):
-    return WindowedLatents(*stored_split(stores, "train"), budget, rows)
+    return ShuffleBuffer(*stored_split(stores, "train"), budget, rows)
 
 
 def test_the_rows_are_those_of_the_store_whatever_is_asked_for(stores):
     latents, resident = windowed(stores), load_split(stores, "train")
-    assert latents.pairs == resident.pairs > 2 * WINDOW_BLOCKS * 20
+    assert latents.pairs == resident.pairs > 2 * BUFFER_BLOCKS * 20
     draw = torch.Generator().manual_seed(0)
     for _ in range(40):
         # Anywhere, but not from more blocks than there is room for.
@@ -47,8 +47,8 @@ def test_the_rows_are_those_of_the_store_whatever_is_asked_for(stores):
 def test_an_epoch_reads_each_block_about_once_and_mixes_within_windows(stores, monkeypatch):
     latents = windowed(stores)
     loads = []
-    load = WindowedLatents._load
-    monkeypatch.setattr(WindowedLatents, "_load", lambda self, number: (loads.append(number), load(self, number))[1])
+    load = ShuffleBuffer._load
+    monkeypatch.setattr(ShuffleBuffer, "_load", lambda self, number: (loads.append(number), load(self, number))[1])
     order_P = latents.epoch_order(torch.Generator().manual_seed(1))
     assert torch.equal(order_P.sort().values, torch.arange(latents.pairs))
     resident = load_split(stores, "train")
@@ -59,10 +59,10 @@ def test_an_epoch_reads_each_block_about_once_and_mixes_within_windows(stores, m
             assert torch.equal(image, resident.rows(latents.pair_text_P[pair_N])[0])
     blocks = -(-latents.pairs // 20)
     assert set(loads) == set(range(blocks))
-    assert len(loads) <= blocks + 2 * WINDOW_BLOCKS  # the first window comes back, for the last step's partners
-    window_P = order_P[: WINDOW_BLOCKS * 20]
-    assert (window_P // 20).unique().numel() == WINDOW_BLOCKS
-    assert (window_P[:ROWS] // 20).unique().numel() > WINDOW_BLOCKS // 2, "a batch has pairs of many blocks"
+    assert len(loads) <= blocks + 2 * BUFFER_BLOCKS  # the first window comes back, for the last step's partners
+    window_P = order_P[: BUFFER_BLOCKS * 20]
+    assert (window_P // 20).unique().numel() == BUFFER_BLOCKS
+    assert (window_P[:ROWS] // 20).unique().numel() > BUFFER_BLOCKS // 2, "a batch has pairs of many blocks"
     assert not torch.equal(order_P, latents.epoch_order(torch.Generator().manual_seed(2)))
     assert torch.equal(order_P, windowed(stores).epoch_order(torch.Generator().manual_seed(1)))
 
@@ -70,7 +70,7 @@ def test_an_epoch_reads_each_block_about_once_and_mixes_within_windows(stores, m
 def test_what_is_held_is_within_the_budget(stores):
     latents = windowed(stores)
     assert latents._image_SBD.numel() * 4 + latents._text_SBC.numel() * 4 <= BUDGET
-    assert len(latents._text_SBC) == 2 * WINDOW_BLOCKS
+    assert len(latents._text_SBC) == 2 * BUFFER_BLOCKS
 
 
 def test_a_budget_too_small_for_the_batch_says_what_it_takes(stores):

@@ -1,4 +1,4 @@
-"""A study's plots: differences to the reference, curves over a setting that arms vary, learning curves, reliability.
+"""Plots: a study's differences to its reference, curves over a setting, learning curves; reliability of arms and runs.
 
 `verdicts` and `study` are what `verdicts.json` and `study.json` hold.
 """
@@ -6,18 +6,20 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignvl_cli.artifacts import canonical_json
 from alignvl_cli.report.evaluation import DIRECTIONS
-from alignvl_cli.report.figures import COLOURS, INK, SOFT, Plot, label, line_style, new_figure
-from alignvl_cli.report.text import counted
+from alignvl_cli.report.figures import COLOURS, INK, SOFT, Plot, label, line_style, new_figure, save_figure, styled
+from alignvl_cli.report.text import counted, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from alignvl_cli.ablation.analysis import LearningCurve, Reliability
+    from alignvl_cli.retrieval.calibration import AtTemperature, Calibration, Modesty
 
 Json = Mapping[str, Any]
 
@@ -239,3 +241,51 @@ def _legend(axes: "Axes", columns: int = 3) -> None:
     handles, names = axes.get_legend_handles_labels()
     if any(names) and len(names) > 1:
         axes.figure.legend(handles, names, loc="outside lower center", ncols=min(columns, len(names)), fontsize=9)
+
+
+AT = {"raw": "as trained", "fitted": "tau fitted"}
+"""Temperatures of a modesty report, in words."""
+FIGURE_INCHES = (8.0, 7.4)
+
+
+def save_reliability(modesty: "Modesty", title: str, stem: Path) -> list[Path]:
+    """Draw both directions, as trained and fitted, to `stem`.png and `stem`.svg; UsageError without matplotlib."""
+    with styled():
+        states = [state for state in AT if getattr(modesty, state) is not None]
+        figure = reliability_figure(modesty, states)
+        figure.suptitle(f"{visible(title)}\n{modesty.gallery_images:,} images in the gallery", fontsize=10)
+        return save_figure(figure, stem)
+
+
+def reliability_figure(modesty: "Modesty", states: Sequence[str]) -> "Figure":
+    """A column a state (`raw`, `fitted`). Bars are accuracies of 15 equal bins of confidence, the line is perfect
+    calibration; below, how many queries each bin has."""
+    figure = new_figure(FIGURE_INCHES[0] / 2 * len(states), FIGURE_INCHES[1])
+    axes = figure.subplots(4, len(states), squeeze=False, height_ratios=[3, 1, 3, 1], sharex=True)
+    for column, state in enumerate(states):
+        at: AtTemperature = getattr(modesty, state)
+        for number, (direction, words) in enumerate(DIRECTIONS.items()):
+            found: Calibration = getattr(at, direction)
+            _draw_bars(axes[2 * number, column], found, f"{words}, {AT[state]} (tau {at.temperature:.3f})")
+            _draw_counts(axes[2 * number + 1, column], found)
+    return figure
+
+
+def _draw_bars(axes: "Axes", found: "Calibration", title: str) -> None:
+    shown = [part for part in found.diagram if part.accuracy is not None]
+    lows, widths = [part.low for part in shown], [part.high - part.low for part in shown]
+    accuracies = [part.accuracy or 0.0 for part in shown]
+    axes.bar(lows, accuracies, widths, align="edge", color=COLOURS[0], alpha=0.75)
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle="--")
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    axes.set_title(title, fontsize=9)
+    note = (
+        f"ECE {100 * found.ece:.1f} %\nconfidence {100 * found.confidence:.1f} %\naccuracy {100 * found.accuracy:.1f} %"
+    )
+    axes.text(0.03, 0.95, note, transform=axes.transAxes, va="top", fontsize=8)
+
+
+def _draw_counts(axes: "Axes", found: "Calibration") -> None:
+    lows, widths = [part.low for part in found.diagram], [part.high - part.low for part in found.diagram]
+    axes.bar(lows, [part.queries for part in found.diagram], widths, align="edge", color=SOFT, alpha=0.6)
+    axes.set(xlabel="confidence", ylabel="queries")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from alignvl_cli.ablation.analysis import LearningCurve
+from alignvl_cli.recipes import resolve_train
 from alignvl_cli.report.figures import COLOURS, NAMES, SOFT, inline_svg, styled
-from alignvl_cli.report.study_plots import find_sweeps, forest, learning_plot, sweep_plot
-from alignvl_cli.settings import resolve_train
+from alignvl_cli.report.plots import find_sweeps, forest, learning_plot, sweep_plot
 
 
 def study(**arms):

@@ -1,0 +1,365 @@
+"""The stages as plain Python functions: what `from alignvl_cli import ...` gives.
+
+Each takes its subject first (a path, or the object itself) and its settings by keyword, under the names of the flags;
+it calls what the command of its name calls, prints nothing, and returns when the work is done. `on_event` is called
+with each event of a long work, e.g. to draw progress. What a command refuses with an exit code is an
+`alignvl_cli.errors.AlignvlError` here: UsageError (2), DataError (3), MismatchError (4), ...
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from PIL import Image
+
+from alignvl_cli.ablation import run as ablation
+from alignvl_cli.ablation.plan import set_up
+from alignvl_cli.ablation.study import Study, check_margin, check_seeds, load_study, parse_study
+from alignvl_cli.ablation.verdicts import StudyVerdicts
+from alignvl_cli.datasets.formats import open_dataset
+from alignvl_cli.devices import choose_device
+from alignvl_cli.encoders.text import load_text
+from alignvl_cli.encoders.vision import load_vision
+from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.extraction.run import run_extraction
+from alignvl_cli.recipes import resolve_train
+from alignvl_cli.retrieval import classify as classification
+from alignvl_cli.retrieval import evaluate as evaluation
+from alignvl_cli.retrieval import index as indexing
+from alignvl_cli.retrieval import search as searching
+from alignvl_cli.retrieval.dual_encoder import DualEncoder
+from alignvl_cli.retrieval.factory import AUTO
+from alignvl_cli.retrieval.metrics import RECALL_AT, Protocol
+from alignvl_cli.settings import (
+    DEFAULT_TEXT,
+    DEFAULT_VISION,
+    DatasetFormat,
+    DatasetOptions,
+    Device,
+    ExtractConfig,
+    Gallery,
+    HubCorrection,
+    HubnessReport,
+    Pooling,
+    Precision,
+    StoreDtype,
+    Trust,
+    by_flag,
+)
+from alignvl_cli.store.reader import Store, open_store
+from alignvl_cli.training.run import count_pairs, train_run
+from alignvl_cli.training.run_folder import Run, load_run
+
+__all__ = [
+    "DualEncoder",
+    "build_index",
+    "classify",
+    "evaluate",
+    "extract",
+    "open_store",
+    "run_study",
+    "search",
+    "train",
+]
+
+OnEvent = Callable[[Any], None]
+
+
+def extract(
+    dataset: str | Path = "demo:emoji",
+    *,
+    output: str | Path,
+    vision: str = DEFAULT_VISION,
+    text: str = DEFAULT_TEXT,
+    image_pooling: Pooling | str | None = None,
+    text_pooling: Pooling | str | None = None,
+    text_prefix: str | None = None,
+    format: DatasetFormat | str | None = None,
+    image_root: str | Path | None = None,
+    image_column: str = "image",
+    caption_column: str | None = None,
+    batch_size: int | None = None,
+    workers: int | None = 0,
+    max_rejected: float = 0.01,
+    device: Device | str = Device.auto,
+    precision: Precision | str = Precision.auto,
+    dtype: StoreDtype | str = StoreDtype.float32,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    on_event: OnEvent | None = None,
+) -> Store:
+    """Encode the pictures and captions of `dataset` (anything that `alignvl extract` takes) into the store `output`.
+
+    An interrupted extraction of the same settings is resumed. `workers` processes decode pictures beside this one; a
+    script that asks for any must be importable (`if __name__ == "__main__":`). The store has I image latents (I, D)
+    and T text latents (T, C).
+
+    Raises UsageError when `output` is there without `overwrite`, DataError when nothing can be read or a model is
+    missing, MismatchError when the unfinished extraction there had other settings.
+    """
+    options = DatasetOptions(
+        image_root=None if image_root is None else Path(image_root),
+        image_column=image_column,
+        caption_column=caption_column,
+        format=_choice(DatasetFormat, "format", format),
+    )
+    config = ExtractConfig(
+        batch_size=batch_size,
+        workers=workers,
+        dtype=_choice(StoreDtype, "dtype", dtype),
+        max_rejected=max_rejected,
+    )
+    place, number = _place(device), _choice(Precision, "precision", precision)
+    trust = Trust(remote_code=trust_remote_code, pickle=allow_pickle)
+    pairs = open_dataset(str(dataset), options)
+    pooling = _choice(Pooling, "image_pooling", image_pooling)
+    images = load_vision(vision, pooling=pooling, device=place, precision=number, trust=trust)
+    pooling = _choice(Pooling, "text_pooling", text_pooling)
+    captions = load_text(text, pooling=pooling, prefix=text_prefix, device=place, precision=number, trust=trust)
+    settings = {"vision": vision, "text": text, "image_root": image_root and str(image_root), **asdict(config)}
+    _last(
+        run_extraction(pairs, images, captions, Path(output), config, overwrite=overwrite, settings=settings), on_event
+    )
+    return open_store(output)
+
+
+def train(
+    stores: Store | str | Path | Sequence[Store | str | Path],
+    *,
+    output: str | Path,
+    val: str | Path | None = None,
+    overwrite: bool = False,
+    on_event: OnEvent | None = None,
+    **settings: Any,
+) -> Run:
+    """Train the two adapters on the "train" split of `stores`, select on the "val" split of `val` (default: the first
+    store), and fill the run folder `output`.
+
+    `settings` are the flags of `alignvl train` with underscores, and what is not given is as there:
+    `train(store, output="run", mix=False, noise="uniform", noise_std=0.5, seed=3)`.
+
+    Raises UsageError for an unknown setting, a wrong value or one without effect, a batch larger than the data allow,
+    or when something is at `output`; DataError, MismatchError for stores that are unsound or do not fit together;
+    DivergedError when the loss is no number any more.
+    """
+    opened = [_store(store) for store in ([stores] if isinstance(stores, Store | str | Path) else stores)]
+    given = by_flag(settings)
+    config = resolve_train(given, pairs=count_pairs([store.path for store in opened]))
+    val = None if val is None else Path(val)
+    work = train_run(opened, Path(output), config, val=val, overwrite=overwrite, given=given)
+    _last(work, on_event)
+    return load_run(Path(output), _place(config.device))
+
+
+def evaluate(
+    run: Run | str | Path,
+    store: Store | str | Path | None = None,
+    *,
+    split: str = "test",
+    recall_k: Sequence[int] = RECALL_AT,
+    folds: int = 1,
+    identical_hits: bool = False,
+    bootstrap: bool = False,
+    calibration: bool = False,
+    hubness: HubnessReport | str | None = None,
+    eccv: str | Path | None = None,
+    device: Device | str = Device.auto,
+) -> evaluation.Evaluation:
+    """Exact recall of a run on `split` of `store` (default: the one it was trained on), in both directions; ties lose.
+
+    Percentages are in `.metrics`, the rank of each of the Q queries (0: a hit at 1) in `.image_to_text.rank_Q` and
+    `.text_to_image.rank_Q`. Nothing is written.
+
+    Raises DataError for an absent split, MismatchError for a store of other encoders, UsageError for settings that
+    exclude each other.
+    """
+    place = _place(device)
+    loaded = _run(run, place)
+    return evaluation.evaluate(
+        loaded,
+        _store_of(loaded, store),
+        split,
+        protocol=Protocol(recall_at=tuple(recall_k), folds=folds, identical_hits=identical_hits),
+        bootstrap=bootstrap,
+        calibration=calibration,
+        hubs=_choice(HubnessReport, "hubness", hubness),
+        eccv=None if eccv is None else Path(eccv),
+        device=place,
+    )
+
+
+def build_index(
+    run: Run | str | Path,
+    store: Store | str | Path | None = None,
+    *,
+    output: str | Path,
+    split: str = "all",
+    factory: str = AUTO,
+    memory: int | None = None,
+    hubness: HubCorrection | str | None = None,
+    device: Device | str = Device.auto,
+    overwrite: bool = False,
+) -> indexing.Index:
+    """Index the images and the captions of `split` of `store` (default: the one the run was trained on) at `output`.
+
+    `factory` is a FAISS factory string, or "auto"; `memory` the bytes that the indexes may take (default: half of what
+    is free). Raises UsageError when something is at `output` without `overwrite`, or for a factory that does not do or
+    fit; DataError for an absent split; MismatchError for a store of other encoders.
+    """
+    place = _place(device)
+    loaded = _run(run, place)
+    indexing.build_index(
+        loaded,
+        _store_of(loaded, store),
+        split,
+        Path(output),
+        factory=factory,
+        memory=memory,
+        correction=_choice(HubCorrection, "hubness", hubness),
+        device=place,
+        overwrite=overwrite,
+    )
+    return indexing.open_index(Path(output))
+
+
+def search(
+    index: indexing.Index | str | Path,
+    queries: Sequence[str] | Sequence[Path | Image.Image],
+    *,
+    encoder: DualEncoder | None = None,
+    of: Gallery | str | None = None,
+    k: int = 10,
+    threshold: float | None = None,
+    device: Device | str = Device.auto,
+) -> list[list[searching.Hit]]:
+    """The first `k` hits of each query that score `threshold` or more; duplicates are one hit, with a count.
+
+    Queries are texts, or pictures as `Path` or PIL image. `of` is the gallery, "image" or "text"; by default texts
+    find images and pictures find captions. `encoder` saves loading the index's run once more for each call.
+
+    Raises UsageError for one query alone, or texts and pictures together; MismatchError for an encoder of other
+    adapters than the index's.
+    """
+    opened = index if isinstance(index, indexing.Index) else indexing.open_index(Path(index))
+    if isinstance(queries, str | Path | Image.Image):
+        raise UsageError(f"search: wanted a list of queries, not one ({type(queries).__name__})")
+    asked = list(queries)
+    texts = [query for query in asked if isinstance(query, str)]
+    if texts and len(texts) < len(asked):
+        raise UsageError("search: wanted texts alone or pictures alone (a path as pathlib.Path, not as str)")
+    encoder = encoder or DualEncoder.load(opened.run_path, device)
+    pictures = [query for query in asked if not isinstance(query, str)]
+    query_QE = encoder.encode_image(pictures) if pictures else encoder.encode_text(texts)
+    gallery = _choice(Gallery, "of", of) or (Gallery.text if pictures else Gallery.image)
+    return searching.search(opened, encoder, query_QE, k=k, of=gallery, threshold=threshold)
+
+
+def classify(
+    run: DualEncoder | str | Path,
+    store: Store | str | Path | None = None,
+    *,
+    split: str = "test",
+    labels: Sequence[str] | Mapping[str, str] | None = None,
+    templates: Sequence[str] = classification.TEMPLATES,
+    device: Device | str = Device.auto,
+) -> classification.Classification:
+    """Give each labelled image of `split` of `store` (default: the one the run was trained on) to the nearest class.
+
+    `labels` are the classes, or {label: words that stand for it in a prompt}; default: those that the split has.
+    Raises DataError when no image has a label, or one has a label that is no class; UsageError for a template without
+    `{}`.
+    """
+    encoder = run if isinstance(run, DualEncoder) else DualEncoder.load(run, device)
+    return classification.classify(
+        encoder.run,
+        encoder.encode_text,
+        _store_of(encoder.run, store),
+        split,
+        classes=labels if labels is None or isinstance(labels, Mapping) else {label: label for label in labels},
+        templates=templates,
+        device=encoder.device,
+    )
+
+
+def run_study(
+    study: str | Path | Mapping[str, Any],
+    store: Store | str | Path,
+    *,
+    output: str | Path,
+    seeds: Sequence[int] | None = None,
+    margin: float | None = None,
+    jobs: int | None = 1,
+    threads: int = 1,
+    device: Device | str = Device.auto,
+    on_event: OnEvent | None = None,
+) -> StudyVerdicts:
+    """Train and evaluate every arm of `study` (a TOML file, or what one holds) with every seed, and compare them.
+
+    Finished runs in `output` are reused. `jobs` processes make runs, each with so many `threads`; None: as many as the
+    machine has room for, and then the script must be importable (`if __name__ == "__main__":`).
+
+    Raises UsageError for a study that does not resolve, MismatchError when `output` was begun with other settings,
+    DivergedError when every run diverged.
+    """
+    asked = parse_study(study) if isinstance(study, Mapping) else load_study(Path(study))
+    asked = _with(asked, seeds, margin)
+    setup = set_up(asked, _store(store).path, _choice(Device, "device", device), threads)
+    finished = _last(ablation.run_study(setup, Path(output), jobs), on_event)
+    assert isinstance(finished, ablation.Finished)
+    return finished.verdicts
+
+
+def _with(study: Study, seeds: Sequence[int] | None, margin: float | None) -> Study:
+    study = study if seeds is None else replace(study, seeds=check_seeds(list(seeds)))
+    return study if margin is None else replace(study, margin=check_margin(margin))
+
+
+def _last(events: Any, on_event: OnEvent | None) -> Any:
+    """The last event, after `on_event` has seen all."""
+    event = None
+    for event in events:
+        if on_event is not None:
+            on_event(event)
+    return event
+
+
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
+@overload
+def _choice(kind: type[Choice], name: str, value: str) -> Choice: ...
+@overload
+def _choice(kind: type[Choice], name: str, value: str | None) -> Choice | None: ...
+def _choice(kind: type[Choice], name: str, value: str | None) -> Choice | None:
+    """UsageError for a value that is none of the choices."""
+    if value is not None and value not in list(kind):
+        raise UsageError(f"{name}: wanted one of {', '.join(kind)}, got {value!r}")
+    return None if value is None else kind(value)
+
+
+def _place(device: Device | str) -> str:
+    return choose_device(_choice(Device, "device", device))
+
+
+def _store(store: Store | str | Path) -> Store:
+    return store if isinstance(store, Store) else open_store(store)
+
+
+def _run(run: Run | str | Path, device: str) -> Run:
+    if not isinstance(run, Run):
+        return load_run(Path(run), device)
+    run.adapters.to(device)
+    return run
+
+
+def _store_of(run: Run, store: Store | str | Path | None) -> Store:
+    """The store named, else the one the run was trained on, if it is where it was."""
+    if store is not None:
+        return _store(store)
+    found = open_store(run.store_path)
+    if found.content_hash != run.store_hash:
+        raise DataError(f"{run.path}: the store it was trained on is not at {run.store_path} any more; name the store")
+    return found

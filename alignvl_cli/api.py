@@ -6,8 +6,8 @@ with each event of a long work, e.g. to draw progress. What a command refuses wi
 `alignvl_cli.errors.AlignvlError` here: UsageError (2), DataError (3), MismatchError (4), ...
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -16,11 +16,11 @@ from PIL import Image
 
 from alignvl_cli.ablation import run as ablation
 from alignvl_cli.ablation.plan import set_up
-from alignvl_cli.ablation.study import Study, check_margin, check_seeds, load_study, parse_study
+from alignvl_cli.ablation.study import load_study, parse_study
 from alignvl_cli.ablation.verdicts import StudyVerdicts
 from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.devices import choose_device
-from alignvl_cli.encoders.text import load_text
+from alignvl_cli.encoders.text import load_text, text_list
 from alignvl_cli.encoders.vision import load_vision
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.extraction.run import run_extraction
@@ -35,6 +35,7 @@ from alignvl_cli.retrieval.metrics import RECALL_AT, Protocol
 from alignvl_cli.settings import (
     DEFAULT_TEXT,
     DEFAULT_VISION,
+    LAST_LAYER,
     DatasetFormat,
     DatasetOptions,
     Device,
@@ -47,6 +48,7 @@ from alignvl_cli.settings import (
     StoreDtype,
     Trust,
     by_flag,
+    layers_asked,
 )
 from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.run import count_pairs, train_run
@@ -75,6 +77,8 @@ def extract(
     text: str = DEFAULT_TEXT,
     image_pooling: Pooling | str | None = None,
     text_pooling: Pooling | str | None = None,
+    image_layers: str = LAST_LAYER,
+    text_layers: str = LAST_LAYER,
     text_prefix: str | None = None,
     format: DatasetFormat | str | None = None,
     image_root: str | Path | None = None,
@@ -116,9 +120,24 @@ def extract(
     trust = Trust(remote_code=trust_remote_code, pickle=allow_pickle)
     pairs = open_dataset(str(dataset), options)
     pooling = _choice(Pooling, "image_pooling", image_pooling)
-    images = load_vision(vision, pooling=pooling, device=place, precision=number, trust=trust)
+    images = load_vision(
+        vision,
+        pooling=pooling,
+        layers=layers_asked(image_layers, "image-layers"),
+        device=place,
+        precision=number,
+        trust=trust,
+    )
     pooling = _choice(Pooling, "text_pooling", text_pooling)
-    captions = load_text(text, pooling=pooling, prefix=text_prefix, device=place, precision=number, trust=trust)
+    captions = load_text(
+        text,
+        pooling=pooling,
+        layers=layers_asked(text_layers, "text-layers"),
+        prefix=text_prefix,
+        device=place,
+        precision=number,
+        trust=trust,
+    )
     settings = {"vision": vision, "text": text, "image_root": image_root and str(image_root), **asdict(config)}
     _last(
         run_extraction(pairs, images, captions, Path(output), config, overwrite=overwrite, settings=settings), on_event
@@ -227,7 +246,7 @@ def build_index(
 
 def search(
     index: indexing.Index | str | Path,
-    queries: Sequence[str] | Sequence[Path | Image.Image],
+    queries: Iterable[str] | Iterable[Path | Image.Image],
     *,
     encoder: DualEncoder | None = None,
     of: Gallery | str | None = None,
@@ -262,23 +281,26 @@ def classify(
     store: Store | str | Path | None = None,
     *,
     split: str = "test",
-    labels: Sequence[str] | Mapping[str, str] | None = None,
-    templates: Sequence[str] = classification.TEMPLATES,
+    labels: Iterable[str] | Mapping[str, str] | None = None,
+    templates: Iterable[str] = classification.TEMPLATES,
     device: Device | str = Device.auto,
 ) -> classification.Classification:
     """Give each labelled image of `split` of `store` (default: the one the run was trained on) to the nearest class.
 
     `labels` are the classes, or {label: words that stand for it in a prompt}; default: those that the split has.
     Raises DataError when no image has a label, or one has a label that is no class; UsageError for a template without
-    `{}`.
+    `{}`, or for one text where a list is wanted.
     """
+    templates = text_list(templates, "templates")
+    if labels is not None and not isinstance(labels, Mapping):
+        labels = {label: label for label in text_list(labels, "labels")}
     encoder = run if isinstance(run, DualEncoder) else DualEncoder.load(run, device)
     return classification.classify(
         encoder.run,
         encoder.encode_text,
         _store_of(encoder.run, store),
         split,
-        classes=labels if labels is None or isinstance(labels, Mapping) else {label: label for label in labels},
+        classes=labels,
         templates=templates,
         device=encoder.device,
     )
@@ -305,16 +327,10 @@ def run_study(
     DivergedError when every run diverged.
     """
     asked = parse_study(study) if isinstance(study, Mapping) else load_study(Path(study))
-    asked = _with(asked, seeds, margin)
-    setup = set_up(asked, _store(store).path, _choice(Device, "device", device), threads)
+    setup = set_up(asked.changed(seeds, margin), _store(store).path, _choice(Device, "device", device), threads)
     finished = _last(ablation.run_study(setup, Path(output), jobs), on_event)
     assert isinstance(finished, ablation.Finished)
     return finished.verdicts
-
-
-def _with(study: Study, seeds: Sequence[int] | None, margin: float | None) -> Study:
-    study = study if seeds is None else replace(study, seeds=check_seeds(list(seeds)))
-    return study if margin is None else replace(study, margin=check_margin(margin))
 
 
 def _last(events: Any, on_event: OnEvent | None) -> Any:

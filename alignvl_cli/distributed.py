@@ -1,7 +1,6 @@
-"""Which of several processes this one is, as torchrun says it in the environment; and worker processes.
+"""Which of several processes this one is, as torchrun says it in the environment.
 
-`started_workers` adds to `concurrent.futures` a bound on the tasks that are ahead, and workers that end with this
-process, however it ends.
+Ordered work in worker processes, a bounded way ahead; or the same in this process.
 """
 
 import multiprocessing
@@ -14,7 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from alignvl_cli.devices import usable_cores
 from alignvl_cli.errors import DataError, UsageError
@@ -22,22 +21,20 @@ from alignvl_cli.errors import DataError, UsageError
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """One process among those that torchrun started, or the only one."""
+    """One process among equals that share the shards of one extraction over a common folder."""
 
     rank: int = 0
     count: int = 1
-    local_rank: int = 0
-    """Among the processes of this machine: the number of its GPU."""
+    local_rank: int | None = 0
+    """Among the processes of this machine: the number of its GPU. None where the environment does not say."""
     local_count: int = 1
-    is_local_known: bool = True
-    """Whether LOCAL_RANK was stated, which says what GPU is whose."""
 
     @property
     def is_shared(self) -> bool:
         return self.count > 1
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one that speaks: prints the result and shows progress."""
         return self.rank == 0
 
@@ -46,40 +43,34 @@ ALONE = Ranks()
 
 
 def ranks_here(environment: Mapping[str, str] = os.environ) -> Ranks:
-    """From RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; alone where RANK is not set. UsageError for nonsense."""
+    """From RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; alone where they are not set. UsageError for nonsense."""
     count = _number(environment, "WORLD_SIZE", 1)
-    if "RANK" not in environment:
-        return ALONE
     rank = _number(environment, "RANK", 0)
     local_count = _number(environment, "LOCAL_WORLD_SIZE", count)
-    local_rank = _number(environment, "LOCAL_RANK", rank)
-    if rank >= count or local_rank >= local_count:
+    is_said = "LOCAL_RANK" in environment or count == 1
+    local_rank = _number(environment, "LOCAL_RANK", 0) if is_said else None
+    if rank >= count or (local_rank or 0) >= local_count:
         raise UsageError(
             f"RANK {rank} of WORLD_SIZE {count}, LOCAL_RANK {local_rank} of LOCAL_WORLD_SIZE {local_count}: a rank "
             "must be below its size; start the processes with torchrun, or unset these variables"
         )
-    return Ranks(rank, count, local_rank, local_count, count == 1 or "LOCAL_RANK" in environment)
+    return Ranks(rank, count, local_rank, local_count)
 
 
 def use_own_gpu(ranks: Ranks) -> None:
     """Have `cuda` mean this process's own GPU; UsageError when the machine has fewer GPUs than processes."""
     import torch
 
-    torch.cuda.set_device(own_gpu(ranks, torch.cuda.device_count()))
-
-
-def own_gpu(ranks: Ranks, gpus: int) -> int:
-    """The GPU of this process among those of its machine; UsageError when there are not as many."""
-    if not ranks.is_local_known:
+    gpus = torch.cuda.device_count()
+    if ranks.local_rank is None:
         raise UsageError(
-            "RANK is set but LOCAL_RANK is not, which says what GPU is whose: start with torchrun, or set it"
+            "LOCAL_RANK is not set, so a process does not know which GPU is its own; start with torchrun, or set it"
         )
     if ranks.local_rank >= gpus:
         raise UsageError(
-            f"LOCAL_RANK {ranks.local_rank}: this process has no GPU, the machine has {gpus}; start as many processes "
-            "as GPUs"
+            f"process {ranks.local_rank} of this machine has no GPU: it has {gpus}; start as many processes as GPUs"
         )
-    return ranks.local_rank
+    torch.cuda.set_device(ranks.local_rank)
 
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:
@@ -98,26 +89,42 @@ FEW_CORES = 2
 """Up to here the encoder's threads and a decoding process only get in each other's way."""
 
 
-@dataclass(frozen=True)
-class Workers:
-    """Runs picklable functions in processes, or in this one; results come in the order of the tasks."""
+class Workers(Protocol):
+    """Runs picklable functions; results come in the order of the tasks, whoever did them."""
 
-    count: int = 0
-    pool: ProcessPoolExecutor | None = None
+    count: int
 
     def map(
         self, function: Callable[..., Any], tasks: Iterable[tuple[Tag, Sequence[Any]]], ahead: int
     ) -> Iterator[tuple[Tag, Any]]:
         """`(tag, function(*arguments))` for each `(tag, arguments)`; at most `ahead` tasks wait or run beyond the
         one handed out, so memory is bounded however slow the consumer is."""
-        if self.pool is None:
-            yield from ((tag, function(*arguments)) for tag, arguments in tasks)
-            return
+        ...
+
+
+class InProcess:
+    count = 0
+
+    def map(
+        self, function: Callable[..., Any], tasks: Iterable[tuple[Tag, Sequence[Any]]], ahead: int
+    ) -> Iterator[tuple[Tag, Any]]:
+        for tag, arguments in tasks:
+            yield tag, function(*arguments)
+
+
+class InProcesses:
+    def __init__(self, pool: ProcessPoolExecutor, count: int) -> None:
+        self.count = count
+        self._pool = pool
+
+    def map(
+        self, function: Callable[..., Any], tasks: Iterable[tuple[Tag, Sequence[Any]]], ahead: int
+    ) -> Iterator[tuple[Tag, Any]]:
         waiting: deque[tuple[Tag, Future[Any]]] = deque()
         try:
             for tag, arguments in tasks:
                 with _undisturbed():
-                    waiting.append((tag, self.pool.submit(function, *arguments)))
+                    waiting.append((tag, self._pool.submit(function, *arguments)))
                 if len(waiting) > ahead:
                     tag, future = waiting.popleft()
                     yield tag, future.result()
@@ -134,13 +141,13 @@ class Workers:
 def started_workers(count: int) -> Iterator[Workers]:
     """`count` processes, or none; they end with the block, and with this process however it ends."""
     if count == 0:
-        yield Workers()
+        yield InProcess()
         return
     # Spawned, not forked: torch and HDF5 hold threads and locks that do not survive a fork.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin)
     try:
-        yield Workers(count, pool)
+        yield InProcesses(pool, count)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -124,7 +124,7 @@ NOT_IN_ADAPTER = {
 """Settings that an adapter does not have."""
 ACT_ON_CLOSED_FORMS = (
     *("method", "seed", "size", "embed-dim", "latent-norm", "temperature"),
-    *("device", "memory-budget", "corrupt-captions", "corrupt-kind", "subset"),
+    *("device", "memory-budget", "corrupt-captions", "corrupt-kind", "subset", "image-parts", "text-parts"),
 )
 """All that a closed form heeds."""
 

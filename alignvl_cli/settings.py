@@ -25,6 +25,9 @@ BUNDLED = "bundled:"
 """Before the name of an encoder that the extra `demo` brings."""
 DEFAULT_VISION = BUNDLED + "efficientnet-lite0"
 DEFAULT_TEXT = BUNDLED + "all-minilm-l6-v2"
+LAST_LAYER = "last"
+"""The part of a latent that is its encoder's own vector."""
+ALL_PARTS = "all"
 ALWAYS_FORGIVEN = 10
 """Images that may be unreadable however small the dataset is."""
 DEFAULT_MARGIN = 1.0
@@ -256,6 +259,19 @@ def _batch_size(text: str) -> int | None:
     return int(text)
 
 
+def layers_asked(text: str, flag: str) -> str:
+    """`last`, `all`, `auto`, or layers with commas between them, as one writes them; UsageError for anything else."""
+    names = [name.strip() for name in text.split(",")]
+    is_listed = all(name == LAST_LAYER or (name.isascii() and name.isdigit()) for name in names)
+    if not (is_listed or names in (["all"], ["auto"])):
+        raise UsageError(f"--{flag}: wanted 'last', 'all', 'auto', or numbers such as 0,3,last, got '{text}'")
+    return ",".join(name if name == LAST_LAYER or not is_listed else str(int(name)) for name in names)
+
+
+def _parts(text: str) -> str:
+    return ",".join(name.strip() for name in text.split(","))
+
+
 def _share(text: str) -> float:
     """A part of a whole as it is typed: `0.01`, or `1%`."""
     written = text.strip()
@@ -288,6 +304,8 @@ def _loss_tile(text: str) -> int | None:
     return int(text)
 
 
+PARTS = {"image_parts": ALL_PARTS, "text_parts": ALL_PARTS}
+"""Settings that a training's record leaves out where they are these."""
 SMALLEST_SUBSET = 4
 """Two batches of two pairs."""
 
@@ -399,6 +417,18 @@ class EncoderSettings:
     text: str = setting("Hub id, id@revision or local folder.", DEFAULT_TEXT, ENCODERS)
     image_pooling: Pooling | None = setting("Which vector is the latent.", None, ENCODERS, says="the model's")
     text_pooling: Pooling | None = setting("Which vector is the latent.", None, ENCODERS, says="the model's")
+    image_layers: str = setting(
+        "Layers that make the latent: last, auto, all, or 0 (the stem) and up.",
+        *(LAST_LAYER, ENCODERS),
+        metavar="LAYERS",
+        read=partial(layers_asked, flag="image-layers"),
+    )
+    text_layers: str = setting(
+        "Layers that make the latent: last, auto, all, or 0 (the embeddings) and up.",
+        *(LAST_LAYER, ENCODERS),
+        metavar="LAYERS",
+        read=partial(layers_asked, flag="text-layers"),
+    )
     text_prefix: str | None = setting(
         "Put before every caption and query, as in 'query: '.",
         *(None, ENCODERS),
@@ -510,6 +540,18 @@ class TrainConfig:
     es_schedule: EsSchedule = setting("alpha over the training.", EsSchedule.constant, SMOOTHING)
 
     mask_duplicates: bool = setting("Same image or same caption: no negative.", False, MODEL, says=BY_RECIPE)
+    image_parts: str = setting(
+        "Parts of the image latents to learn from: all, or layers of the store.",
+        *(ALL_PARTS, MODEL),
+        metavar="all|NAMES",
+        read=_parts,
+    )
+    text_parts: str = setting(
+        "Parts of the text latents to learn from: all, or layers of the store.",
+        *(ALL_PARTS, MODEL),
+        metavar="all|NAMES",
+        read=_parts,
+    )
     latent_norm: LatentNorm = setting("What is done to the stored latents first.", LatentNorm.none, MODEL)
     loss: Loss = setting("Softmax over the batch, or SigLIP's sigmoid.", Loss.infonce, MODEL, says=BY_RECIPE)
     adapter: AdapterKind = setting("Kind of the two adapters.", AdapterKind.fusemix, MODEL, says=BY_RECIPE)
@@ -577,12 +619,14 @@ class TrainConfig:
     """Bytes; beyond them blocks of the store are in memory, one after the other. None: all are."""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without the parts where all are taken: records of stores of one part are as they always were."""
+        return {name: value for name, value in asdict(self).items() if (name, value) not in PARTS.items()}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "TrainConfig":
         """The settings that `to_json` gave; KeyError, TypeError or ValueError when they are of another version."""
         kinds = {field.name: declared(cls)[field.name].kind for field in fields(cls)}
+        record = PARTS | dict(record)
         if record.keys() != kinds.keys():
             raise KeyError(f"settings of another version: {sorted(record.keys() ^ kinds.keys())}")
         is_enum = {name: issubclass(kind, StrEnum) for name, kind in kinds.items()}

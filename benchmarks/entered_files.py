@@ -1,63 +1,55 @@
-"""How deep the bare commands go: python benchmarks/entered_files.py [COMMAND ...]
+"""How much of this package a bare command goes through: python benchmarks/entered_files.py [COMMAND ...]
 
-Runs a bare `alignvl extract`, `train` and `eval` on the demo in an empty folder, each in a process of its own, and
-prints how many files and functions of ours each enters (sys.setprofile, in all threads; what an import runs is not
-counted). Give the path of another tree in PYTHONPATH to measure that. A trailing `+` repeats a command.
+Gives `extract`, `extract` again, `train` and `eval`, or the COMMANDs, without options in an empty folder, each in a
+process of its own, and prints how many files and functions of alignvl_cli each of them entered. Importing a module or
+making a class enters no function. Of another tree: PYTHONPATH=TREE python benchmarks/entered_files.py
 """
 
-import os
+import json
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
+COMMANDS = ("extract", "extract", "train", "eval")
 ENTERED = """
-import os, sys, threading
+import inspect, json, sys, threading
 import alignvl_cli
-package = os.path.dirname(os.path.abspath(alignvl_cli.__file__)) + os.sep
+root = alignvl_cli.__path__[0]
 entered = set()
-def profile(frame, event, argument):
-    code = frame.f_code
-    if event == "call" and code.co_filename.startswith(package) and code.co_name != "<module>":
-        entered.add((code.co_filename[len(package):], code.co_qualname))
-threading.setprofile(profile)
-sys.setprofile(profile)
-from alignvl_cli.__main__ import main
-sys.argv = ["alignvl", *sys.argv[1:]]
+def heard(frame, event, argument):
+    if event == "call":
+        entered.add(frame.f_code)
+threading.setprofile(heard)
+sys.setprofile(heard)
 code = 0
 try:
-    main()
-except SystemExit as end:
-    code = end.code or 0
+    import runpy
+    sys.argv = ["alignvl", *sys.argv[2:]]
+    runpy.run_module("alignvl_cli", run_name="__main__")
+except SystemExit as left:
+    code = left.code or 0
 finally:
     sys.setprofile(None)
-    with open(os.environ["ENTERED_TO"], "w") as stream:
-        stream.writelines(f"{name}\\t{function}\\n" for name, function in sorted(entered))
-sys.exit(code)
+ours = [one for one in entered if one.co_filename.startswith(root) and one.co_flags & inspect.CO_OPTIMIZED]
+with open(WHERE, "w") as stream:
+    json.dump({"files": len({one.co_filename for one in ours}), "functions": len(ours), "code": code}, stream)
 """
 
 
 def main() -> None:
-    commands = sys.argv[1:] or ["extract", "extract+", "train", "eval"]
-    print(f"{'command':<12} {'files':>6} {'functions':>10}")
+    print(f"{'command':<10} {'files':>6} {'functions':>10}")
     with tempfile.TemporaryDirectory() as folder:
-        for command in commands:
-            told = Path(folder, "entered.txt")
+        for command in sys.argv[1:] or COMMANDS:
+            where = f"{folder}/entered.json"
+            code = ENTERED.replace("WHERE", repr(where))
             done = subprocess.run(
-                [sys.executable, "-c", ENTERED, command.rstrip("+")],
-                cwd=folder,
-                env={**os.environ, "ENTERED_TO": str(told)},
-                capture_output=True,
-                text=True,
+                [sys.executable, "-c", code, "-", command], cwd=folder, capture_output=True, text=True
             )
-            if done.returncode:
-                sys.exit(f"{command}: {done.stderr}")
-            pairs = [line.split("\t") for line in told.read_text().splitlines()]
-            # Class bodies and comprehensions of a module are entered by importing it.
-            functions = {(name, function) for name, function in pairs if "<" not in function.replace("<locals>", "")}
-            print(f"{command:<12} {len({name for name, _ in functions}):>6} {len(functions):>10}", flush=True)
-            if os.environ.get("ENTERED_NAMES"):
-                print(*sorted({name for name, _ in functions}), sep="\n")
+            assert done.returncode == 0, done.stderr
+            with open(where, encoding="utf-8") as stream:
+                found = json.load(stream)
+            assert found["code"] == 0, f"{command}: {done.stderr}"
+            print(f"{command:<10} {found['files']:>6} {found['functions']:>10}", flush=True)
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.encoders.text import TextEncoder, load_text
 from alignvl_cli.encoders.towers import DTYPES, load_tower
 from alignvl_cli.encoders.vision import VisionEncoder, load_vision
+from alignvl_cli.extraction.encoding import Stopwatch
 from alignvl_cli.extraction.plan import TEXTS, make_plan
-from alignvl_cli.extraction.progress import Stopwatch
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.extraction.shards import work_folder
 from alignvl_cli.extraction.texts import encode_texts, gather_captions

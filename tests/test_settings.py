@@ -157,6 +157,8 @@ PLAIN = {
     "loss": "infonce",
     "adapter": "fusemix",
     "size": "auto",
+    "image-parts": "all",
+    "text-parts": "all",
     "temperature": None,
     "loss-tile": None,
     "seed": 0,
@@ -170,7 +172,11 @@ PLAIN = {
 
 
 def test_nothing_asked_for_is_what_it_has_always_been():
-    assert {key: value for key, value in by_flag(resolve_train().to_json()).items() if key in PLAIN} == PLAIN
+    plain = by_flag(asdict(resolve_train()))
+    assert {key: value for key, value in plain.items() if key in PLAIN} == PLAIN
+    left_out = plain.keys() - by_flag(resolve_train().to_json()).keys()
+    assert left_out == {"image-parts", "text-parts"}, "of the record, which is as before there were parts"
+    assert TrainConfig.from_json(resolve_train().to_json()) == resolve_train()
     sized = {flag for flag, setting in TRAIN.items() if setting.said.says == BY_SIZE}
     assert sized == by_flag(asdict(auto_shape(300))).keys() == TRAIN.keys() - PLAIN.keys() - {"rp", "es"}
 
@@ -178,7 +184,7 @@ def test_nothing_asked_for_is_what_it_has_always_been():
 @pytest.mark.parametrize("setting", TRAIN.values(), ids=TRAIN)
 def test_the_default_that_the_help_tells_is_what_the_resolution_gives(setting):
     told, _, _ = setting.default_text.partition(", ")
-    plain = by_flag(resolve_train().to_json())
+    plain = by_flag(asdict(resolve_train()))
     if told == BY_RECIPE:
         values = [by_flag(resolve_train({"recipe": recipe}).to_json()) for recipe in Recipe]
         field = {"rp": "noise", "es": "smoothing"}.get(setting.flag, setting.flag)

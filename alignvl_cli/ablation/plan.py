@@ -144,7 +144,7 @@ def begin(setup: Setup, folder: Path) -> Setup:
             "ask for those, or name another folder with -o"
         )
     kept = [seed for seed in before["seeds"] if seed not in setup.study.seeds]
-    return replace(setup, study=setup.study.with_seeds((*setup.study.seeds, *kept)))
+    return replace(setup, study=setup.study.changed((*setup.study.seeds, *kept)))
 
 
 def default_processes(setup: Setup) -> int:

@@ -202,7 +202,7 @@ def crossed_interval(mean: float, seed_S: np.ndarray, resampled_SB: np.ndarray, 
 
     One draw of images is shared by all seeds and arms, seeds are drawn apart (the pigeonhole bootstrap: Owen, *The
     pigeonhole bootstrap*, Annals of Applied Statistics 2007). An image and its captions move together, and the gallery
-    is never resampled, as in `retrieval.bootstrap`.
+    is never resampled, as in `retrieval.metrics.resample`.
 
     The variance of the crossed resamples holds that of images and of seeds once, but what a seed does to single
     images three times (Owen 2007, theorem 2), and would give intervals that cover 98 to 100 % here. As V(images) and

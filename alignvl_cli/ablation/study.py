@@ -5,7 +5,7 @@ Loads no heavy library.
 
 import itertools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,13 @@ class Study:
         """What one run is asked for, by flag."""
         return one_layer(self.base, *arm.layers, {"seed": seed, "device": device})
 
-    def with_seeds(self, seeds: tuple[int, ...] | None) -> "Study":
-        return self if seeds is None else replace(self, seeds=seeds)
+    def changed(self, seeds: Sequence[int] | None = None, margin: float | None = None) -> "Study":
+        """With other seeds, another margin; None: its own. UsageError as in `load_study`."""
+        return replace(
+            self,
+            seeds=self.seeds if seeds is None else check_seeds(list(seeds)),
+            margin=self.margin if margin is None else check_margin(margin),
+        )
 
 
 def load_study(path: Path) -> Study:

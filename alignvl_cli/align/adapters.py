@@ -1,13 +1,14 @@
 """The trainable part: one adapter a modality, from a frozen latent to the shared space, and the temperature.
 
 FuseMix's inverted bottleneck (Vouitsis et al., arXiv 2312.10144), SAIL's gated unit (arXiv 2412.04616), an MLP, and a
-linear map. Dropout draws its masks from the run's own generator.
+linear map. Dropout draws its masks from the run's own generator. What is done to stored latents before anything else
+(centred, reduced, normalised) travels with the adapters.
 
-Letters: N rows, D width of a latent, H hidden width, E shared width.
+Letters: N rows, D width of a latent, H hidden width, K width kept of a latent, E shared width.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,9 +16,131 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alignvl_cli.align.latent_norm import LATENT_NORM, AsStored, PrincipalComponents, Standardize
 from alignvl_cli.align.streams import Stream, Streams
 from alignvl_cli.settings import AdapterKind, LatentNorm, Loss
+
+SMALLEST_SCALE = 1e-6
+"""A coordinate that hardly varies in training is centred and left at its scale."""
+
+
+class AsStored(nn.Module):
+    """The latents as they are."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+
+    def forward(self, latent_ND: Tensor) -> Tensor:
+        return latent_ND
+
+    def fit(self, blocks: Iterable[Tensor]) -> None:
+        """Nothing to learn from the training latents."""
+
+
+class Columns(AsStored):
+    """Some columns of the latents, by runs of them [start, stop), one after the other."""
+
+    def __init__(self, width: int, runs: Sequence[tuple[int, int]]) -> None:
+        super().__init__(width)
+        self.width, self.runs = width, tuple(runs)
+
+    def forward(self, latent_ND: Tensor) -> Tensor:
+        return torch.cat([latent_ND[:, start:stop] for start, stop in self.runs], dim=1)
+
+
+class UnitLength(AsStored):
+    """Each row divided by its Euclidean length."""
+
+    def forward(self, latent_ND: Tensor) -> Tensor:
+        return F.normalize(latent_ND, dim=1)
+
+
+class Standardize(AsStored):
+    """Each coordinate centred and divided by its standard deviation over the training latents."""
+
+    mean_D: Tensor
+    scale_D: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.register_buffer("mean_D", torch.zeros(width))
+        self.register_buffer("scale_D", torch.ones(width))
+
+    def reset_parameters(self) -> None:
+        """Back to no change at all."""
+        self.mean_D.zero_()
+        self.scale_D.fill_(1.0)
+
+    def forward(self, latent_ND: Tensor) -> Tensor:
+        return (latent_ND - self.mean_D) / self.scale_D
+
+    def fit(self, blocks: Iterable[Tensor]) -> None:
+        """Mean and (population) standard deviation over all rows of `blocks`, merged in float64."""
+        rows = 0
+        mean_D = torch.zeros(len(self.mean_D), dtype=torch.float64)
+        square_D = torch.zeros_like(mean_D)
+        for block_ND in blocks:
+            block_rows = len(block_ND)
+            block_64 = block_ND.double()
+            shift_D = block_64.mean(dim=0) - mean_D
+            block_square_D = (block_64 - block_64.mean(dim=0)).square().sum(dim=0)
+            square_D += block_square_D + shift_D.square() * rows * block_rows / (rows + block_rows)
+            mean_D += shift_D * block_rows / (rows + block_rows)
+            rows += block_rows
+        scale_D = (square_D / rows).sqrt()
+        self.mean_D.copy_(mean_D)
+        self.scale_D.copy_(torch.where(scale_D > SMALLEST_SCALE, scale_D, 1.0))
+
+
+class PrincipalComponents(AsStored):
+    """The leading K principal components of the training latents: centred, rotated, cut, and not rescaled.
+
+    Distances within the kept subspace are those of the latents, so noise of a given size means the same.
+    """
+
+    mean_D: Tensor
+    basis_DK: Tensor
+
+    def __init__(self, width: int, kept: int) -> None:
+        super().__init__(width)
+        self.register_buffer("mean_D", torch.zeros(width))
+        self.register_buffer("basis_DK", torch.zeros(width, kept))
+
+    def reset_parameters(self) -> None:
+        """The first K coordinates as they are."""
+        self.mean_D.zero_()
+        self.basis_DK.copy_(torch.eye(*self.basis_DK.shape))
+
+    def forward(self, latent_ND: Tensor) -> Tensor:
+        return (latent_ND - self.mean_D) @ self.basis_DK
+
+    def fit(self, blocks: Iterable[Tensor]) -> None:
+        """Mean and leading eigenvectors of the covariance of all rows of `blocks`, in float64.
+
+        The sign of a component is free: its largest entry is made positive.
+        """
+        rows, width = 0, len(self.mean_D)
+        sum_D = torch.zeros(width, dtype=torch.float64)
+        product_DD = torch.zeros(width, width, dtype=torch.float64)
+        for block_ND in blocks:
+            block_64 = block_ND.double()
+            sum_D += block_64.sum(dim=0)
+            product_DD.addmm_(block_64.T, block_64)
+            rows += len(block_ND)
+        mean_D = sum_D / rows
+        basis_DK = torch.linalg.eigh(product_DD / rows - mean_D.outer(mean_D)).eigenvectors
+        basis_DK = basis_DK.flip(1)[:, : self.basis_DK.shape[1]]
+        largest_1K = basis_DK.abs().argmax(dim=0, keepdim=True)
+        self.mean_D.copy_(mean_D)
+        self.basis_DK.copy_(basis_DK * basis_DK.gather(0, largest_1K).sign())
+
+
+LATENT_NORM: dict[LatentNorm, Callable[[int], AsStored]] = {
+    LatentNorm.none: AsStored,
+    LatentNorm.l2: UnitLength,
+    LatentNorm.standardize: Standardize,
+}
+assert LATENT_NORM.keys() == set(LatentNorm)
+
 
 LEVELS = 256
 WORD = (torch.int64, -(2**63), None)
@@ -70,6 +193,10 @@ SIGMOID_TAU_INIT = 0.1
 BIAS_INIT = -10.0
 
 
+Runs = tuple[tuple[int, int], ...]
+"""Runs of columns of a latent, [start, stop) each."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterShape:
     """All that is needed to rebuild an adapter pair before its weights are loaded."""
@@ -89,15 +216,25 @@ class AdapterShape:
     """It decides how the temperature is held: tau itself, or SigLIP's log t and b."""
     latent_width: int = 0
     """Wider latents are reduced to so many principal components; 0: none is."""
+    image_columns: Runs | None = None
+    """What of the stored latent is taken, of the parts that were asked for; None: all of it."""
+    text_columns: Runs | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without columns where all are taken."""
+        return {name: value for name, value in asdict(self).items() if value is not None or "columns" not in name}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "AdapterShape":
         """The shape that `to_json` wrote; ValueError, TypeError or KeyError when it is not one."""
         kind, norm = AdapterKind(record["kind"]), LatentNorm(record["latent_norm"])
-        return cls(**{**record, "kind": kind, "latent_norm": norm, "loss": Loss(record.get("loss", Loss.infonce))})
+        columns = {
+            name: tuple((int(start), int(stop)) for start, stop in record[name])
+            for name in ("image_columns", "text_columns")
+            if record.get(name) is not None
+        }
+        loss = Loss(record.get("loss", Loss.infonce))
+        return cls(**{**record, **columns, "kind": kind, "latent_norm": norm, "loss": loss})
 
 
 class InvertedBottleneck(nn.Module):
@@ -161,18 +298,25 @@ assert ADAPTERS.keys() == set(AdapterKind)
 
 
 class Adapter(nn.Module):
-    """Raw latents in, embeddings out (not normalised). `body` alone takes latents that are prepared already:
-    normalised (`norm`), and then reduced (`reduce`)."""
+    """Stored latents in, embeddings out (not normalised). `body` alone takes latents that are prepared already: cut to
+    the parts that are taken (`select`), normalised (`norm`), and then reduced (`reduce`)."""
 
-    def __init__(self, width: int, shape: AdapterShape) -> None:
+    def __init__(self, width: int, shape: AdapterShape, columns: Runs | None = None) -> None:
         super().__init__()
+        self.select = AsStored(width) if columns is None else Columns(width, columns)
+        width = width if columns is None else sum(stop - start for start, stop in columns)
         self.norm = LATENT_NORM[shape.latent_norm](width)
         kept = min(width, shape.latent_width or width)
         self.reduce = PrincipalComponents(width, kept) if kept < width else AsStored(width)
         self.body = ADAPTERS[shape.kind](kept, shape)
 
     def forward(self, latent_ND: Tensor) -> Tensor:
-        return self.body(self.reduce(self.norm(latent_ND)))
+        return self.body(self.reduce(self.norm(self.select(latent_ND))))
+
+    @property
+    def preparation(self) -> tuple[AsStored, AsStored, AsStored]:
+        """What comes before the body, in order."""
+        return self.select, self.norm, self.reduce
 
 
 class AdapterPair(nn.Module):
@@ -189,8 +333,8 @@ class AdapterPair(nn.Module):
         super().__init__()
         self.shape = shape
         with torch.device("meta"):  # torch's constructors would draw from the global generator
-            self.image = Adapter(shape.image_width, shape)
-            self.text = Adapter(shape.text_width, shape)
+            self.image = Adapter(shape.image_width, shape, shape.image_columns)
+            self.text = Adapter(shape.text_width, shape, shape.text_columns)
         if shape.loss is Loss.infonce:
             self._hold("tau", TAU_INIT if shape.temperature is None else shape.temperature)
         else:

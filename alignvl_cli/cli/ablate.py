@@ -29,12 +29,9 @@ def ablate(
     The same command again goes on where it stopped; finished runs are not made again. All figures are of the test
     split, all epochs selected on the val split. `alignvl report` shows a finished study again.
     """
-    from dataclasses import replace
-
     from alignvl_cli.ablation.study import load_study, parse_seeds
 
-    wanted = load_study(study).with_seeds(None if asked.seeds is None else parse_seeds(asked.seeds))
-    wanted = wanted if asked.margin is None else replace(wanted, margin=asked.margin)
+    wanted = load_study(study).changed(None if asked.seeds is None else parse_seeds(asked.seeds), asked.margin)
 
     from alignvl_cli.ablation.plan import set_up
 

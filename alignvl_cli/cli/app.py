@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,6 @@ from typer.core import TyperCommand
 from alignvl_cli.cli import (
     ablate,
     classify,
-    completion,
     data,
     doctor,
     eval,
@@ -153,6 +153,11 @@ def _told(problem: Exception, verbose: bool) -> tuple[str, int]:
     """What to say of a failure, and its exit code."""
     if isinstance(problem, AlignvlError):
         return str(problem), problem.exit_code
+    from alignvl_cli.cli.doctor import library_that_fails
+
+    if library := library_that_fails(problem):
+        what = f"{library} is installed, but does not load ({type(problem).__name__}: {problem})"
+        return f"{what}; alignvl doctor says what is wrong and what to do", DataError.exit_code
     if isinstance(problem, OSError):
         where = f"{problem.filename}: " if problem.filename else ""
         room = "; make room there, or write elsewhere, and run it again" if problem.errno in FULL else ""
@@ -215,6 +220,31 @@ def store_(show_help: HelpOption = False) -> None:
     """Exchange latents with other programs."""
 
 
+class Shell(StrEnum):
+    """What `alignvl completion` prints a script for."""
+
+    bash = "bash"
+    zsh = "zsh"
+    fish = "fish"
+
+
+def completion(
+    session: Session, shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="Shell to print it for.")]
+) -> None:
+    """Print a shell's completion script.
+
+    Keep it where the shell looks:
+
+    \b
+    bash  ~/.local/share/bash-completion/completions/alignvl
+    zsh   _alignvl in a folder of $fpath, such as ~/.zfunc
+    fish  ~/.config/fish/completions/alignvl.fish
+    """
+    from typer.completion import get_completion_script
+
+    print(get_completion_script(prog_name="alignvl", complete_var="_ALIGNVL_COMPLETE", shell=shell.value).strip())
+
+
 register(extract.extract, "extract")
 register(train.train, "train")
 register(eval.eval_, "eval")
@@ -227,7 +257,7 @@ register(probe.probe, "probe")
 register(export.export, "export")
 register(inspect_.inspect_, "inspect")
 register(doctor.doctor, "doctor")
-register(completion.completion, "completion")
+register(completion, "completion")
 register(data.check, "check", data_app)
 register(exchange.export, "export", store_app)
 register(exchange.import_, "import", store_app)

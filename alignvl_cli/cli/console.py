@@ -40,11 +40,11 @@ class Session:
         self.workspace = replace(self.workspace, warn=self.warn)
 
     @cached_property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process is the one that speaks and claims places: `torchrun` starts several."""
         from alignvl_cli.distributed import ranks_here
 
-        return ranks_here().is_first
+        return ranks_here().is_main
 
     @cached_property
     def out(self) -> "Console":
@@ -66,7 +66,7 @@ class Session:
 
     def result(self, line: str | Path) -> None:
         """Print the one line that scripts read: never wrapped, styled or shortened."""
-        if self.is_first:
+        if self.is_main:
             print(line, flush=True)
 
     def document(self, value: Any) -> None:
@@ -81,7 +81,7 @@ class Session:
 
     def note(self, text: str) -> None:
         """Say on stderr what was chosen or done, unless `--quiet`."""
-        if self.is_first and not self.quiet:
+        if self.is_main and not self.quiet:
             self.err.print(_shown(text), style="dim", markup=False)
 
     def warn(self, text: str) -> None:

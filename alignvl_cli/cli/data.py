@@ -26,7 +26,7 @@ def check(
     from alignvl_cli.datasets.check import Looked, check_dataset
     from alignvl_cli.datasets.formats import open_dataset
     from alignvl_cli.encoders.decoding import decode_image
-    from alignvl_cli.extraction.progress import Progress, Stage
+    from alignvl_cli.extraction.events import Progress, Stage
     from alignvl_cli.report.data import check_document, check_tables, check_warnings
     from alignvl_cli.report.progress import ExtractionProgress
 

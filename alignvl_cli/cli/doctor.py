@@ -5,6 +5,8 @@ import os
 import platform
 import shutil
 import sys
+import traceback
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -65,17 +67,52 @@ def doctor(session: Session) -> None:
 def _libraries() -> Iterator[Finding]:
     from importlib import metadata
 
+    from alignvl_cli.encoders import BROKEN
+
     yield Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for module, distribution in LIBRARIES.items():
-        try:
-            importlib.import_module(module)
+        if problem := _problem(module):
+            yield Finding(distribution, f"does not load: {problem}", f"pip install --force-reinstall {distribution}")
+        else:
             yield Finding(distribution, metadata.version(distribution))
-        except (ImportError, OSError) as problem:
-            yield Finding(distribution, f"does not import: {problem}", f"pip install --force-reinstall {distribution}")
+    for library, problem in BROKEN.items():
+        yield Finding(
+            library,
+            f"does not load: {problem}",
+            f"pip uninstall {library}: alignvl does without it; or install the build that goes with torch "
+            f"{metadata.version('torch')}, from where that torch came",
+        )
     for extra, modules in EXTRAS.items():
-        missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        found = f"not installed; to have it: pip install 'alignvl[{extra}]'" if missing else "installed"
-        yield Finding(f"extra {extra}", found)
+        if any(importlib.util.find_spec(module) is None for module in modules):
+            yield Finding(f"extra {extra}", f"not installed; to have it: pip install 'alignvl[{extra}]'")
+        elif broken := {module: problem for module in modules if (problem := _problem(module))}:
+            found = "; ".join(f"{module} does not load: {problem}" for module, problem in broken.items())
+            names = " ".join(module.replace("_", "-") for module in broken)
+            yield Finding(f"extra {extra}", found, f"pip install --force-reinstall {names}")
+        else:
+            yield Finding(f"extra {extra}", "installed")
+
+
+def _problem(module: str) -> str:
+    """Why `module` does not load; empty when it does."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(module)
+    except Exception as problem:  # whatever a library of another make raises
+        return f"{type(problem).__name__}: {problem}".splitlines()[0]
+    return ""
+
+
+def library_that_fails(problem: BaseException) -> str:
+    """The installed library whose own code raised `problem` while one of our modules imported it; empty otherwise."""
+    frames = [frame for frame, _ in traceback.walk_tb(problem.__traceback__)]
+    names = [str(frame.f_globals.get("__name__", "")) for frame in frames]
+    first = max((row for row, name in enumerate(names) if name.startswith("alignvl_cli")), default=-1) + 1
+    while first < len(names) and "importlib" in names[first]:
+        first += 1
+    is_import = first < len(frames) and frames[first].f_code.co_name == "<module>"
+    return names[first].partition(".")[0] if is_import else ""
 
 
 def _compute() -> Iterator[Finding]:

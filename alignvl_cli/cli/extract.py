@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,7 +10,6 @@ from alignvl_cli.cli.console import Session
 from alignvl_cli.cli.options import DatasetArgument
 from alignvl_cli.errors import MismatchError, RejectedError, UsageError
 from alignvl_cli.settings import (
-    BUNDLED,
     DatasetOptions,
     Device,
     EncoderSettings,
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from alignvl_cli.datasets.dataset import Dataset
     from alignvl_cli.encoders.text import TextEncoder
     from alignvl_cli.encoders.vision import VisionEncoder
-    from alignvl_cli.extraction.plan import Plan
-    from alignvl_cli.extraction.sources import Comparison
 
 NAMED = 3
 """Ids that a message names."""
@@ -48,55 +45,52 @@ def extract(
 
     Each distinct image and caption goes through its frozen encoder once. Prints the store's path.
 
-    The same command again does nothing when the store is up to date, and resumes an extraction that was interrupted.
+    The same command again does nothing when the store is complete and of the pictures that are there, and goes on
+    where it stopped when it is not complete.
     """
     if asked.as_json and not asked.plan:
         raise UsageError("--json acts on --plan alone: without it the result is the store's path")
 
+    from alignvl_cli.datasets.dataset import require_pictures
     from alignvl_cli.datasets.formats import open_dataset
-    from alignvl_cli.datasets.paths import require_pictures
+    from alignvl_cli.devices import choose_device
     from alignvl_cli.distributed import ranks_here, use_own_gpu
-    from alignvl_cli.extraction.sources import remember_files, unchanged_store
 
     ranks = ranks_here()
-    if not ranks.is_first:
+    if not ranks.is_main:
         session = replace(session, quiet=True)
-    pairs = open_dataset(dataset, options)
-    for note in pairs.notes:
-        session.note(note)
-    known = [output] if output else sorted(session.workspace.root.glob(f"stores/{pairs.name}-*.h5"))
-    specs = {"vision": encoders.vision, "text": encoders.text}
-    request = {**asdict(encoders), **asdict(trust), "device": asked.device, "precision": asked.precision}
-    request |= {"dtype": config.dtype, "max_pixels": config.max_pixels}
-    makes_anew = asked.plan or asked.overwrite or asked.restart
-    complete = [store for store in known if not store.with_name(store.name + ".partial").exists()]
-    if not makes_anew and (same := unchanged_store(complete, pairs, specs, request)):
-        _say_up_to_date(session, *same, pairs, config)
-        return
-
-    from alignvl_cli.devices import choose_device
-
     place = choose_device(asked.device)
     if place == Device.cuda and ranks.is_shared:
         use_own_gpu(ranks)
+    pairs = open_dataset(dataset, options)
+    for note in pairs.notes:
+        session.note(note)
+    known = [output] if output else list(session.workspace.root.glob(f"stores/{pairs.name}-*.h5"))
     if not any(store.exists() for store in known):  # a store may outlive its pictures
         require_pictures(pairs)
 
     from alignvl_cli.encoders.text import load_text
     from alignvl_cli.encoders.vision import load_vision
-    from alignvl_cli.extraction.batches import choose_batches
+    from alignvl_cli.extraction.estimate import choose_batches
+    from alignvl_cli.extraction.events import Finished
     from alignvl_cli.extraction.plan import existing_store_matches, make_plan
-    from alignvl_cli.extraction.progress import Finished
     from alignvl_cli.extraction.run import run_extraction
     from alignvl_cli.extraction.shards import remove_leftover
+    from alignvl_cli.extraction.up_to_date import write_stamps
     from alignvl_cli.report.progress import ExtractionProgress
 
     images = load_vision(
-        encoders.vision, pooling=encoders.image_pooling, device=place, precision=asked.precision, trust=trust
+        encoders.vision,
+        pooling=encoders.image_pooling,
+        layers=encoders.image_layers,
+        device=place,
+        precision=asked.precision,
+        trust=trust,
     )
     captions = load_text(
         encoders.text,
         pooling=encoders.text_pooling,
+        layers=encoders.text_layers,
         prefix=encoders.text_prefix,
         device=place,
         precision=asked.precision,
@@ -105,14 +99,12 @@ def extract(
     plan = make_plan(pairs, images, captions, config)
     store = output or session.workspace.store_path(pairs.name, plan.encoder_hash)
     if asked.plan:
-        _show_estimate(session, pairs, images, captions, config, store, plan, as_json=asked.as_json)
+        _show_estimate(session, pairs, images, captions, config, store, as_json=asked.as_json)
         return
-    if not makes_anew and existing_store_matches(store, plan):
+    if not (asked.overwrite or asked.restart) and existing_store_matches(store, plan):
         remove_leftover(store)
-        if ranks.is_first:
-            found = _compared(session, store, pairs, images, config)
-            remember_files(store, found.states, _request(specs, request))
-            _say_up_to_date(session, store, found, pairs, config)
+        if ranks.is_main:
+            _check_up_to_date(session, store, pairs, images, config)
         return
     work = run_extraction(
         pairs,
@@ -130,41 +122,29 @@ def extract(
         },
         counter=session.workspace.next_store_counter(),
         ranks=ranks,
-        plan=choose_batches(plan, pairs, images, captions, config, store, ranks),
+        batches=choose_batches(pairs, images, captions, config, store, ranks),
     )
     event = None
     with ExtractionProgress(session.err, quiet=session.quiet) as progress:
         for event in work:
             progress.show(event)
-    if ranks.is_first:
+    if ranks.is_main and isinstance(event, Finished) and event.stamps is not None:
+        write_stamps(store, event.summary.content_hash, pairs.items, event.stamps)
+    if ranks.is_main:
         session.result(store)
     if isinstance(event, Finished):
-        remember_files(store, event.states, _request(specs, request))
         _require_few_rejected(event.summary.rejected, pairs, config)
 
 
-def _request(specs: dict[str, str], settings: dict[str, Any]) -> dict[str, Any] | None:
-    """What was asked for, to know it again; the encoders are loaded, so that bundled ones have their folders."""
-    from alignvl_cli.encoders.bundled import bundled_folder
-    from alignvl_cli.extraction.sources import encoders_request
-
-    folders = {side: bundled_folder(spec) for side, spec in specs.items() if spec.startswith(BUNDLED)}
-    return encoders_request(specs, settings, folders)
-
-
-def _compared(
+def _check_up_to_date(
     session: Session, store: Path, pairs: "Dataset", images: "VisionEncoder", config: ExtractConfig
-) -> "Comparison":
-    """The pictures that are there against those of the complete store `store`; MismatchError when they are others."""
-    from alignvl_cli.distributed import choose_workers, started_workers
-    from alignvl_cli.extraction.sources import Comparison, compare_pictures
+) -> None:
+    """There is nothing to do for a complete store if the pictures are those that it was made of; else MismatchError."""
+    from alignvl_cli.extraction.up_to_date import Comparison, compare_pictures
     from alignvl_cli.report.progress import ExtractionProgress
 
-    with (
-        ExtractionProgress(session.err, quiet=session.quiet) as progress,
-        started_workers(choose_workers(config.workers, len(pairs.items))) as workers,
-    ):
-        for found in compare_pictures(store, pairs, images.preprocess, config.max_pixels, workers):
+    with ExtractionProgress(session.err, quiet=session.quiet) as progress:
+        for found in compare_pictures(store, pairs, images.preprocess, config):
             if not isinstance(found, Comparison):
                 progress.show(found)
     assert isinstance(found, Comparison)
@@ -181,18 +161,12 @@ def _compared(
             f"{store} is complete, and made of other pictures: {'; '.join(differences)}; give --overwrite to replace "
             "it, or choose another --output"
         )
-    return found
-
-
-def _say_up_to_date(
-    session: Session, store: Path, found: "Comparison", pairs: "Dataset", config: ExtractConfig
-) -> None:
     if found.gone:
         session.warn(
             f"{len(found.gone)} of {len(pairs.items)} pictures cannot be read (moved? --image-root), and were not "
             f"compared ({_named(found.gone)}); {store} has them as they were"
         )
-    session.note(f"{store} is up to date: the same data and encoders, nothing to do")
+    session.note(f"{store} is up to date, made of the same data by the same encoders: nothing to do")
     session.result(store)
     _require_few_rejected(found.rejected, pairs, config)
 
@@ -216,14 +190,13 @@ def _show_estimate(
     captions: "TextEncoder",
     config: ExtractConfig,
     store: Path,
-    plan: "Plan",
     *,
     as_json: bool,
 ) -> None:
     from alignvl_cli.extraction.estimate import estimate
     from alignvl_cli.report.data import estimate_table
 
-    found = estimate(pairs, images, captions, store, config, plan)
+    found = estimate(pairs, images, captions, store, config)
     if as_json:
         session.document({"schema": "alignvl.extract-plan/1", "store": str(store), **asdict(found)})
     else:

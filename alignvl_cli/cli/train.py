@@ -86,7 +86,7 @@ def train(
         stores = [session.workspace.newest_store()]
         session.note(f"training on the newest store, {stores[0]}")
     settings = resolve_train(*layers, flags, pairs=count_pairs(stores))
-    place = session.workspace.place_for(output, "runs", run_name(settings)) if session.is_first else nullcontext(Path())
+    place = session.workspace.place_for(output, "runs", run_name(settings)) if session.is_main else nullcontext(Path())
     with place as run:
         asked_for = one_layer(*layers, flags)
         records = train_run(stores, run, settings, val=val, overwrite=asked.overwrite, given=asked_for)

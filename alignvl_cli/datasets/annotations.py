@@ -15,9 +15,10 @@ from alignvl_cli.datasets.dataset import (
     Dataset,
     Item,
     image_folder,
+    located,
     make_dataset,
+    no_path,
 )
-from alignvl_cli.datasets.paths import located, no_path
 from alignvl_cli.datasets.splits import split_name
 from alignvl_cli.datasets.tables import recoding
 from alignvl_cli.errors import DataError

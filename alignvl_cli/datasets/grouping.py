@@ -21,10 +21,11 @@ from alignvl_cli.datasets.dataset import (
     ImageSource,
     Item,
     image_folder,
+    located,
     make_dataset,
+    no_path,
     spelled,
 )
-from alignvl_cli.datasets.paths import located, no_path
 from alignvl_cli.datasets.splits import split_name
 from alignvl_cli.datasets.tables import Row, RowReader, caption_columns, may_hold_captions
 from alignvl_cli.errors import DataError

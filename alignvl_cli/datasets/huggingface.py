@@ -17,9 +17,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from alignvl_cli.datasets.dataset import Dataset, ImageSource, image_folder, listing_sha256, make_dataset, storable
+from alignvl_cli.datasets.dataset import (
+    Dataset,
+    ImageSource,
+    image_folder,
+    listing_sha256,
+    located,
+    make_dataset,
+    storable,
+)
 from alignvl_cli.datasets.grouping import Grouping, id_record
-from alignvl_cli.datasets.paths import located
 from alignvl_cli.datasets.splits import TRAIN
 from alignvl_cli.datasets.tables import Row
 from alignvl_cli.errors import DataError, UsageError

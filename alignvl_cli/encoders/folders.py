@@ -3,12 +3,15 @@
 Models that bring their own Python code: refused, or trusted by name and recorded by hash.
 """
 
+import fnmatch
 import json
 import os
 import re
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -40,7 +43,14 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 PICKLED_WEIGHTS = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 """The pickled weights that transformers can read; it unpickles tensors and nothing else."""
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+OTHER_WEIGHTS = {
+    "*.msgpack": "of Flax",
+    "*.h5": "of TensorFlow",
+    "*.ckpt*": "of TensorFlow or Lightning",
+    "*.onnx": "ONNX",
+}
+OTHER_NAMES = ("*.safetensors", "pytorch_model*.bin", "*.pt", "*.pth")
+"""Weights of other frameworks, and under other names: transformers' plain loader reads none of them."""
 CODE = "*.py"
 
 
@@ -52,6 +62,12 @@ class Side(StrEnum):
 
 
 NO_TRUST = Trust()
+TORCHVISION = (
+    f"install the torchvision that is built for torch {version('torch')}, from where that torch came, or choose "
+    "another vision model"
+)
+"""Not `pip install torchvision`: beside another build of torch that one does not load."""
+TIMM_NEEDS = ("timm", "torchvision")
 
 READERS = {
     Side.vision: (("preprocessor_config.json",), ("processor_config.json",)),
@@ -216,16 +232,55 @@ def _check_files(found: ModelFolder, side: Side, trust: Trust) -> None:
     if lost == [WEIGHTS] and trust.pickle:
         pickled = _weight_files(path, pickled=True)
         lost = [WEIGHTS] if PICKLED_WEIGHTS in pickled and PICKLED_WEIGHTS not in there else sorted({*pickled} - there)
-    elif lost == [WEIGHTS] and any(any(path.glob(pattern)) for pattern in PICKLED):
+    elif lost == [WEIGHTS] and _are_there(path, _weight_files(path, pickled=True)):
         raise DataError(
             f"{found.spec}: its weights are pickled, and unpickling can run code; convert them to {WEIGHTS} "
             "(save_pretrained does) and give that folder, or add --allow-pickle if you trust who made them"
         )
+    if lost == [WEIGHTS] and (other := _other_weights(there)):
+        raise DataError(f"{found.spec}: {other}")
     missing += [f"{name} (or, with --allow-pickle, {PICKLED_WEIGHTS})" if name == WEIGHTS else name for name in lost]
-    if not any(there.issuperset(files) for files in READERS[side]):
+    is_of_timm = side is Side.vision and is_timm(path)
+    if is_of_timm and not missing:
+        _require_timm(found)
+    if not is_of_timm and not any(there.issuperset(files) for files in READERS[side]):
         missing.append(" or ".join(" with ".join(files) for files in READERS[side]))
     if missing:
         raise DataError(f"{found.spec}: no {side.value} model can be loaded from {path}; missing: {'; '.join(missing)}")
+
+
+def _other_weights(there: set[str]) -> str:
+    """What to do about weights that no flag makes readable; empty where the folder holds none."""
+    for pattern, make in OTHER_WEIGHTS.items():
+        for name in sorted(fnmatch.filter(there, pattern)):
+            return (
+                f"its weights ({name}) are {make}, which transformers no longer reads; choose a model, or a revision "
+                f"of this one, that holds {WEIGHTS}"
+            )
+    for pattern in OTHER_NAMES:
+        for name in sorted(fnmatch.filter(there, pattern)):
+            return f"its weights are named {name}, not {WEIGHTS}; if they are the whole model, " + (
+                f"rename the file in a copy of the folder to {WEIGHTS}"
+                if name.endswith(".safetensors")
+                else f"convert them to {WEIGHTS} (load them in torch, and save_pretrained)"
+            )
+    return ""
+
+
+def _require_timm(found: ModelFolder) -> None:
+    """DataError unless the libraries that a folder of timm needs are here."""
+    missing = [name for name in TIMM_NEEDS if find_spec(name) is None]
+    if missing:
+        raise DataError(
+            f"{found.spec}: a timm model, which needs {' and '.join(TIMM_NEEDS)}, and {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not here; pip install timm, and {TORCHVISION}"
+        )
+
+
+def is_timm(path: Path) -> bool:
+    """Whether a model lies as timm saves it: its pictures are prepared as its config.json says."""
+    config = path / "config.json"
+    return config.is_file() and "pretrained_cfg" in read_json(config, "model configuration")
 
 
 CONFIGURED = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")

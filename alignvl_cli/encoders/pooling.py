@@ -109,6 +109,19 @@ def _last(output: Any, mask_BL: Tensor) -> Tensor:
     return output.last_hidden_state[rows_B, mask_BL.sum(dim=1) - 1].float()
 
 
+def inner_pooling(side: Side, pooling: Pooling, model_type: str, prefix: int | None) -> Pooling | None:
+    """How the layers below an encoder are pooled that is itself pooled so: heads belong to the last layer, and under
+    them lies a token or a mean. `prefix` as `IMAGE_VECTORS` takes it. None where nothing tells."""
+    if pooling not in (Pooling.pooler, Pooling.projection):
+        return pooling
+    if side is Side.text:
+        return Pooling.last if model_type in DEFAULTS else Pooling.cls
+    return None if prefix is None else Pooling.cls if prefix else Pooling.mean
+
+
+OF_ONE_TOKEN = (Pooling.cls, Pooling.last)
+"""Poolings that read one token, the same in every input until a layer has looked around."""
+
 TEXT_VECTORS: dict[Pooling, Callable[[Any, Tensor], Tensor]] = {
     Pooling.cls: _first,
     Pooling.mean: _mean,

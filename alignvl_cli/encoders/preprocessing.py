@@ -1,127 +1,22 @@
-"""From an RGB picture to what a vision tower's values are made of: transformers' image processor without its detours.
-
-Objects here are sent to worker processes, so `ResizeCrop` needs Pillow and numpy alone.
-
-The model's own image processor: its settings for the record, and the same arithmetic as a light picklable object.
-"""
+"""The model's own image processor: its settings for the record, and the same arithmetic as a light picklable object."""
 
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from transformers import AutoImageProcessor, ConvNextImageProcessorPil, EfficientNetImageProcessorPil
 from transformers.image_processing_backends import PilBackend
 
-from alignvl_cli.artifacts import canonical_json
-from alignvl_cli.encoders.decoding import UnreadableImage
-from alignvl_cli.encoders.folders import NO_TRUST, ModelFolder, reason_of
+from alignvl_cli.artifacts import canonical_json, read_json
+from alignvl_cli.encoders.folders import NO_TRUST, TORCHVISION, ModelFolder, is_own_code, reason_of
+from alignvl_cli.encoders.pixels import Preprocess, ProcessorCall, ResizeCrop
 from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.settings import Trust
 
-MOST_RESIZED = 1 << 24
-"""Pixels (48 MiB) of a resized picture; beyond, only what the centre crop keeps of it is made. A 1 x 3,000 strip would
-become one of 224 x 672,000."""
-WIDEST_FILTER = 3
-"""Pixels that a resampling filter (Lanczos) reaches to each side, of the source or of the result, the coarser."""
-LONGEST_RATIO = 200
-"""Image processors of other makes resize as they like: a strip of 1 x 80,000,000 could take gigabytes there."""
-
-
-class Preprocess(Protocol):
-    """Picklable; RGB picture in, (H, W, 3) uint8 out, or (3, H, W) float32 where the processor has steps of its own; H
-    and W the same for every picture. UnreadableImage for one that those steps cannot take."""
-
-    @property
-    def value_C256(self) -> np.ndarray | None:
-        """Float32 that each pixel value of a uint8 picture stands for, by channel; None where pictures are values."""
-        ...
-
-    def __call__(self, image: Image.Image) -> np.ndarray: ...
-
-
-@dataclass(frozen=True, eq=False)
-class ResizeCrop:
-    """Resize and centre crop. The rest is a look-up for each channel, done for whole batches where the model computes:
-    a uint8 pixel has only 256 values, and a quarter of the bytes.
-
-    Equal to the image processor bit for bit (the table is what the processor itself makes of a ramp); for a picture so
-    long that the resized one would not fit in `MOST_RESIZED`, up to the rounding of the filter's positions.
-    """
-
-    size: int | tuple[int, int]
-    """Pixels of the shorter side, or (height, width)."""
-    crop: tuple[int, int] | None
-    """(height, width) of the centre crop, at most the resized size."""
-    resample: Image.Resampling
-    value_C256: np.ndarray
-
-    def __call__(self, image: Image.Image) -> np.ndarray:
-        height, width = self._resized(image)
-        if self.crop is None:
-            return np.asarray(image.resize((width, height), self.resample))
-        top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
-        window = (left, top, left + self.crop[1], top + self.crop[0])
-        resized = resized_window if height * width > MOST_RESIZED else _resized_whole
-        return np.asarray(resized(image, (width, height), self.resample, window))
-
-    def _resized(self, image: Image.Image) -> tuple[int, int]:
-        """(height, width) after the resize; the longer side is rounded down, as transformers does."""
-        if isinstance(self.size, tuple):
-            return self.size
-        width, height = image.size
-        if width <= height:
-            return int(self.size * height / width), self.size
-        return self.size, int(self.size * width / height)
-
-
-def _resized_whole(
-    image: Image.Image, size: tuple[int, int], resample: Image.Resampling, window: tuple[int, int, int, int]
-) -> Image.Image:
-    return image.resize(size, resample).crop(window)
-
-
-def resized_window(
-    image: Image.Image, size: tuple[int, int], resample: Image.Resampling, window: tuple[int, int, int, int]
-) -> Image.Image:
-    """What `window` (left, upper, right, lower) shows of `image` resized to `size` (width, height), without the rest.
-
-    Cut out first is the stretch of the source that the window's pixels are made of, the filter's reach included, so
-    every pixel is the same sum; memory follows the window, however long the picture is.
-    """
-    cut, box = [], []  # first and last source pixel, and where the window lies in them; by axis
-    for axis in (0, 1):
-        scale = image.size[axis] / size[axis]
-        reach = WIDEST_FILTER * math.ceil(max(scale, 1))
-        first = max(0, math.floor(window[axis] * scale) - reach)
-        last = min(image.size[axis], math.ceil(window[axis + 2] * scale) + reach)
-        cut.append((first, last))
-        box.append((window[axis] * scale - first, min(window[axis + 2] * scale - first, last - first)))
-    part = image.crop((cut[0][0], cut[1][0], cut[0][1], cut[1][1]))
-    shown = window[2] - window[0], window[3] - window[1]
-    return part.resize(shown, resample, box=(box[0][0], box[1][0], box[0][1], box[1][1]))
-
-
-@dataclass(frozen=True, eq=False)
-class ProcessorCall:
-    """An image processor with steps of its own, called as it is."""
-
-    processor: Any
-    value_C256: None = None
-
-    def __call__(self, image: Image.Image) -> np.ndarray:
-        if max(image.size) > LONGEST_RATIO * min(image.size):
-            raise UnreadableImage(
-                f"{image.width} x {image.height} pixels: more than {LONGEST_RATIO} times as long as wide, which is not"
-                " given to this model's image processor"
-            )
-        pixels = self.processor(images=image, return_tensors="np")["pixel_values"][0]
-        return np.ascontiguousarray(pixels, dtype=np.float32)
-
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 HOUSEKEEPING = {
     "processor_class",
@@ -135,7 +30,13 @@ HOUSEKEEPING = {
     "do_convert_rgb",  # always RGB already
     "default_to_square",  # already spent on `size`
 }
-"""Processor attributes that change no pixel."""
+"""Processor settings that change no pixel."""
+
+FORMAT = (
+    *("image_processor_type", "transformers_version", "model_input_names", "image_seq_length", "num_channels"),
+    *("use_fast", "backend", "do_reduce_labels", "reduce_labels"),
+)
+"""Keys of a processor's file that say what it is, and change no pixel either."""
 
 SWITCHED = {
     "do_resize": ("size", "resample"),
@@ -153,19 +54,49 @@ PROBES = (Image.new("RGB", (96, 64), "white"), Image.new("RGB", (64, 96), "white
 
 
 def load_processor(found: ModelFolder, trust: Trust = NO_TRUST) -> Any:
-    """The folder's image processor with the PIL backend, which needs no torchvision and is the same everywhere."""
+    """The folder's image processor with the PIL backend, which needs no torchvision and is the same everywhere.
+
+    DataError when it cannot be loaded, or its file has settings that it would pass over.
+    """
     try:
         with quiet():
-            return AutoImageProcessor.from_pretrained(
+            processor = AutoImageProcessor.from_pretrained(
                 found.path, backend="pil", trust_remote_code=trust.remote_code, local_files_only=True
             )
     except ImportError as problem:
         raise DataError(
             f"{found.spec}: its image processor needs a library that is not here, most likely torchvision; "
-            "run: pip install torchvision"
+            f"{TORCHVISION}"
         ) from problem
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as problem:
         raise DataError(f"{found.spec}: its image processor cannot be loaded: {reason_of(problem)}") from problem
+    _require_read(found, processor)
+    return processor
+
+
+def _require_read(found: ModelFolder, processor: Any) -> None:
+    """DataError for a setting of the processor's file that its class does not read: the pixels would not be those that
+    the file describes."""
+    if is_own_code(processor) or not isinstance(processor, PilBackend):
+        return
+    file = next((one for one in PROCESSOR_FILES if (found.path / one).is_file()), PROCESSOR_FILES[0])
+    stated = read_json(found.path / file, "image processor")
+    stated = stated.get("image_processor", stated)
+    read = {*processor.valid_kwargs.__annotations__, *HOUSEKEEPING, *FORMAT}
+    passed_over = sorted(
+        key
+        for key, value in stated.items()
+        if key not in read
+        and not key.startswith("_")
+        and not hasattr(type(processor), key)
+        and value not in (None, False)
+    )
+    if passed_over:
+        raise DataError(
+            f"{found.spec}: {', '.join(passed_over)} in its {file} is nothing that its image processor "
+            f"({type(processor).__name__}) reads, so pictures would not be prepared as the file says; name the right "
+            "image_processor_type there, or take the setting out"
+        )
 
 
 def processor_record(processor: Any) -> dict[str, Any]:
@@ -202,7 +133,7 @@ def preprocess_of(processor: Any, spec: str) -> Preprocess:
 
 def _resize_crop(processor: Any) -> ResizeCrop | None:
     """The processor as a ResizeCrop, or None when it does anything besides."""
-    if not processor.do_resize or getattr(processor, "do_pad", None):
+    if not getattr(processor, "do_resize", None) or getattr(processor, "do_pad", None):
         return None
     size, crop = _geometry(processor)
     if size is None or isinstance(crop, int):
@@ -213,7 +144,15 @@ def _resize_crop(processor: Any) -> ResizeCrop | None:
     ramp_16x16 = np.arange(256, dtype=np.uint8).reshape(16, 16)
     ramp = Image.fromarray(np.stack([ramp_16x16] * 3, axis=-1))
     table = processor(images=ramp, do_resize=False, do_center_crop=False, return_tensors="np")["pixel_values"][0]
-    return ResizeCrop(size, crop, Image.Resampling(processor.resample), table.reshape(3, 256).astype(np.float32))
+    made = ResizeCrop(size, crop, Image.Resampling(processor.resample), table.reshape(3, 256).astype(np.float32))
+    return made if _is_same(made, processor) else None
+
+
+def _is_same(made: ResizeCrop, processor: Any) -> bool:
+    """Whether a picture of noise comes out the same: a setting that `made` knows nothing of would show."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))
+    value_3HW = np.stack([table[made(noise)[..., row]] for row, table in enumerate(made.value_C256)])
+    return np.array_equal(value_3HW, ProcessorCall(processor)(noise))
 
 
 def _geometry(processor: Any) -> tuple[int | tuple[int, int] | None, int | tuple[int, int] | None]:

@@ -30,6 +30,26 @@ CAPTION_PROMPTS = ("document", "passage", "corpus")
 """Captions are what is searched, not the question: the prompts `encode_document` looks for, in its order."""
 
 
+TRANSFORMER_DEFAULTS: dict[str, tuple[Any, ...]] = {
+    "transformer_task": ("feature-extraction",),
+    "module_output_name": ("token_embeddings",),
+    "modality_config": ({}, {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}),
+    "query_length": (),
+    "document_length": (),
+    "query_expansion": (),
+    **dict.fromkeys(("processing_kwargs", "model_args", "model_kwargs", "tokenizer_args", "processor_kwargs"), ({},)),
+    **dict.fromkeys(("config_args", "config_kwargs"), ({},)),
+}
+"""Settings of a Transformer module that sentence-transformers acts on, and the values (besides null) with which they
+change nothing. Any other value makes another vector than the one that we would read, so the folder is refused."""
+
+OTHER_WAY = (
+    "take another model, or encode with sentence-transformers and bring the latents in with `alignvl store import`"
+)
+HARMLESS = ("trust_remote_code", "torch_dtype", "dtype", "attn_implementation", "cache_dir", "use_fast")
+"""Inside those settings: what changes no vector beyond rounding, or never counts when a folder says it."""
+
+
 @dataclass(frozen=True, slots=True)
 class SentenceModules:
     """Settings of a sentence-transformers model. A Normalize module is read over: latents are stored raw, since
@@ -61,13 +81,16 @@ def read_modules(root: Path, asked_prefix: str | None = None) -> SentenceModules
     modules = _modules(root)
     if not modules:
         return None
-    kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
+    kinds = _kinds(root, modules)
     encoder = _settings(transformer_folder(root), "sentence_*_config.json")
+    _require_understood(root, encoder)
     modes, whole_caption = _pooling_modes(root, modules, kinds)
     prompts, default = _prompts(root)
     stated = next((prompts[name] for name in (*CAPTION_PROMPTS, default) if name in prompts), "")
     prefix = stated if asked_prefix is None else asked_prefix
     extra = [kind for kind in kinds[1:] if kind not in ("Pooling", "Normalize", "Dropout")]
+    if not extra and "Pooling" in kinds[2:]:
+        extra = kinds[1 : kinds.index("Pooling", 2)]  # something stands before it, or there is more than one
     problem = ""
     if extra:
         problem = f"its vector goes through {' and '.join(extra)} after pooling, which alignvl does not apply"
@@ -100,6 +123,42 @@ def _modules(root: Path) -> list[dict[str, Any]]:
     return modules
 
 
+def _kinds(root: Path, modules: list[dict[str, Any]]) -> list[str]:
+    """The class of each module; DataError for a first one that is no plain transformers model, since what stands before
+    the pooling decides every vector, and for code that is the model's own."""
+    types = [str(module.get("type", "")) for module in modules]
+    kinds = [name.rsplit(".", 1)[-1] for name in types]
+    path = root / "modules.json"
+    for name in types:
+        if not name.startswith("sentence_transformers."):
+            raise DataError(
+                f"{path}: its module {name!r} is not one of sentence-transformers but the model's own code, which "
+                f"alignvl does not run; {OTHER_WAY}"
+            )
+    if kinds[0] not in ("Transformer", "CLIPModel"):
+        raise DataError(
+            f"{path}: its first module is {kinds[0]}, and alignvl reads text models that begin with a Transformer; "
+            f"{OTHER_WAY}"
+        )
+    return kinds
+
+
+def _require_understood(root: Path, encoder: dict[str, Any]) -> None:
+    """DataError that names the first setting of the Transformer module that would change a vector."""
+    for key, harmless in TRANSFORMER_DEFAULTS.items():
+        value = encoder.get(key)
+        if isinstance(value, dict):
+            value = {name: inner for name, inner in value.items() if inner is not None and name not in HARMLESS}
+            if key in ("processing_kwargs", "modality_config"):  # of text alone: nothing else is read here
+                value = {name: inner for name, inner in value.items() if name in ("text", "common") and inner}
+        if value is not None and value not in harmless:
+            inside = f"{key}.{next(iter(value))}" if isinstance(value, dict) and value else key
+            raise DataError(
+                f"{root}: its sentence-transformers files set {inside}, which changes its vectors and which alignvl "
+                f"does not apply; {OTHER_WAY}"
+            )
+
+
 def _pooling_modes(root: Path, modules: list[dict[str, Any]], kinds: list[str]) -> tuple[tuple[str, ...], bool]:
     """The modes that are concatenated, and whether the prompt's tokens count."""
     if "Pooling" not in kinds:
@@ -113,9 +172,9 @@ def _pooling_modes(root: Path, modules: list[dict[str, Any]], kinds: list[str]) 
 
 
 def _length(root: Path, stated: Any) -> int | None:
-    if stated is not None and (not isinstance(stated, int) or stated < 0):
+    if stated is not None and (isinstance(stated, bool) or not isinstance(stated, int) or stated < 1):
         raise DataError(
-            f"{root}: its sentence-transformers files give {stated!r} as max_seq_length, not a whole number"
+            f"{root}: its sentence-transformers files give {stated!r} as max_seq_length, not a whole number from 1"
         )
     return stated
 
@@ -126,6 +185,11 @@ def _prompts(root: Path) -> tuple[dict[str, str], str | None]:
     if not path.is_file():
         return {}, None
     settings = read_json(path, "sentence-transformers configuration")
+    if settings.get("truncate_dim") is not None:
+        raise DataError(
+            f"{path}: it sets truncate_dim, which cuts the vectors and which alignvl does not apply; "
+            "set it to null there to read them whole"
+        )
     prompts = settings.get("prompts") or {}
     if not isinstance(prompts, dict):
         raise DataError(f"{path}: its prompts should be a JSON object, not a {type(prompts).__name__}")

@@ -1,13 +1,12 @@
 """The text tower: captions to latents.
 
-From captions to the tensors a text tower takes: prefix, lower-casing, cutting, padding.
-
-What is put before every text: asked for, or stated by the model's files. Never guessed.
+Prefix (asked for, or stated by the model's files, never guessed), lower-casing, cutting and padding stand here too.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,16 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from alignvl_cli.artifacts import read_json
-from alignvl_cli.devices import choose_precision
+from alignvl_cli.devices import choose_precision, is_out_of_memory
 from alignvl_cli.encoders.folders import NO_TRUST, ModelFolder, Side, code_record, find_model, reason_of, spec_of
-from alignvl_cli.encoders.pooling import TEXT_VECTORS, choose_pooling
+from alignvl_cli.encoders.layers import Hidden, Layers, choose_layers, layers_on_record
+from alignvl_cli.encoders.pooling import OF_ONE_TOKEN, TEXT_VECTORS, choose_pooling, inner_pooling
 from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.encoders.records import about, require_known, require_same, tokenizer_record
 from alignvl_cli.encoders.sentence_modules import SentenceModules, read_modules
 from alignvl_cli.encoders.towers import DTYPES, PROJECTED, Tower, load_tower, probed, require_steady, tower_config
 from alignvl_cli.errors import DataError, UsageError, check_flag
-from alignvl_cli.settings import Pooling, Precision, Trust
+from alignvl_cli.settings import LAST_LAYER, Pooling, Precision, Trust
 
 UNMASKED = {"siglip_text_model", "siglip2_text_model"}
 """Trained on captions padded to full length and without a mask: their vector is read at the last place."""
@@ -69,6 +69,8 @@ class CaptionReader:
             "prefix": self.prefix,
             "max_length": self.max_length,
             "lowercase": self.lowercase,
+            # Recorded where it is not the usual one, so that what other stores say of their encoder stays as it is.
+            **({"truncation_side": "left"} if self.tokenizer.truncation_side == "left" else {}),
         }
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
@@ -125,12 +127,11 @@ def load_reader(
             )
     except ImportError as problem:
         raise DataError(
-            f"{found.spec}: its tokenizer needs a library that is not here ({reason_of(problem).partition('. ')[0]}); "
-            "run: pip install sentencepiece protobuf"
+            f"{found.spec}: its tokenizer needs a library that is not here ({reason_of(problem)}); {_wanted(problem)}"
         ) from problem
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as problem:
         raise DataError(f"{found.spec}: its tokenizer cannot be loaded: {reason_of(problem)}") from problem
-    tokenizer.padding_side = tokenizer.truncation_side = "right"  # padding then touches no real token of any model
+    tokenizer.padding_side = "right"  # it then touches no real token of any model
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)  # masked: any token does
     is_unmasked = config.model_type in UNMASKED
@@ -144,12 +145,31 @@ def load_reader(
     )
 
 
+TOKENIZER_LIBRARIES = {
+    "sentencepiece": "sentencepiece protobuf",
+    "protobuf": "sentencepiece protobuf",
+    "tiktoken": "tiktoken",
+    **dict.fromkeys(("fugashi", "unidic", "ipadic"), "fugashi ipadic unidic-lite"),
+    "sudachi": "sudachipy sudachidict_core",
+    **{name: name for name in ("rhoknp", "rjieba", "sacremoses")},
+}
+"""Word in what transformers says of a missing library -> what to install."""
+
+
+def _wanted(problem: ImportError) -> str:
+    said = f"{problem.name or ''} {problem}".lower()
+    for word, libraries in TOKENIZER_LIBRARIES.items():
+        if word in said:
+            return f"run: pip install {libraries}"
+    return "install the library named there, or choose another text model"
+
+
 def _max_length(modules: SentenceModules | None, tokenizer: Any, config: Any) -> int:
     """The smallest length that anything states; of a model that is read at its last place, all its places."""
     if config.model_type in UNMASKED:
         return config.max_position_embeddings
     stated = [modules.max_length if modules else None, tokenizer.model_max_length, _positions(config)]
-    return min((length for length in stated if length and length < ENDLESS), default=DEFAULT_LENGTH)
+    return min((length for length in stated if length and 0 < length < ENDLESS), default=DEFAULT_LENGTH)
 
 
 def _positions(config: Any) -> int | None:
@@ -209,6 +229,36 @@ def _is_text(prefix: str) -> bool:
 
 
 PROBE_TEXTS = ["a", "a"]
+MOST_TOKENS = 1 << 15
+"""Tokens, padding included, that go through a text model at once: 64 captions of 512. One caption of 32,768 among 63
+short ones would pad them all to its length."""
+SHOWN_LETTERS = 60
+
+
+def text_list(texts: Iterable[str], asker: str) -> list[str]:
+    """The texts of any iterable, a generator too, which is gone through once. UsageError for one text alone, of which
+    the letters would be taken, and for items that are no text."""
+    if isinstance(texts, str | bytes):
+        raise UsageError(f"{asker} wants a list of texts: [{texts!r}]")
+    listed = [*texts]
+    for text in listed:
+        if not isinstance(text, str):
+            raise UsageError(f"{asker} wants a list of texts; one of its items is {text!r} ({type(text).__name__})")
+    return listed
+
+
+def parts_of(lengths: Sequence[int]) -> Iterator[tuple[list[int], int]]:
+    """Rows of a batch that go through the model together, and the longest of them: one part in the given order where
+    that is at most `MOST_TOKENS`, else parts of like lengths, the longest first."""
+    if len(lengths) * max(lengths) <= MOST_TOKENS:
+        yield [*range(len(lengths))], max(lengths)
+        return
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    while order:
+        longest = lengths[order[0]]
+        count = max(1, MOST_TOKENS // longest)
+        yield order[:count], longest
+        order = order[count:]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -225,28 +275,57 @@ class TextEncoder:
     reader: CaptionReader
     model: nn.Module
     pooling: Pooling
+    layers: Layers
+    """The parts of a latent."""
+    inner: Pooling
+    """How a layer below the last is read."""
 
     @property
     def max_length(self) -> int:
         """Tokens of a caption that are read, special ones and prefix included."""
         return self.reader.max_length
 
-    def lengths(self, texts: Sequence[str]) -> list[int]:
+    def lengths(self, texts: Iterable[str]) -> list[int]:
         """Tokens of each text before it is cut, special ones and prefix included."""
-        return self.reader.lengths(texts)
+        return self.reader.lengths(text_list(texts, "lengths"))
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Latents (B, C) float32, raw: no norm is taken. The caller cuts batches; they do not depend on the rest of
-        the batch or its padding beyond rounding (in float32 about 1e-6 of their length)."""
-        output, mask_BL = _forward(self.model, self.reader, texts, self.device)
-        return TEXT_VECTORS[self.pooling](output, mask_BL).cpu().numpy()
+        """Latents (B, C) float32, raw, unless of several parts: each is then of unit length. The caller cuts batches;
+        they do not depend on the rest of the batch or its padding beyond rounding (in float32 about 1e-6 of their
+        length).
+
+        A batch that would be padded to more than `MOST_TOKENS` goes through the model in parts. UsageError for a
+        text alone; DataError for one that does not fit in memory even by itself.
+        """
+        texts = text_list(texts, "encode")  # a generator is taken too
+        latent_BC = np.empty((len(texts), self.width), dtype=np.float32)
+        if not texts:
+            return latent_BC
+        batch = self.reader.batch(texts, "cpu")
+        for rows, longest in parts_of(batch["attention_mask"].sum(dim=1).tolist()):
+            part = {name: tensor[rows, :longest].to(self.device) for name, tensor in batch.items()}
+            try:
+                output, mask_BL = _forward(self.model, self.reader, part, self.layers.arguments)
+                last_BP = TEXT_VECTORS[self.pooling](output, mask_BL)
+                pool = partial(_pooled, self.inner, mask_BL)
+                latent_BC[rows] = self.layers.vectors(output, last_BP, pool).cpu().numpy()
+            except (RuntimeError, MemoryError) as problem:
+                if len(rows) > 1 or not is_out_of_memory(problem):
+                    raise
+                raise DataError(
+                    f"{self.about['id']}: the text {texts[rows[0]][:SHOWN_LETTERS]!r}... of {longest:,} tokens does "
+                    "not fit in memory by itself; shorten it, or state a smaller max_seq_length in the "
+                    "sentence_bert_config.json of a copy of the model"
+                ) from problem
+        return latent_BC
 
 
 def load_text(
     model_id: str,
     *,
     pooling: Pooling | None,
+    layers: str = LAST_LAYER,
     prefix: str | None = None,
     device: str,
     precision: Precision,
@@ -255,8 +334,8 @@ def load_text(
     """The text tower of a Hub id, `id@revision`, local folder or bundled name, on a torch device.
 
     Without `pooling` or `prefix` (put before every text) the model's sentence-transformers files decide; then, for
-    pooling, the table by model type. UsageError, DataError: see `find_model`, `choose_prefix`, `load_tower` and
-    `choose_pooling`.
+    pooling, the table by model type. `layers` as `--text-layers` has them. UsageError, DataError: see `find_model`,
+    `choose_prefix`, `load_tower`, `choose_pooling` and `choose_layers`.
     """
     found = find_model(model_id, Side.text, trust)
     modules = read_modules(found.root, prefix)
@@ -264,7 +343,8 @@ def load_text(
     tower = load_tower(found, Side.text, pooling, trust)
     reader = load_reader(found, modules, prefix, tower.config, trust)
     with probed(found, tower):
-        output, mask_BL = _forward(tower.model, reader, PROBE_TEXTS, "cpu")
+        arguments = {} if layers == LAST_LAYER else {"output_hidden_states": True}
+        output, mask_BL = _forward(tower.model, reader, reader.batch(PROBE_TEXTS, "cpu"), arguments)
         hidden = output.last_hidden_state
     require_steady(found, tower, hidden)
     chosen, source = choose_pooling(
@@ -278,20 +358,34 @@ def load_text(
     )
     if tower.model_type in PROJECTED and chosen in (Pooling.pooler, Pooling.projection):
         _require_end(found, tower, reader)
+    last_2P = TEXT_VECTORS[chosen](output, mask_BL)
+    inner = inner_pooling(Side.text, chosen, tower.model_type, None) or chosen
+    parts = choose_layers(
+        Side.text,
+        found.spec,
+        layers,
+        output,
+        last_2P,
+        partial(_pooled, inner, mask_BL),
+        of_one_token=inner in OF_ONE_TOKEN,
+    )
     precision = choose_precision(precision, device)
     return TextEncoder(
         # A Normalize module is never applied: see `SentenceModules`.
         record=tower.record
         | code_record(found, tower.model, reader.tokenizer)
         | reader.record
-        | {"pooling": chosen.value, "normalize": False},
+        | {"pooling": chosen.value, "normalize": False}
+        | parts.record,
         about=about(found.id, found.commit, precision.value, device, source, trust),
-        width=TEXT_VECTORS[chosen](output, mask_BL).shape[1],
+        width=sum(parts.widths) or last_2P.shape[1],
         device=device,
         precision=precision,
         reader=reader,
         model=tower.model.to(device, DTYPES[precision]),
         pooling=chosen,
+        layers=parts,
+        inner=inner,
     )
 
 
@@ -314,6 +408,7 @@ def reload_text(
     encoder = load_text(
         spec,
         pooling=Pooling(record["pooling"]),
+        layers=layers_on_record(record),
         prefix=record["prefix"],
         device=device,
         precision=precision,
@@ -323,13 +418,19 @@ def reload_text(
     return encoder
 
 
-def _forward(model: nn.Module, reader: CaptionReader, texts: Sequence[str], device: str) -> tuple[Any, Tensor]:
+def _pooled(pooling: Pooling, mask_BL: Tensor, state: Tensor) -> Tensor:
+    """A layer's hidden state (B, L, P) as vectors (B, P)."""
+    return TEXT_VECTORS[pooling](Hidden(state), mask_BL)
+
+
+def _forward(
+    model: nn.Module, reader: CaptionReader, batch: dict[str, Tensor], arguments: Mapping[str, bool]
+) -> tuple[Any, Tensor]:
     """The model's output and the mask that its pooling needs, (B, L)."""
-    batch = reader.batch(texts, device)
     mask_BL = batch["attention_mask"]
     if reader.full_length:
         batch = {"input_ids": batch["input_ids"]}
-    return model(**batch), mask_BL
+    return model(**batch, **arguments), mask_BL
 
 
 def _require_end(found: ModelFolder, tower: Tower, reader: CaptionReader) -> None:

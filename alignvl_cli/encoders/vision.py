@@ -8,6 +8,7 @@ Convolutional towers made faster without changing what they compute.
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -20,11 +21,14 @@ from transformers.models.efficientnet.modeling_efficientnet import EfficientNetS
 
 from alignvl_cli.devices import choose_precision
 from alignvl_cli.encoders.folders import NO_TRUST, Side, code_record, find_model, spec_of
-from alignvl_cli.encoders.pooling import IMAGE_VECTORS, choose_pooling
-from alignvl_cli.encoders.preprocessing import PROBES, Preprocess, load_processor, preprocess_of, processor_record
+from alignvl_cli.encoders.layers import Hidden, Layers, Pool, choose_layers, layers_on_record
+from alignvl_cli.encoders.pixels import Preprocess
+from alignvl_cli.encoders.pooling import IMAGE_VECTORS, OF_ONE_TOKEN, choose_pooling, inner_pooling
+from alignvl_cli.encoders.preprocessing import PROBES, load_processor, preprocess_of, processor_record
 from alignvl_cli.encoders.records import about, require_known, require_same
 from alignvl_cli.encoders.towers import DTYPES, PROJECTED, Tower, load_tower, probed, require_steady
-from alignvl_cli.settings import Pooling, Precision, Trust
+from alignvl_cli.errors import UsageError
+from alignvl_cli.settings import LAST_LAYER, Pooling, Precision, Trust
 
 Values = Callable[[np.ndarray], Tensor]
 
@@ -121,6 +125,10 @@ class VisionEncoder:
     """Tokens before the patches: class token and registers."""
     values: Values
     """Prepared pictures to what the model reads."""
+    layers: Layers
+    """The parts of a latent."""
+    pool: Pool
+    """How a layer below the last is read."""
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """An RGB picture as `encode` takes it: (H, W, 3) uint8, or (3, H, W) float32 for a model whose image processor
@@ -129,19 +137,27 @@ class VisionEncoder:
 
     @torch.inference_mode()
     def encode(self, pictures_B: np.ndarray) -> np.ndarray:
-        """Latents (B, D) float32 of prepared pictures, or of (B, 3, H, W) float32 values; raw: no norm is taken. They
-        do not depend on the rest of the batch beyond rounding (in float32 about 1e-6 of their length)."""
-        output = self.model(pixel_values=self.values(pictures_B))
-        return IMAGE_VECTORS[self.pooling](output, self.prefix).cpu().numpy()
+        """Latents (B, D) float32 of prepared pictures, or of (B, 3, H, W) float32 values; raw, unless of several parts:
+        each is then of unit length. They do not depend on the rest of the batch beyond rounding (in float32 about 1e-6
+        of their length)."""
+        output = self.model(pixel_values=self.values(pictures_B), **self.layers.arguments)
+        last_BP = IMAGE_VECTORS[self.pooling](output, self.prefix)
+        return self.layers.vectors(output, last_BP, self.pool).cpu().numpy()
 
 
 def load_vision(
-    model_id: str, *, pooling: Pooling | None, device: str, precision: Precision, trust: Trust = NO_TRUST
+    model_id: str,
+    *,
+    pooling: Pooling | None,
+    layers: str = LAST_LAYER,
+    device: str,
+    precision: Precision,
+    trust: Trust = NO_TRUST,
 ) -> VisionEncoder:
     """The vision tower of a Hub id, `id@revision`, local folder or bundled name, on a torch device.
 
-    Without `pooling` the table by model type decides. UsageError, DataError: see `find_model`, `load_tower`,
-    `preprocess_of` and `choose_pooling`.
+    Without `pooling` the table by model type decides; `layers` as `--image-layers` has them. UsageError, DataError: see
+    `find_model`, `load_tower`, `preprocess_of`, `choose_pooling` and `choose_layers`.
     """
     found = find_model(model_id, Side.vision, trust)
     tower = load_tower(found, Side.vision, pooling, trust)
@@ -149,7 +165,9 @@ def load_vision(
     preprocess = preprocess_of(processor, found.spec)
     pixels_2CHW = values_of(preprocess, "cpu", torch.float32)(np.stack([preprocess(PROBES[0])] * 2))
     with probed(found, tower):
-        output = tower.model(pixel_values=pixels_2CHW)
+        output = tower.model(
+            pixel_values=pixels_2CHW, **({} if layers == LAST_LAYER else {"output_hidden_states": True})
+        )
         hidden = output.last_hidden_state
     require_steady(found, tower, hidden)
     prefix = _prefix_tokens(hidden, _patches(tower, pixels_2CHW))
@@ -162,16 +180,23 @@ def load_vision(
         model_type=tower.model_type,
         able=_able(output, tower, prefix),
     )
-    width = IMAGE_VECTORS[chosen](output, prefix or 0).shape[1]
+    last_2P = IMAGE_VECTORS[chosen](output, prefix or 0)
+    inner = inner_pooling(Side.vision, chosen, tower.model_type, prefix)
+    if inner is None and layers != LAST_LAYER:
+        raise UsageError(f"{found.spec}: nothing tells how to pool its layers; leave --image-layers out")
+
+    pool = partial(_pooled, inner or chosen, prefix or 0)
+    parts = choose_layers(Side.vision, found.spec, layers, output, last_2P, pool, of_one_token=inner in OF_ONE_TOKEN)
     precision = choose_precision(precision, device)
     model = folded(tower.model, pixels_2CHW)
     layout = torch.contiguous_format if model is tower.model else torch.channels_last
     return VisionEncoder(
         record=tower.record
         | code_record(found, tower.model, processor)
-        | {"processor": processor_record(processor), "pooling": chosen.value},
+        | {"processor": processor_record(processor), "pooling": chosen.value}
+        | parts.record,
         about=about(found.id, found.commit, precision.value, device, source, trust),
-        width=width,
+        width=sum(parts.widths) or last_2P.shape[1],
         device=device,
         precision=precision,
         preprocess=preprocess,
@@ -179,6 +204,8 @@ def load_vision(
         pooling=chosen,
         prefix=prefix or 0,
         values=values_of(preprocess, device, DTYPES[precision], layout),
+        layers=parts,
+        pool=pool,
     )
 
 
@@ -189,9 +216,21 @@ def reload_vision(
     the latents were imported. What the record trusts is not trusted again: `trust` is asked anew."""
     require_known(record, about)
     spec = spec_of(about["id"], about["commit"])
-    encoder = load_vision(spec, pooling=Pooling(record["pooling"]), device=device, precision=precision, trust=trust)
+    encoder = load_vision(
+        spec,
+        pooling=Pooling(record["pooling"]),
+        layers=layers_on_record(record),
+        device=device,
+        precision=precision,
+        trust=trust,
+    )
     require_same(spec, record, encoder.record)
     return encoder
+
+
+def _pooled(pooling: Pooling, prefix: int, state: Tensor) -> Tensor:
+    """A layer's hidden state as vectors (B, P)."""
+    return IMAGE_VECTORS[pooling](Hidden(state), prefix)
 
 
 def _patches(tower: Tower, pixels_BCHW: Tensor) -> int | None:

@@ -8,7 +8,7 @@ from alignvl_cli.artifacts import alignvl_version, read_json
 from alignvl_cli.export.parity import TOLERANCE, Parity
 from alignvl_cli.recipes import ACT_ON_CLOSED_FORMS
 from alignvl_cli.retrieval.evaluate import SCHEMA as EVALUATION
-from alignvl_cli.settings import ExportTarget, Method
+from alignvl_cli.settings import LAST_LAYER, ExportTarget, Method
 from alignvl_cli.training.run_folder import Run
 
 NOT_GIVEN = {
@@ -27,7 +27,7 @@ USES = {
     ExportTarget.onnx: """import numpy as np, onnxruntime
 
 session = onnxruntime.InferenceSession("text_adapter.onnx")
-latents = np.load("latents.npy")  # (rows, {text_width}) float32, from the frozen text encoder, not normalised
+latents = np.load("latents.npy")  # (rows, {text_width}) float32, from the frozen text encoder, {as_stored}
 (embeddings,) = session.run(None, {{"latent": latents}})  # (rows, {embed_dim}), of unit length""",
     ExportTarget.sentence_transformers: """from sentence_transformers import SentenceTransformer
 
@@ -46,7 +46,10 @@ def model_card(run: Run, target: ExportTarget, compared: Sequence[Parity], folde
     shape = run.adapters.shape
     has_code = any(folder.glob("*.py"))
     use = USES[target].format(
-        text_width=shape.text_width, embed_dim=shape.embed_dim, trust=", trust_remote_code=True" if has_code else ""
+        text_width=shape.text_width,
+        embed_dim=shape.embed_dim,
+        as_stored="each part of unit length" if len(_parts(run.text)) > 1 else "not normalised",
+        trust=", trust_remote_code=True" if has_code else "",
     )
     code = (
         "\n`alignvl_blocks.py` holds two layers that sentence-transformers lacks; it is the only code here.\n"
@@ -75,7 +78,7 @@ and `softmax(cosine / {run.temperature:.4g})` are the run's probabilities.
 
 Both were frozen. Their licences hold for what is made with them.
 
-{_table(("side", "model", "revision", "pooling", "width"), encoders)}
+{_table(("side", "model", "revision", "pooling", "layers", "width"), encoders)}
 
 ## Training
 
@@ -98,7 +101,13 @@ Compared with the run when this folder was written; above {TOLERANCE:g} it is no
 def _encoder(side: str, encoder: dict[str, Any], width: int) -> tuple[object, ...]:
     about, record = encoder["about"], encoder["record"]
     name = Path(about["id"]).name if Path(about["id"]).is_absolute() else about["id"]
-    return (side, name, about.get("commit") or "not pinned", record.get("pooling", "unknown"), width)
+    layers = ", ".join(_parts(encoder))
+    return (side, name, about.get("commit") or "not pinned", record.get("pooling", "unknown"), layers, width)
+
+
+def _parts(encoder: dict[str, Any]) -> list[str]:
+    """Names of the layers whose vectors are the latent."""
+    return [part["name"] for part in encoder["record"].get("parts", [])] or [LAST_LAYER]
 
 
 def _training(run: Run) -> str:

@@ -67,7 +67,9 @@ def needed(module: str) -> Any:
     """The module, imported; UsageError that says what to install."""
     try:
         return import_module(module)
-    except ImportError as problem:
+    except ModuleNotFoundError as problem:
+        if problem.name != module:  # it is here, and does not load
+            raise
         raise UsageError(
             f"this export needs {module}, which is not installed; try: pip install 'alignvl[export]'"
         ) from problem

@@ -15,8 +15,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from alignvl_cli.align.adapters import Adapter, GatedUnit, InvertedBottleneck, StreamDropout
-from alignvl_cli.align.latent_norm import AsStored, PrincipalComponents, Standardize, UnitLength
+from alignvl_cli.align.adapters import (
+    Adapter,
+    AsStored,
+    Columns,
+    GatedUnit,
+    InvertedBottleneck,
+    PrincipalComponents,
+    Standardize,
+    StreamDropout,
+    UnitLength,
+)
 from alignvl_cli.artifacts import write_foreign_json
 from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.encoders.text import TextEncoder, reload_text
@@ -48,7 +57,7 @@ class Module:
 
 def chain(adapter: Adapter) -> list[Module]:
     """The modules that turn a pooled latent into a unit embedding."""
-    layers = [adapter.norm, adapter.reduce, *_body(adapter.body)]
+    layers = [*adapter.preparation, *_body(adapter.body)]
     found: list[Module] = []
     for layer, following in zip(layers, [*layers[1:], None], strict=True):
         found += MODULES[type(layer)](layer, following)
@@ -66,6 +75,12 @@ def _dense(weight_KD: Tensor, bias_K: Tensor, activation: str = IDENTITY) -> Mod
         {**sizes, "activation_function": activation},
         {"linear.weight": weight_KD, "linear.bias": bias_K},
     )
+
+
+def _columns(layer: Columns, following: nn.Module | None) -> list[Module]:
+    """Rows of the unit matrix: exact."""
+    weight_KD = layer(torch.eye(layer.width)).T
+    return [_dense(weight_KD, torch.zeros(len(weight_KD)))]
 
 
 def _standardize(layer: Standardize, following: nn.Module | None) -> list[Module]:
@@ -111,6 +126,7 @@ def _nothing(layer: nn.Module, following: nn.Module | None) -> list[Module]:
 
 MODULES: dict[type[nn.Module], Callable[[Any, nn.Module | None], list[Module]]] = {
     AsStored: _nothing,
+    Columns: _columns,
     UnitLength: lambda layer, following: [Module(f"{THEIRS}Normalize")],
     Standardize: _standardize,
     PrincipalComponents: _principal,
@@ -151,6 +167,11 @@ def write_sentence(run: Run, store: Store | None, folder: Path, trust: Trust) ->
         raise UsageError(
             f"--to sentence-transformers: {run.text['about']['id']} has Python code of its own, which is not copied;"
             " --to onnx and --to safetensors work for this run"
+        )
+    if "parts" in run.text["record"]:
+        raise UsageError(
+            "--to sentence-transformers: this run's text latents are of several layers, or of another than the last,"
+            " and it pools the last one alone; --to onnx and --to safetensors work for this run"
         )
     encoder = reload_text(**run.text, device="cpu", precision=Precision.fp32, trust=trust)
     _write(encoder, chain(run.adapters.text), folder)

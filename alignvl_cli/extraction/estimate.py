@@ -1,24 +1,28 @@
-"""What an extraction would take, from a few timed batches: rows, distinct contents, disk, memory, time."""
+"""What an extraction would take, from a few timed batches: rows, distinct contents, disk, memory, time; and how many
+pictures and captions go through an encoder at once: as asked, as begun, or as measured.
+"""
 
 import hashlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 
 from alignvl_cli.datasets.dataset import MOST_BYTES, Dataset, Item
-from alignvl_cli.devices import peak_resident_bytes
-from alignvl_cli.distributed import choose_workers
+from alignvl_cli.devices import is_out_of_memory, peak_resident_bytes
+from alignvl_cli.distributed import ALONE, Ranks, choose_workers
 from alignvl_cli.errors import DataError
-from alignvl_cli.extraction.batches import choose_batches, within_memory
-from alignvl_cli.extraction.images import encoding_threads
-from alignvl_cli.extraction.plan import Plan, make_plan
-from alignvl_cli.extraction.sources import read_pictures
+from alignvl_cli.extraction.encoding import open_lanes, within_memory
+from alignvl_cli.extraction.images import read_pictures
+from alignvl_cli.extraction.plan import Batches, existing_store_matches, make_plan
+from alignvl_cli.extraction.shards import recorded_plan
 from alignvl_cli.settings import ExtractConfig
 
 if TYPE_CHECKING:
@@ -65,18 +69,13 @@ class Estimate:
 
 
 def estimate(
-    dataset: Dataset,
-    vision: "VisionEncoder",
-    text: "TextEncoder",
-    output: Path,
-    config: ExtractConfig,
-    plan: Plan | None = None,
+    dataset: Dataset, vision: "VisionEncoder", text: "TextEncoder", output: Path, config: ExtractConfig
 ) -> Estimate:
     """Time a few batches of pictures and captions spread over `dataset`. Writes nothing.
 
     DataError when not one picture of the sample can be read.
     """
-    plan = choose_batches(plan or make_plan(dataset, vision, text, config), dataset, vision, text, config, output)
+    plan = make_plan(dataset, vision, text, config, choose_batches(dataset, vision, text, config, output))
     workers = choose_workers(config.workers, len(dataset.items))
     sample = _spread(dataset.items, (BATCHES + 1) * plan.image_batch)
     decode, encode, rejected = _time_images(sample, vision, plan.image_batch, plan.max_pixels)
@@ -123,20 +122,20 @@ def _time_images(
     """Seconds a picture for reading and decoding, and for its forward pass; and how many cannot be read."""
     sources = [item.source for item in items]
     began = time.perf_counter()
-    readings = [read_pictures(vision.preprocess, max_pixels, [source])[0] for source in sources]
+    found = [picture.pixels for source in sources for picture in read_pictures([source], vision.preprocess, max_pixels)]
     decode = (time.perf_counter() - began) / len(items)
-    pixels = [one.picture for one in readings if isinstance(one.picture, np.ndarray)]
+    pixels = [picture for picture in found if isinstance(picture, np.ndarray)]
     if not pixels:
-        reason = readings[0].picture
         raise DataError(
-            f"none of {len(items)} sampled images can be read; the first: {reason}; are the paths right (--image-root)?"
+            f"none of {len(items)} sampled images can be read; the first: {found[0]}; are the paths right "
+            "(--image-root)?"
         )
     groups = [pixels[first : first + batch] for first in range(0, len(pixels), batch)]
     timed = groups[1:] or groups
-    with encoding_threads(within_memory(vision.encode, "pictures"), str(vision.about["device"])) as encoding:
-        encoding.submit(np.stack(groups[0])).result()
+    with open_lanes(within_memory(vision.encode, "pictures"), str(vision.about["device"])) as lanes:
+        lanes.submit(np.stack(groups[0])).result()
         began = time.perf_counter()
-        for future in [encoding.submit(np.stack(group)) for group in timed]:
+        for future in [lanes.submit(np.stack(group)) for group in timed]:
             future.result()
     return decode, (time.perf_counter() - began) / sum(map(len, timed)), len(items) - len(pixels)
 
@@ -177,3 +176,89 @@ def _spread(rows: Sequence[Row], count: int) -> Sequence[Row]:
 def _existing(path: Path) -> Path:
     """The nearest folder above `path` that is there."""
     return next(folder for folder in path.absolute().parents if folder.exists())
+
+
+SMALLEST, LARGEST = 16, 1024
+ENOUGH_GAIN = 1.05
+"""A batch twice as large must be this much faster: the smaller one leaves more memory and makes shorter shards."""
+TIMED = 3
+"""Runs at each size, of which the fastest counts."""
+FIRST_WAIT_SECONDS = 180.0
+"""How long other processes wait for the first one's plan."""
+POLL_SECONDS = 0.2
+
+
+def choose_batches(
+    dataset: Dataset,
+    vision: "VisionEncoder",
+    text: "TextEncoder",
+    config: ExtractConfig,
+    output: Path,
+    ranks: Ranks = ALONE,
+) -> Batches | None:
+    """The sizes for `make_plan`; None where the setting or its rule for CPUs decides.
+
+    On other devices sizes grow while throughput does, and the plan of an interrupted run keeps its own, so that it is
+    gone on with bit for bit. Of several `ranks` the first measures.
+    """
+    if config.batch_size is not None:
+        return None
+    plan = make_plan(dataset, vision, text, config)
+    deadline = time.monotonic() + FIRST_WAIT_SECONDS
+    while True:
+        there = recorded_plan(output)
+        if there is not None and there.get("device") == plan.device:
+            return Batches(int(there["image_batch"]), int(there["text_batch"]))
+        if set(plan.device.values()) == {"cpu"}:
+            return None
+        if ranks.is_main or time.monotonic() > deadline or existing_store_matches(output, plan):
+            break
+        time.sleep(POLL_SECONDS)
+    pixels = vision.prepare(Image.new("RGB", (256, 256)))
+    some = islice((caption for item in dataset.items for caption in item.captions), LARGEST)
+    long = (sorted(some, key=len, reverse=True) * LARGEST)[:LARGEST]  # the longest first: they take the most memory
+    return Batches(
+        images=plan.image_batch
+        if plan.device["vision"] == "cpu"
+        else measured_size(lambda size: vision.encode(np.stack([pixels] * size))),
+        texts=plan.text_batch if plan.device["text"] == "cpu" else measured_size(lambda size: text.encode(long[:size])),
+    )
+
+
+def measured_size(encode: Callable[[int], object], clock: Callable[[], float] = time.perf_counter) -> int:
+    """The size from which on doubling no longer makes `encode(size)` faster an item, or no longer fits in memory.
+
+    DataError when not even the smallest fits.
+    """
+    best, best_rate = 0, 0.0
+    size = SMALLEST
+    while size <= LARGEST:
+        try:
+            encode(size)  # kernels are chosen, memory is taken
+            rate = size / min(_seconds(encode, size, clock) for _ in range(TIMED))
+        except (RuntimeError, MemoryError) as problem:
+            if not is_out_of_memory(problem):
+                raise
+            _give_back()
+            break
+        if rate < best_rate * ENOUGH_GAIN:
+            break
+        best, best_rate = size, rate
+        size *= 2
+    if not best:
+        raise DataError(f"the encoder does not fit in memory with {SMALLEST} items at once; try a smaller --batch-size")
+    return best
+
+
+def _seconds(encode: Callable[[int], object], size: int, clock: Callable[[], float]) -> float:
+    began = clock()
+    encode(size)
+    return clock() - began
+
+
+def _give_back() -> None:
+    """Have torch return what the failed attempt had taken."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()

@@ -1,107 +1,110 @@
 """The image stage: each distinct picture content decoded and encoded once, into shards.
 
-A shard is a stretch of the dataset's rows. Its *contents* are the readable files in it whose bytes
-stood in no earlier row; the later ones share the first one's latent. Contents are numbered through
-the whole dataset in order of first appearance, and every content has a row in its shard's latents,
-one that turns out not to be a picture too (zeros, never used): so numbers follow from hashes alone
-and do not depend on who does the work or when.
+A shard is a stretch of the dataset's rows. Its *contents* are the readable files in it whose bytes stood in no earlier
+row; the later ones share the first one's latent. Contents are numbered through the whole dataset in order of first
+appearance, and every content has a row in its shard's latents, one that turns out not to be a picture too (zeros,
+never used): so numbers follow from hashes alone, and do not depend on who does the work or when.
 
-A finished shard is reused if its files are as they were, by size and time or else by hash, and if no
-earlier shard has taken or given it a content; its files are not opened then. Every other file is opened
-once, by a worker, which hashes and decodes the same bytes; pixels of a content that is known are dropped.
+A worker opens a picture once: the bytes that it hashes are those that it decodes. A finished shard's record says which
+hash, size and modification time each of its files had; only files whose size or time differ are read again when the
+shard is resumed, and it is made anew if a hash has changed.
 
-Ranks that share an extraction read the files of their own shards, tell each other the hashes, and
-encode what is new: a rank holds the pixels of one shard until the hashes of all earlier ones are there.
+Processes that share an extraction must number contents alike before any of them encodes, so there each file is hashed
+once, by one of them, and the distinct ones are read a second time to be decoded, under the eye of that hash.
+
+Imports little, since every worker process pays for it when it starts.
 """
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+import hashlib
+from collections import defaultdict
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import xxhash
 
 from alignvl_cli.artifacts import canonical_json
-from alignvl_cli.datasets.dataset import Item
-from alignvl_cli.devices import computing_with
+from alignvl_cli.datasets.dataset import MOST_BYTES, ImageSource, Item
 from alignvl_cli.distributed import Workers
-from alignvl_cli.extraction.batches import require_storable, within_memory
+from alignvl_cli.encoders.decoding import UnreadableImage, decode_image
+from alignvl_cli.encoders.pixels import Preprocess
+from alignvl_cli.errors import DataError
+from alignvl_cli.extraction.encoding import Lanes, Stopwatch, open_lanes, require_storable, within_memory
+from alignvl_cli.extraction.events import Progress, Stage
 from alignvl_cli.extraction.plan import Plan
-from alignvl_cli.extraction.progress import Progress, Stage, Stopwatch
 from alignvl_cli.extraction.shards import WorkFolder
-from alignvl_cli.extraction.sources import CHUNK, Reading, packed, read_pictures, states_of, unpacked
 
 if TYPE_CHECKING:
     from alignvl_cli.encoders.vision import VisionEncoder
 
 NO_CONTENT = -1
+NO_STAMP = (-1, -1)
+"""Of a file that could not be read: it is tried again whatever its size and time say."""
 KEY_BYTES = 16
 """Of each SHA-256, kept in memory to know a content again."""
-CHANGED = "the file changed while it was being read"
-CPU_THREADS = 2
-"""Encoding threads on a CPU."""
-
-Encode = Callable[[np.ndarray], np.ndarray]
+READ_CHUNK = 16
+"""Pictures in one task: enough that passing it costs nothing, few enough that many in flight fit in memory."""
 
 
-class Encoding:
-    """Threads that encode batches; see `encoding_threads`."""
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What one reading of a file gave."""
 
-    def __init__(self, encode: Encode, pool: ThreadPoolExecutor, count: int) -> None:
-        self._encode = encode
-        self._pool = pool
-        self._count = count
-        self._waiting: deque[Future[np.ndarray]] = deque()
-
-    def submit(self, batch: np.ndarray) -> Future[np.ndarray]:
-        """Have `batch` encoded. Waits while one batch more than there are threads is pending, so memory is bounded."""
-        while len(self._waiting) > self._count:
-            self._waiting.popleft().result()
-        future = self._pool.submit(self._encode, batch)
-        self._waiting.append(future)
-        return future
+    sha256: bytes | None
+    """None for a file that cannot be read."""
+    stamp: tuple[int, int]
+    """Size in bytes and modification time in ns, taken before the bytes were read: a later change differs from it."""
+    pixels: np.ndarray | str | None = None
+    """As the encoder takes them, or why there are none; None when they were not wanted."""
 
 
-@contextmanager
-def encoding_threads(encode: Encode, device: str) -> Iterator[Encoding]:
-    """Threads that run `encode` beside the one that decodes; a batch that has not begun when they close never does.
-
-    On a CPU two batches at a time, each with half of torch's threads, are faster than one with all of them: no thread
-    waits for the others after every layer, and decoding fills the gaps. On other devices one keeps the device at work.
-    """
-    threads = torch.get_num_threads()
-    count = CPU_THREADS if device == "cpu" and threads >= CPU_THREADS else 1
-    with computing_with(threads // count):
-        pool = ThreadPoolExecutor(count, "encoding")
+def read_pictures(
+    sources: Sequence[ImageSource], preprocess: Preprocess | None = None, max_pixels: int = 0
+) -> list[Picture]:
+    """Open each file once; with `preprocess` decode it from the bytes that were hashed, each content once."""
+    seen: set[bytes] = set()
+    found = []
+    for source in sources:
         try:
-            yield Encoding(encode, pool, count)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            stamp = source.stamp()
+            data = source.read(MOST_BYTES)
+        except OSError as problem:
+            found.append(Picture(None, NO_STAMP, problem.strerror or str(problem)))
+            continue
+        sha256 = hashlib.sha256(data).digest()
+        pixels: np.ndarray | str | None = None
+        if preprocess is not None and sha256 not in seen:
+            try:
+                pixels = preprocess(decode_image(data, max_pixels))
+            except UnreadableImage as problem:
+                pixels = str(problem)
+        seen.add(sha256)
+        found.append(Picture(sha256, stamp, pixels))
+    return found
+
+
+def is_unchanged(source: ImageSource, stamp: tuple[int, int]) -> bool:
+    """Whether the file has the size and modification time that it had when it was read; opens nothing."""
+    try:
+        return tuple(stamp) != NO_STAMP and source.stamp() == tuple(stamp)
+    except OSError:
+        return False
 
 
 @dataclass
 class Shard:
-    """A shard whose contents are being numbered."""
-
     number: int
     rows: range
-    sha256: list[str | None] = field(default_factory=list)
-    """Of each row's file, hexadecimal; None where it cannot be read."""
-    new: list[int] = field(default_factory=list)
-    """Positions of the rows that bring a content not seen before, in order."""
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What tells a shard, in its record: its rows, what stands in their files, and which of them it has latents
-        of. That depends on the shards before it, too."""
-        files = xxhash.xxh3_64_hexdigest(canonical_json(self.sha256).encode())
-        return {"rows": [self.rows.start, self.rows.stop], "files_xxh3": files, "new": self.new}
+    found: list[Picture] | None = None
+    """What stands in each row's file, where that is known before its pixels are wanted."""
+    record: dict[str, Any] | None = None
+    """Of a finished shard."""
+    is_elsewhere: bool = False
+    """Whether another process is at work on it."""
+    new_rows: list[int] = field(default_factory=list)
+    """Rows that bring a content not seen before, in order."""
 
 
 @dataclass
@@ -112,15 +115,24 @@ class EncodedImages:
     """(rows, 32) uint8; zeros for a file that could not be read."""
     content: np.ndarray
     """(rows,) int64 number of each row's content, NO_CONTENT for a file that could not be read."""
-    states: np.ndarray
-    """(rows, 3) int64 state of each file when it was read; see `sources.FileState`."""
+    stamps: np.ndarray
+    """(rows, 2) int64: size and modification time of each file when it was read, NO_STAMP where it could not be."""
     starts: list[int] = field(default_factory=list)
     """The first content of each shard."""
     contents: int = 0
     reasons: dict[int, str] = field(default_factory=dict)
     """Row -> why it is rejected."""
-    reused: int = 0
-    """Rows of shards that were finished before; those of other ranks as they say before contents are compared."""
+    resumed: int = 0
+    """Rows of shards that were finished before."""
+    known: dict[bytes, int] = field(default_factory=dict)
+    """The first KEY_BYTES of a hash -> its content's number."""
+
+    @classmethod
+    def of(cls, rows: int) -> "EncodedImages":
+        """Nothing known yet."""
+        return cls(
+            np.zeros((rows, 32), np.uint8), np.full(rows, NO_CONTENT, np.int64), np.full((rows, 2), -1, np.int64)
+        )
 
     @property
     def accepted(self) -> np.ndarray:
@@ -129,265 +141,332 @@ class EncodedImages:
         is_rejected[list(self.reasons)] = True
         return np.flatnonzero(~is_rejected)
 
+    def add(self, shard: Shard, row: int, picture: Picture) -> bool:
+        """Number a row's content; whether it is a new one."""
+        if picture.sha256 is None:
+            self.reasons[row] = str(picture.pixels)
+            return False
+        self.sha256[row] = np.frombuffer(picture.sha256, np.uint8)
+        self.stamps[row] = picture.stamp
+        number = self.known.setdefault(picture.sha256[:KEY_BYTES], self.contents)
+        self.content[row] = number
+        if number < self.contents:
+            return False
+        self.contents += 1
+        shard.new_rows.append(row)
+        return True
 
-def shard_rows(count: int, plan: Plan) -> list[range]:
-    """The rows of the dataset in each image shard."""
-    return [range(start, min(start + plan.image_shard, count)) for start in range(0, count, plan.image_shard)]
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some rows of a shard, read in one task; a shard of which nothing is to be read has one empty chunk."""
+
+    shard: Shard
+    rows: Sequence[int]
+    is_first: bool
+    is_last: bool
 
 
 def encode_images(
     items: Sequence[Item], vision: "VisionEncoder", plan: Plan, folder: WorkFolder, workers: Workers, watch: Stopwatch
 ) -> Generator[Progress, None, EncodedImages]:
     """Finish all image shards. Raises DataError when the encoder returns a number that cannot be kept, when a batch
-    does not fit in memory, or when a rank that shares the work is gone."""
-    with encoding_threads(within_memory(vision.encode, "pictures"), str(vision.about["device"])) as encoding:
-        return (yield from _ImageStage(items, vision, plan, folder, workers, watch, encoding).run())
+    does not fit in memory, or when a file changes under processes that share the work."""
+    hashed = None
+    if folder.is_shared:
+        with watch.measure("decode"):
+            hashed = _share_hashes(items, plan, folder, workers)
+    resumed = None
+    furthest = 0
+    while True:
+        done = EncodedImages.of(len(items))
+        elsewhere: list[int] = []
+        with open_lanes(within_memory(vision.encode, "pictures"), str(vision.about["device"])) as lanes:
+            tasks = _tasks(items, vision.preprocess, plan, folder, hashed)
+            pieces = workers.map(read_pictures, tasks, ahead=2 * workers.count)
+            batch = _Batch(items, vision.width, lanes, plan, watch)
+            for progress in _encode_pass(items, vision.preprocess, plan, pieces, batch, folder, watch, done, elsewhere):
+                if progress.done >= furthest:  # a later pass begins at the first row again
+                    furthest = progress.done
+                    yield progress
+        resumed = done.resumed if resumed is None else resumed
+        if not elsewhere:
+            done.resumed = resumed
+            return done
+        folder.wait(Stage.images, elsewhere)
 
 
-@dataclass(eq=False)
-class _ImageStage:
-    items: Sequence[Item]
-    vision: "VisionEncoder"
-    plan: Plan
-    folder: WorkFolder
-    workers: Workers
-    watch: Stopwatch
-    encoding: Encoding
-    known: dict[bytes, int] = field(default_factory=dict)
-    """Key of each content so far -> its number."""
-    unchanged: dict[int, dict[str, Any] | None] = field(default_factory=dict)
-    """The record of each own shard that is about to come; None for one that is to be made."""
-    encoded_rows: int = 0
-    """Of this process."""
-
-    def __post_init__(self) -> None:
-        rows = len(self.items)
-        self.rows = shard_rows(rows, self.plan)
-        self.done = EncodedImages(
-            np.zeros((rows, 32), np.uint8), np.full(rows, NO_CONTENT, np.int64), np.zeros((rows, 3), np.int64)
-        )
-
-    def run(self) -> Generator[Progress, None, EncodedImages]:
-        is_shared = self.folder.ranks.is_shared
-        ahead = 2 * self.workers.count
-        if is_shared and self.workers.count:  # a shard is encoded while the next one is read
-            ahead = max(ahead, self.plan.image_shard // CHUNK)
-        shards: list[Shard] = []
-        rejected: dict[int, str] = {}
-        pieces = self.workers.map(read_pictures, self._tasks(), ahead)
-        for number, group in groupby(self._timed(pieces), key=lambda piece: piece[0]):
-            record = self.unchanged.pop(number)
-            readings: Iterator[Reading] = (one for _, some in group for one in some)
-            if is_shared:
-                readings = iter(self._told(number, record, readings))
-                shards += [self._of_other_rank(other) for other in range(len(shards), number)]
-            shard = self._begin(number)
-            shards.append(shard)
-            if record is not None:
-                self._number_all(shard, record)
-                if shard.new == record["new"]:
-                    self.done.reused += len(shard.rows)
-                else:  # a content has moved to or from an earlier shard
-                    record = yield from self._encode(shard, self._read_again(shard))
+def _encode_pass(
+    items: Sequence[Item],
+    preprocess: Preprocess,
+    plan: Plan,
+    pieces: Iterator[tuple[_Chunk, Iterable[Picture]]],
+    batch: "_Batch",
+    folder: WorkFolder,
+    watch: Stopwatch,
+    done: EncodedImages,
+    elsewhere: list[int],
+) -> Iterator[Progress]:
+    """Walk over all shards and finish those that nobody else is at; the others' numbers go to `elsewhere`."""
+    rejected_contents: dict[int, str] = {}
+    session_rows = 0
+    while True:
+        with watch.measure("decode"):
+            chunk, pictures = next(pieces, (None, []))
+        if chunk is None:
+            break
+        shard, rows = chunk.shard, chunk.rows
+        if chunk.is_first:
+            done.starts.append(done.contents)
+            if shard.record is not None and shard.found is not None and _new(shard, done) != shard.record["new"]:
+                # An earlier shard has other contents than when this one was made: so has this one.
+                shard.record, shard.found, rows = None, None, shard.rows
+                pictures = _read(items, rows, preprocess, plan.max_pixels)
+            for row, picture in zip(shard.rows, shard.found or (), strict=False):
+                done.add(shard, row, picture)
+        for row, picture in zip(rows, pictures, strict=True):
+            if shard.found is None:
+                if not done.add(shard, row, picture):
+                    continue
+                position = len(shard.new_rows) - 1
             else:
-                record = yield from self._encode(shard, self._number_each(shard, readings))
-            rejected |= self._rejected(shard, record)
-            yield self._progress(shard.rows.stop)
-        shards += [self._of_other_rank(other) for other in range(len(shards), len(self.rows))]
-        for shard in shards:
-            if not self.folder.is_own(shard.number):
-                record = self.folder.wait(shard.number, partial(self._finished, shard))
-                rejected |= self._rejected(shard, record)
-        for row in np.flatnonzero(np.isin(self.done.content, list(rejected))).tolist():
-            self.done.reasons[row] = rejected[int(self.done.content[row])]
-        if is_shared:
-            yield self._progress(len(self.items))
-        return self.done
+                position = shard.new_rows.index(row)
+                _require_same(items[row], picture, shard.found[row - shard.rows.start])
+            if isinstance(picture.pixels, np.ndarray):
+                if batch.is_full:
+                    batch.send()
+                    yield _progress(row, len(items), session_rows + row - shard.rows.start, watch)
+                batch.add(position, picture.pixels)
+            else:
+                batch.reject(position, str(picture.pixels))
+        if not chunk.is_last:
+            continue
+        if shard.is_elsewhere:
+            elsewhere.append(shard.number)
+            session_rows += len(shard.rows)  # the others' work counts for the time that is left
+            continue
+        if shard.record is None:
+            batch.send()
+            latents = batch.latents(shard)
+            with watch.measure("write"):
+                shard.record = _record(shard, done, batch.rejected)
+                folder.write_shard(Stage.images, shard.number, latents, shard.record)
+            session_rows += len(shard.rows)
+        else:
+            done.resumed += len(shard.rows)
+        batch.clear()
+        start = done.starts[shard.number]
+        rejected_contents |= {start + int(position): why for position, why in shard.record["rejected"].items()}
+        yield _progress(shard.rows.stop, len(items), session_rows, watch)
+    for row in np.flatnonzero(np.isin(done.content, list(rejected_contents))).tolist():
+        done.reasons[row] = rejected_contents[int(done.content[row])]
 
-    def _tasks(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
-        """What to read, a chunk of a shard at a time; a shard that can be reused has one task, of no files."""
-        for number, rows in enumerate(self.rows):
-            if not self.folder.is_own(number):
-                continue
-            record = self.unchanged[number] = self._reusable(number, rows)
-            for first in range(rows.start, rows.stop if record is None else rows.start + 1, CHUNK):
-                here = range(first, min(first + CHUNK, rows.stop)) if record is None else range(0)
-                yield number, self._task(here)
 
-    def _task(self, rows: Iterable[int]) -> tuple[Any, ...]:
-        return self.vision.preprocess, self.plan.max_pixels, [self.items[row].source for row in rows]
+class _Batch:
+    """Pictures on their way through the encoder, and the latents of one shard."""
 
-    def _timed(self, pieces: Iterator[Any]) -> Iterator[Any]:
-        while True:
-            with self.watch.measure("decode"):
-                piece = next(pieces, None)
-            if piece is None:
-                return
-            yield piece
+    def __init__(self, items: Sequence[Item], width: int, lanes: Lanes, plan: Plan, watch: Stopwatch) -> None:
+        self._items = items
+        self._width = width
+        self._lanes = lanes
+        self._size = plan.image_batch
+        self._dtype = plan.dtype
+        self._watch = watch
+        self.clear()
 
-    def _reusable(self, number: int, rows: range) -> dict[str, Any] | None:
-        """The record of a finished shard whose files are as they were, brought up to date with their states."""
-        wanted = {"rows": [rows.start, rows.stop]}
-        record = self.folder.read_record(Stage.images, number)
-        if record is None or record.get("rows") != wanted["rows"]:
-            return None
-        try:
-            before = unpacked(record.get("states"))
-        except ValueError:  # of an earlier version
-            return None
-        sources = [self.items[row].source for row in rows]
-        now = states_of(sources)
-        if before.shape != now.shape:
-            return None
-        differing = np.flatnonzero((before != now).any(axis=1)).tolist()
-        for position, one in zip(
-            differing, read_pictures(None, self.plan.max_pixels, [sources[n] for n in differing]), strict=True
-        ):
-            if (one.sha256.hex() if one.sha256 else None) != record["sha256"][position]:
-                return None
-            before[position] = one.state
-        verified = self.folder.read_shard(Stage.images, number, wanted)
-        return None if verified is None else verified | {"states": packed(before)}
+    def clear(self) -> None:
+        self._positions: list[int] = []
+        self._pixels: list[np.ndarray] = []
+        self._sent: list[tuple[list[int], Future[np.ndarray]]] = []
+        self.rejected: dict[int, str] = {}
 
-    def _told(self, number: int, record: dict[str, Any] | None, readings: Iterable[Reading]) -> list[Reading]:
-        """The readings, once the other ranks know of the files."""
-        found = list(readings)
-        files = (
-            {name: record[name] for name in ("rows", "sha256", "states", "unreadable")}
-            if record is not None
-            else _files(self.rows[number], found)
-        )
-        self.folder.write_record(Stage.files, number, {**files, "is_finished": record is not None})
-        return found
+    def reject(self, position: int, reason: str) -> None:
+        self.rejected[position] = reason
 
-    def _of_other_rank(self, number: int) -> Shard:
-        """A shard of another rank, numbered as soon as that one has read its files."""
-        shard = self._begin(number)
-        files = self.folder.wait(number, lambda: self.folder.read_record(Stage.files, number))
-        self._number_all(shard, files)
-        self.done.reused += len(shard.rows) if files["is_finished"] else 0
-        return shard
+    def add(self, position: int, pixels: np.ndarray) -> None:
+        self._positions.append(position)
+        self._pixels.append(pixels)
 
-    def _finished(self, shard: Shard) -> dict[str, Any] | None:
-        record = self.folder.read_record(Stage.images, shard.number)
-        is_it = record is not None and all(record.get(name) == value for name, value in shard.identity.items())
-        return record if is_it else None
+    @property
+    def is_full(self) -> bool:
+        return len(self._pixels) == self._size
 
-    def _begin(self, number: int) -> Shard:
-        self.done.starts.append(self.done.contents)
-        return Shard(number, self.rows[number])
+    def send(self) -> None:
+        """Have what was added encoded."""
+        if not self._pixels:
+            return
+        with self._watch.measure("encode_images"):
+            self._sent.append((self._positions, self._lanes.submit(np.stack(self._pixels))))
+        self._positions, self._pixels = [], []
 
-    def _number(self, shard: Shard, sha256: bytes | None) -> bool:
-        """Number the content of the shard's next row; whether it is new."""
-        position = len(shard.sha256)
-        shard.sha256.append(None if sha256 is None else sha256.hex())
-        if sha256 is None:
-            return False
-        row = shard.rows[position]
-        self.done.sha256[row] = np.frombuffer(sha256, np.uint8)
-        number = self.done.content[row] = self.known.setdefault(sha256[:KEY_BYTES], self.done.contents)
-        if number < self.done.contents:
-            return False
-        self.done.contents += 1
-        shard.new.append(position)
-        return True
-
-    def _number_all(self, shard: Shard, files: dict[str, Any]) -> None:
-        """Number a shard of which a record says what stands in its files."""
-        self.done.states[shard.rows.start : shard.rows.stop] = unpacked(files["states"])
-        for sha256 in files["sha256"]:
-            self._number(shard, None if sha256 is None else bytes.fromhex(sha256))
-        self.done.reasons |= {shard.rows[int(position)]: why for position, why in files["unreadable"].items()}
-
-    def _number_each(self, shard: Shard, readings: Iterable[Reading]) -> Iterator[tuple[int, np.ndarray | str]]:
-        """Position and pixels of each new content, as they are read; or the reason why it has none."""
-        for position, one in enumerate(readings):
-            row = shard.rows[position]
-            self.done.states[row] = one.state
-            if self._number(shard, one.sha256):
-                assert one.picture is not None  # only a repeated content has none
-                yield position, one.picture
-            elif one.sha256 is None:
-                self.done.reasons[row] = str(one.picture)
-
-    def _read_again(self, shard: Shard) -> Iterator[tuple[int, np.ndarray | str]]:
-        """As `_number_each`, of a shard whose contents are numbered already: those of finished work."""
-        chunks = (shard.new[first : first + CHUNK] for first in range(0, len(shard.new), CHUNK))
-        tasks = ((chunk, self._task(shard.rows[position] for position in chunk)) for chunk in chunks)
-        for chunk, readings in self.workers.map(read_pictures, tasks, 2 * self.workers.count):
-            for position, one in zip(chunk, readings, strict=True):
-                self.done.states[shard.rows[position]] = one.state
-                is_same = one.sha256 is not None and one.sha256.hex() == shard.sha256[position]
-                yield position, one.picture if is_same and one.picture is not None else CHANGED
-
-    def _encode(
-        self, shard: Shard, pictures: Iterable[tuple[int, np.ndarray | str]]
-    ) -> Generator[Progress, None, dict[str, Any]]:
-        """Encode the new contents of a shard and write it; returns its record."""
-        rejected: dict[str, str] = {}
-        batch: list[np.ndarray] = []
-        order: list[int] = []
-        """Number of each picture's content, counted from the shard's first."""
-        sent: list[Future[np.ndarray]] = []
-
-        def send() -> None:
-            if batch:
-                with self.watch.measure("encode_images"):
-                    sent.append(self.encoding.submit(np.stack(batch)))
-                batch.clear()
-
-        for content, (position, picture) in enumerate(pictures):
-            if isinstance(picture, str):
-                rejected[str(content)] = picture
-                continue
-            if len(batch) == self.plan.image_batch:
-                send()
-                yield self._progress(shard.rows[position], position)
-            batch.append(picture)
-            order.append(content)
-        send()
-        latents = np.zeros((len(shard.new), self.vision.width), np.float32)
-        done = 0
-        for future in sent:
-            with self.watch.measure("encode_images"):
+    def latents(self, shard: Shard) -> np.ndarray:
+        """(contents, D) float32, zeros where a content was rejected; waits for all that was sent."""
+        latent = np.zeros((len(shard.new_rows), self._width), np.float32)
+        for positions, future in self._sent:
+            with self._watch.measure("encode_images"):
                 part = future.result()
-            here = order[done : done + len(part)]
-            names = [self.items[shard.rows[shard.new[content]]].id for content in here]
-            require_storable(part, self.plan.dtype, "image", names)
-            latents[here] = part
-            done += len(part)
-        rows = slice(shard.rows.start, shard.rows.stop)
-        record = {
-            **shard.identity,
-            "rejected": rejected,
-            "sha256": shard.sha256,
-            "states": packed(self.done.states[rows]),
-            "unreadable": {
-                str(row - rows.start): self.done.reasons[row]
-                for row in shard.rows
-                if shard.sha256[row - rows.start] is None
-            },
-        }
-        with self.watch.measure("write"):
-            self.folder.write_shard(Stage.images, shard.number, latents, record)
-        self.encoded_rows += len(shard.rows)
-        return record
-
-    def _rejected(self, shard: Shard, record: dict[str, Any]) -> dict[int, str]:
-        """Number of each content of the shard that has no latent -> why."""
-        start = self.done.starts[shard.number]
-        return {start + int(content): why for content, why in record["rejected"].items()}
-
-    def _progress(self, row: int, more: int = 0) -> Progress:
-        rate = (self.encoded_rows + more) * self.folder.ranks.count / self.watch.total()
-        return Progress(Stage.images, row, len(self.items), rate)
+            names = [self._items[shard.new_rows[position]].id for position in positions]
+            require_storable(part, self._dtype, "image", names)
+            latent[positions] = part
+        return latent
 
 
-def _files(rows: range, readings: Sequence[Reading]) -> dict[str, Any]:
-    """What stands in the files of a shard, for the other ranks."""
-    return {
-        "rows": [rows.start, rows.stop],
-        "sha256": [None if one.sha256 is None else one.sha256.hex() for one in readings],
-        "states": packed(np.array([one.state for one in readings], np.int64).reshape(-1, 3)),
-        "unreadable": {str(n): str(one.picture) for n, one in enumerate(readings) if one.sha256 is None},
+def _tasks(
+    items: Sequence[Item],
+    preprocess: Preprocess,
+    plan: Plan,
+    folder: WorkFolder,
+    hashed: list[list[Picture]] | None,
+) -> Iterator[tuple[_Chunk, tuple[Any, ...]]]:
+    """What is to be read, shard after shard; `hashed` is what processes that share the work have told each other."""
+    numbering = EncodedImages.of(len(items) if hashed else 0)
+    for number, rows in enumerate(_shard_rows(len(items), plan)):
+        shard = Shard(number, rows)
+        wanted: Sequence[int] = rows
+        if hashed is None:
+            _resume(shard, items, folder)
+        else:
+            shard.found = hashed[number]
+            wanted = [row for row, one in zip(rows, shard.found, strict=True) if numbering.add(shard, row, one)]
+            shard.new_rows = []
+            _claim(shard, [row - rows.start for row in wanted], folder)
+        if shard.record is not None or shard.is_elsewhere:
+            wanted = ()
+        for first in range(0, max(1, len(wanted)), READ_CHUNK):
+            here = wanted[first : first + READ_CHUNK]
+            chunk = _Chunk(shard, here, first == 0, first + READ_CHUNK >= len(wanted))
+            yield chunk, ([items[row].source for row in here], preprocess, plan.max_pixels)
+
+
+def _read(items: Sequence[Item], rows: Sequence[int], preprocess: Preprocess, max_pixels: int) -> Iterator[Picture]:
+    """All pictures of a shard, some in memory at a time."""
+    for first in range(0, len(rows), READ_CHUNK):
+        yield from read_pictures(
+            [items[row].source for row in rows[first : first + READ_CHUNK]], preprocess, max_pixels
+        )
+
+
+def _resume(shard: Shard, items: Sequence[Item], folder: WorkFolder) -> None:
+    """The record of a finished shard and what stands in its files, if they are those that it was made of."""
+    record = folder.read_record(Stage.images, shard.number)
+    if record is None or record.get("rows") != [shard.rows.start, shard.rows.stop] or record.get("vanished"):
+        return
+    sources = [items[row].source for row in shard.rows]
+    nothing: list[Any] = [None] * len(sources)  # a record of an older version tells no stamps
+    hashes, stamps = record.get("sha256", nothing), record.get("stamps", nothing)
+    found = []
+    for source, sha256, stamp in zip(sources, hashes, stamps, strict=True):
+        if sha256 is not None and is_unchanged(source, stamp):
+            found.append(Picture(bytes.fromhex(sha256), (stamp[0], stamp[1])))
+        else:
+            found += read_pictures([source])
+    wanted = {"files_xxh3": _files_digest([one.sha256 for one in found])}
+    shard.record = folder.read_shard(Stage.images, shard.number, wanted)
+    shard.found = found if shard.record is not None else None
+
+
+def _claim(shard: Shard, new: list[int], folder: WorkFolder) -> None:
+    """The record of a finished shard; else claim the shard, or see that another process is at it."""
+    assert shard.found is not None
+    wanted = {
+        "rows": [shard.rows.start, shard.rows.stop],
+        "files_xxh3": _files_digest([one.sha256 for one in shard.found]),
+        "new": new,
     }
+    shard.record = folder.read_shard(Stage.images, shard.number, wanted)
+    if shard.record is not None:
+        return
+    if not folder.claim(Stage.images, shard.number):
+        shard.is_elsewhere = True
+        return
+    shard.record = folder.read_shard(Stage.images, shard.number, wanted)  # finished a moment ago
+    if shard.record is not None:
+        folder.release(Stage.images, shard.number)
+    else:
+        folder.forget_shard(Stage.images, shard.number)
+
+
+def _share_hashes(items: Sequence[Item], plan: Plan, folder: WorkFolder, workers: Workers) -> list[list[Picture]]:
+    """What stands in the files of every shard, each read by one of the processes; returns when all are read."""
+    rows = _shard_rows(len(items), plan)
+
+    def claimed(missing: Sequence[int]) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        for number in missing:
+            if not folder.claim(Stage.hashes, number):
+                continue
+            if folder.read_record(Stage.hashes, number) is not None:  # finished by another process a moment ago
+                folder.release(Stage.hashes, number)
+                continue
+            here = rows[number]
+            for first in range(0, len(here), READ_CHUNK):
+                yield number, ([items[row].source for row in here[first : first + READ_CHUNK]],)
+
+    missing = list(range(len(rows)))
+    while missing := [number for number in missing if folder.read_record(Stage.hashes, number) is None]:
+        found: dict[int, list[Picture]] = defaultdict(list)
+        for number, some in workers.map(read_pictures, claimed(missing), 2 * workers.count):
+            found[number] += some
+            if len(found[number]) == len(rows[number]):
+                folder.write_hashes(number, {"files": [_told(one) for one in found.pop(number)]})
+        folder.wait(Stage.hashes, missing)
+    return [
+        [
+            Picture(sha256 and bytes.fromhex(sha256), (size, time_ns), reason)
+            for sha256, size, time_ns, reason in (folder.read_record(Stage.hashes, number) or {})["files"]
+        ]
+        for number in range(len(rows))
+    ]
+
+
+def _told(picture: Picture) -> list[Any]:
+    return [picture.sha256 and picture.sha256.hex(), *picture.stamp, picture.pixels]
+
+
+def _require_same(item: Item, now: Picture, hashed: Picture) -> None:
+    if now.sha256 != hashed.sha256:
+        raise DataError(
+            f"{item.uri}: the file changed or went while it was being extracted, and other processes count on it; "
+            "what is finished is kept: run the same command again"
+        )
+
+
+def _shard_rows(count: int, plan: Plan) -> list[range]:
+    """The rows of the dataset in each image shard."""
+    return [range(start, min(start + plan.image_shard, count)) for start in range(0, count, plan.image_shard)]
+
+
+def _new(shard: Shard, done: EncodedImages) -> list[int]:
+    """Positions of the rows that would bring a new content."""
+    seen: set[bytes] = set()
+    new = []
+    for position, picture in enumerate(shard.found or ()):
+        key = picture.sha256[:KEY_BYTES] if picture.sha256 else None
+        if key is not None and key not in done.known and key not in seen:
+            seen.add(key)
+            new.append(position)
+    return new
+
+
+def _files_digest(sha256: Sequence[bytes | None]) -> str:
+    return xxhash.xxh3_64_hexdigest(canonical_json([one and one.hex() for one in sha256]).encode())
+
+
+def _record(shard: Shard, done: EncodedImages, rejected: dict[int, str]) -> dict[str, Any]:
+    """What tells a shard: its rows, what stands in their files, and which of them it has latents of. That depends on
+    the shards before it, too."""
+    sha256 = [
+        done.sha256[row].tobytes() if done.content[row] != NO_CONTENT else None
+        for row in range(shard.rows.start, shard.rows.stop)
+    ]
+    return {
+        "rows": [shard.rows.start, shard.rows.stop],
+        "files_xxh3": _files_digest(sha256),
+        "new": [row - shard.rows.start for row in shard.new_rows],
+        "rejected": {str(position): reason for position, reason in rejected.items()},
+        "sha256": [one and one.hex() for one in sha256],
+        "stamps": done.stamps[shard.rows.start : shard.rows.stop].tolist(),
+    }
+
+
+def _progress(done: int, total: int, in_session: int, watch: Stopwatch) -> Progress:
+    return Progress(Stage.images, done, total, in_session / watch.total())

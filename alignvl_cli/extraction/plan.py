@@ -1,11 +1,8 @@
-"""What an extraction will do, as JSON: two with equal plans reach the same datasets bit for bit.
-
-It is made once, and decides everything: whether a store is up to date, what an interrupted run may be resumed with, and
-where the shards begin and end."""
+"""What an extraction will do, as JSON: two with equal plans reach the same datasets bit for bit."""
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +29,14 @@ TEXT_SHARD_BATCHES = 64
 CONTENT = ("dataset", "images", "encoder_hash", "vision", "text", "precision", "max_pixels", "dtype")
 """The part of a plan that a person would call other data; the rest decides last bits, and shard borders."""
 SHOWN_DIFFERENCES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """Pictures, and captions, that go through an encoder at once."""
+
+    images: int
+    texts: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +76,17 @@ def make_plan(
     vision: "VisionEncoder",
     text: "TextEncoder",
     config: ExtractConfig,
+    batches: Batches | None = None,
 ) -> Plan:
-    """The plan of an extraction; reads no image and encodes nothing. Batch sizes are those of `config`, or of the rule
-    for CPUs; `choose_batches` has others where they are to be measured."""
+    """The plan of `run_extraction` with these arguments; reads no image and encodes nothing.
+
+    Without `batches` the sizes are those of `config`, or of the rule for CPUs.
+    """
     versions = library_versions()
     device = {"vision": str(vision.about["device"]), "text": str(text.about["device"])}
-    plan = Plan(
+    image_batch = batches.images if batches else config.batch_size or CPU_IMAGES
+    text_batch = batches.texts if batches else config.batch_size or TEXTS
+    return Plan(
         dataset=dataset.record,
         images=len(dataset.items),
         encoder_hash=encoder_hash(vision.record, text.record),
@@ -87,22 +97,10 @@ def make_plan(
         dtype=config.dtype.value,
         device=device,
         libraries={name: versions[name] for name in VERSIONS if name in versions},
-        image_batch=0,
-        text_batch=0,
-        image_shard=0,
-        text_shard=0,
-    )
-    return with_batches(plan, config.batch_size or CPU_IMAGES, config.batch_size or TEXTS)
-
-
-def with_batches(plan: Plan, images: int, texts: int) -> Plan:
-    """`plan` with so many pictures and captions in a forward, and shards to match."""
-    return replace(
-        plan,
-        image_batch=images,
-        text_batch=texts,
-        image_shard=IMAGE_SHARD_BATCHES * images,
-        text_shard=TEXT_SHARD_BATCHES * texts,
+        image_batch=image_batch,
+        text_batch=text_batch,
+        image_shard=IMAGE_SHARD_BATCHES * image_batch,
+        text_shard=TEXT_SHARD_BATCHES * text_batch,
     )
 
 

@@ -1,4 +1,7 @@
-"""An extraction from end to end: images, splits, texts, and finished shards streamed into one store."""
+"""An extraction from end to end: images, splits, texts, store.
+
+The last stage: finished shards, streamed into one store.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,11 +17,12 @@ from alignvl_cli.datasets.dataset import Dataset
 from alignvl_cli.datasets.splits import SplitPlan, split_rows
 from alignvl_cli.distributed import ALONE, Ranks, choose_workers, started_workers
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.extraction.encoding import Stopwatch
+from alignvl_cli.extraction.events import Event, ExtractSummary, Finished, Note, Seconds, Stage
 from alignvl_cli.extraction.images import EncodedImages, encode_images
-from alignvl_cli.extraction.plan import Plan, existing_store_matches, make_plan, store_differences
-from alignvl_cli.extraction.progress import Event, ExtractSummary, Finished, Note, Seconds, Stage, Stopwatch
+from alignvl_cli.extraction.plan import Batches, Plan, existing_store_matches, make_plan, store_differences
 from alignvl_cli.extraction.shards import WorkFolder, remove_leftover, work_folder
-from alignvl_cli.extraction.texts import Captions, encode_texts, gather_captions, wait_for_texts
+from alignvl_cli.extraction.texts import Captions, encode_texts, gather_captions
 from alignvl_cli.settings import ExtractConfig, StoreDtype, too_many_rejected
 from alignvl_cli.store.schema import Rejected
 from alignvl_cli.store.writer import StoreAbout, StoreRows, Written, write_store
@@ -96,29 +100,29 @@ def run_extraction(
     settings: Mapping[str, Any],
     counter: int = 0,
     ranks: Ranks = ALONE,
-    plan: Plan | None = None,
+    batches: Batches | None = None,
 ) -> Iterator[Event]:
     """Encode `dataset` into the store `output`, yielding progress; the last record is `Finished`.
 
-    Resumes what an interrupted run with the same `plan` (as `make_plan` makes it, by default) left in `output`.partial,
-    or discards it with `restart`. The store appears under its name whole or not at all. `settings` are recorded with
-    it, and so is `counter`, the store's place in its workspace. Several `ranks`, each calling this, share the work over
-    the folder; the first makes the store, and the others, which yield no `Finished`, end when their shards are made.
+    Takes up what an interrupted run with the same plan left in `output`.partial, or discards it with
+    `restart`. The store appears under its name whole or not at all. `settings` are recorded with it,
+    and so is `counter`, the store's place in its workspace. Several `ranks`, each calling this, share the work over
+    the folder; each ends when the store is in place. One that comes when all is done yields no `Finished`.
 
     Raises UsageError when `output` is there and `overwrite` does not say to replace it, DataError
-    when nothing can be read, an encoder returns NaN, another process works on the same store, or a rank that shares the
-    work is gone, and MismatchError when the interrupted run had other settings.
+    when nothing can be read, an encoder returns NaN, or another process works on the same store, and
+    MismatchError when the interrupted run had other settings.
     """
     if ranks.is_shared and (overwrite or restart):
         raise UsageError(
             f"several processes cannot agree on --overwrite or --restart; remove {output} and {output}.partial first"
         )
-    plan = plan or make_plan(dataset, vision, text, config)
+    plan = make_plan(dataset, vision, text, config, batches)
     if not (ranks.is_shared and existing_store_matches(output, plan)):
         remove_leftover(output)
         _check_output(output, plan, overwrite)
     watch = Stopwatch()
-    with work_folder(output, plan, restart=restart, ranks=ranks) as folder:
+    with work_folder(output, plan, restart=restart, is_shared=ranks.is_shared) as folder:
         if ranks.is_shared and existing_store_matches(output, plan):
             folder.discard()
             return
@@ -140,13 +144,14 @@ def run_extraction(
             folder.discard()
             raise DataError(f"no caption at all among the {len(accepted)} images that can be read")
         is_truncated = yield from encode_texts(captions.distinct, text, plan, folder, watch)
-        if not ranks.is_first:
-            return
-        wait_for_texts(captions.distinct, plan, folder, is_truncated)
-        with watch.measure("write"):
-            made = made_by("extract", settings, counter=counter, plan=plan.to_json())
-            written = assemble(folder, dataset, vision, text, Encoded(images, captions, splits), plan, made, output)
-            folder.finish(output, written)
+        with watch.measure("write"), folder.turn():
+            if ranks.is_shared and folder.became(output):
+                written = folder.finished()
+                folder.discard()
+            else:
+                made = made_by("extract", settings, counter=counter, plan=plan.to_json())
+                written = assemble(folder, dataset, vision, text, Encoded(images, captions, splits), plan, made, output)
+                folder.finish(output, written)
     rejected = len(images.reasons)
     yield Finished(
         ExtractSummary(
@@ -168,7 +173,7 @@ def run_extraction(
                 name: splits.codes.count(code) for code, name in enumerate(splits.names) if code in splits.codes
             },
             rounding_error=written.rounding_error,
-            reused=images.reused,
+            resumed=images.resumed,
             workers=count,
             seconds=Seconds(
                 decode=watch["decode"],
@@ -178,7 +183,7 @@ def run_extraction(
                 total=watch.total(),
             ),
         ),
-        images.states,
+        images.stamps,
     )
 
 

@@ -1,12 +1,12 @@
-"""`STORE.partial/`: the plan, a lock, and finished shards, from which the same command resumes.
+"""`STORE.partial/`: the plan, a lock, and finished shards, from which the same command goes on.
 
 A shard is two files, `images-000004.npy` (latents, float32) and then `images-000004.json`, which
 completes it: which files and rows it is of, and the digest of the latents. Each is whole or absent, so
 a process may be killed at any moment: `finished.json` tells a folder whose store is in place already
-from one of work to resume, and a folder without a plan holds nothing.
+from one of work to go on with, and a folder without a plan holds nothing.
 
-One process holds the folder's lock alone. The ranks of a shared extraction hold it together: shard n is made by rank
-n % world size, and each rank holds a lock of its own, by which the others see that it is alive.
+One process holds the folder's lock alone; processes that share an extraction hold it together, and claim each shard
+by a lock of its own. A killed one's claims are free at once, so the others do its work: nobody waits for the dead.
 """
 
 import glob
@@ -14,66 +14,51 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import xxhash
 
 from alignvl_cli.artifacts import SharedLock, committed, held, is_litter, read_json, write_json
-from alignvl_cli.distributed import ALONE, Ranks
 from alignvl_cli.errors import DataError, MismatchError
+from alignvl_cli.extraction.events import Stage
 from alignvl_cli.extraction.plan import Plan, shown_differences
-from alignvl_cli.extraction.progress import Stage
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.store.writer import Written
-
-Found = TypeVar("Found")
 
 PLAN = "plan.json"
 LOCK = "lock"
 ASSEMBLED = "store.h5"
 FINISHED = "finished.json"
 """The content hash of the store that the folder is about to become, and the rounding of its latents."""
-RANK = "rank-{:04d}.lock"
+CLAIM = ".claim"
 SCRATCH = re.compile(r"\.(.+)\.\d+\.tmp")
-"""A file on its way to the name in the group (`artifacts.committed`)."""
+"""A file on its way to the name in the group (`provenance.committed`)."""
 OURS = re.compile(
-    "|".join(map(re.escape, (PLAN, LOCK, ASSEMBLED, ASSEMBLED + ".claim", FINISHED)))
-    + rf"|rank-\d{{4,}}\.lock|({'|'.join(Stage)}|surveys)-\d{{6,}}(\.json|\.npy|\.claim)"
+    "|".join(map(re.escape, (PLAN, LOCK, ASSEMBLED, ASSEMBLED + CLAIM, FINISHED)))
+    + rf"|({'|'.join(Stage)}|surveys)-\d{{6,}}(\.json|\.npy|{re.escape(CLAIM)})"
 )
-"""Surveys and claims were made by earlier versions."""
 POLL_SECONDS = 0.2
 OPEN_MAPS = 64
-SHOWN_FILES = 3
-ENTRY_SECONDS = 20.0
-"""How long a rank waits for another to write the plan."""
-START_SECONDS = 600.0
-"""How long a rank waits for one that has not come yet: encoders may load slowly."""
-LEAVE_SECONDS = 10.0
-"""How long the first rank waits for the others to leave, to remove the folder."""
 
 
 @dataclass
 class WorkFolder:
     path: Path
-    ranks: Ranks = ALONE
-    """This process's place among those that make shards of it."""
+    is_shared: bool = False
+    """Whether other processes may be making shards of it."""
+    _claims: dict[str, SharedLock] = field(default_factory=dict)
     is_over: bool = False
-    """Nothing is left to do in it: the last rank to leave a shared folder removes it."""
-    _since: float = field(default_factory=time.monotonic)
+    """Nothing is left to do in it: the last process to leave a shared folder removes it."""
 
     @property
     def assembled(self) -> Path:
         return self.path / ASSEMBLED
-
-    def is_own(self, number: int) -> bool:
-        """Whether this process makes the shards of that number."""
-        return number % self.ranks.count == self.ranks.rank
 
     def read_shard(self, stage: Stage, number: int, wanted: dict[str, Any]) -> dict[str, Any] | None:
         """The record of a finished shard, its latents checked; None when it is not there, damaged, or another's.
@@ -99,46 +84,75 @@ class WorkFolder:
                 np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(latents))
                 stream.write(latents.reshape(-1).view(np.uint8).data)
             write_json(self._path(stage, number, "json"), {**record, "xxh3": _digest(latents)})
+        self.release(stage, number)
+
+    def forget_shard(self, stage: Stage, number: int) -> None:
+        """Remove the record of a shard, which is not finished then; so that nobody waits for it, or takes it up."""
+        self._path(stage, number, "json").unlink(missing_ok=True)
+
+    def numbers(self, stage: Stage) -> list[int]:
+        """Of the shards that have a record."""
+        found = [path for path in self.path.glob(f"{stage.value}-*.json") if is_ours(path.name)]
+        return sorted(int(path.stem.rpartition("-")[2]) for path in found)
+
+    def claim(self, stage: Stage, number: int) -> bool:
+        """Whether making this shard is up to this process; True until it is written or released."""
+        return not self.is_shared or self._take(f"{stage.value}-{number:06d}")
+
+    def release(self, stage: Stage, number: int) -> None:
+        """Give a claim up, the shard made or not."""
+        self._give(f"{stage.value}-{number:06d}")
+
+    def release_all(self) -> None:
+        """Give all claims up."""
+        for name in list(self._claims):
+            self._give(name)
+
+    def wait(self, stage: Stage, numbers: Sequence[int]) -> None:
+        """Until all these shards of other processes are there, or one of them is free to be made here."""
+        while any(not self._path(stage, number, "json").exists() for number in numbers):
+            if any(not self._path(stage, number, "json").exists() and self.claim(stage, number) for number in numbers):
+                return
+            time.sleep(POLL_SECONDS)
 
     def read_record(self, stage: Stage, number: int) -> dict[str, Any] | None:
-        """A record alone; None when it is not there or damaged."""
+        """The record of a shard alone; None when it is not there or damaged."""
         path = self._path(stage, number, "json")
         try:
             return read_json(path, "shard record") if path.exists() else None
         except DataError:  # damaged by the disk, not by a crash: made again
             return None
 
-    def write_record(self, stage: Stage, number: int, record: dict[str, Any]) -> None:
-        """Keep a record alone, for the other ranks. DataError when there is no room for it."""
-        path = self._path(stage, number, "json")
+    def write_hashes(self, number: int, hashes: dict[str, Any]) -> None:
+        """Keep what stands in the files of an image shard, which every process needs to number contents."""
+        path = self._path(Stage.hashes, number, "json")
         with _kept(path):
-            write_json(path, record)
+            write_json(path, hashes)
+        self.release(Stage.hashes, number)
 
-    def wait(self, number: int, found: Callable[[], Found | None]) -> Found:
-        """What `found` returns of a shard once the rank that makes it has got there. DataError when that one is gone,
-        or does not come."""
-        rank = number % self.ranks.count
-        gone = 0
-        while (value := found()) is None:
-            if gone > 1:  # seen twice: a lock is held a moment after its file is there
-                raise DataError(
-                    f"{self.path}: rank {rank} of {self.ranks.count} stopped before its shards were finished, see its "
-                    "own message; what is finished is kept: run the same command again, with any number of processes"
-                )
-            gone = gone + 1 if self._is_gone(rank) else 0
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Held by one process at a time, in which the store is put together."""
+        while self.is_shared and not self._take(ASSEMBLED):
             time.sleep(POLL_SECONDS)
-        return value
-
-    def _is_gone(self, rank: int) -> bool:
-        """Whether a rank was here and no longer is, or is long overdue."""
-        path = self.path / RANK.format(rank)
-        if not path.exists():
-            return time.monotonic() - self._since > START_SECONDS
-        lock = shared_lock(path)
         try:
-            return lock.take()
+            yield
         finally:
+            self._give(ASSEMBLED)
+
+    def _take(self, name: str) -> bool:
+        if name in self._claims:
+            return True
+        lock = shared_lock(self.path / (name + CLAIM))
+        if not lock.take():
             lock.close()
+            return False
+        self._claims[name] = lock
+        return True
+
+    def _give(self, name: str) -> None:
+        if name in self._claims:
+            self._claims.pop(name).close()
 
     def gather(
         self, stage: Stage, starts: Sequence[int], rows: np.ndarray, block_rows: int = 8192
@@ -165,6 +179,10 @@ class WorkFolder:
             os.replace(self.assembled, scratch)
         self.discard()
 
+    def finished(self) -> Written:
+        """What another process said of the store that it put together."""
+        return Written(**read_json(self.path / FINISHED, "extraction's last record"))
+
     def became(self, output: Path) -> bool:
         """Whether `output` is the store that was made here, or nothing is left that could become another."""
         try:
@@ -177,11 +195,11 @@ class WorkFolder:
             return False
 
     def discard(self) -> None:
-        """Remove the folder; while it is shared, once the last rank leaves it."""
-        if self.ranks.is_shared:
+        """Remove the folder; while it is shared, once the last process leaves it."""
+        if self.is_shared:
             self.is_over = True
             return
-        (self.path / PLAN).unlink(missing_ok=True)  # first, so that half a folder is not resumed
+        (self.path / PLAN).unlink(missing_ok=True)  # first, so that half a folder is not taken up
         self.empty()
         (self.path / LOCK).unlink(missing_ok=True)
         if not any(self.path.iterdir()):  # of another process that has just come, or the user's
@@ -236,34 +254,30 @@ def _digest(latents: np.ndarray) -> str:
     return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(latents).reshape(-1).view(np.uint8).data)
 
 
-@contextmanager
-def work_folder(output: Path, plan: Plan, *, restart: bool, ranks: Ranks = ALONE) -> Iterator[WorkFolder]:
-    """The folder of the work on `output`, made or resumed; it stays behind unless it is discarded.
+SHOWN_FILES = 3
+ENTRY_SECONDS = 20.0
+"""How long a process that shares waits for another to write the plan."""
 
-    Raises DataError while another process works on the same store, unless both are `ranks` of one extraction, and for a
-    folder of the user's own; MismatchError, naming what differs, when the folder was begun with another plan and
-    `restart` does not discard it.
+
+@contextmanager
+def work_folder(output: Path, plan: Plan, *, restart: bool, is_shared: bool = False) -> Iterator[WorkFolder]:
+    """The folder of the work on `output`, made or taken up; it stays behind unless it is discarded.
+
+    Raises DataError while another process works on the same store, unless both share it, and for a folder of the
+    user's own; MismatchError, naming what differs, when the folder was begun with another plan and `restart` does not
+    discard it.
     """
     folder = _folder_of(output)
     _require_ours(folder, output)
-    if ranks.is_shared:
+    if is_shared:
         lock = _enter(folder, output, plan)
-        shared = WorkFolder(folder.path, ranks)
-        alive = shared_lock(folder.path / RANK.format(ranks.rank))
+        shared = WorkFolder(folder.path, is_shared=True)
         try:
-            deadline = time.monotonic() + ENTRY_SECONDS
-            while not alive.take():  # another rank looks whether we are there, or an earlier process is on its way out
-                if time.monotonic() > deadline:
-                    raise DataError(_occupied(output))
-                time.sleep(POLL_SECONDS / 20)
             yield shared
         finally:
-            deadline = time.monotonic() + (LEAVE_SECONDS if ranks.is_first else 0)
-            while shared.is_over and not (is_last := lock.take()) and time.monotonic() < deadline:
-                time.sleep(POLL_SECONDS / 4)
-            if shared.is_over and is_last and lock.is_current:  # else another has removed it
+            if shared.is_over and lock.take():  # the others have left
                 folder.discard()
-            alive.close()
+            shared.release_all()
             lock.close()
         return
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -276,7 +290,7 @@ def work_folder(output: Path, plan: Plan, *, restart: bool, ranks: Ranks = ALONE
 
 
 def _enter(folder: WorkFolder, output: Path, plan: Plan) -> SharedLock:
-    """The folder's lock, shared with the ranks of the same plan; the first to come settles the plan, alone."""
+    """The folder's lock, shared with the processes of the same plan; the first to come settles the plan, alone."""
     deadline = time.monotonic() + ENTRY_SECONDS
     while time.monotonic() < deadline:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -286,7 +300,8 @@ def _enter(folder: WorkFolder, output: Path, plan: Plan) -> SharedLock:
                 if lock.take() and lock.is_current:
                     _settle_plan(folder, output, plan, is_alone=True)
                     _remove_scratch(folder, output)
-                    _forget_ranks(folder)
+                    for number in folder.numbers(Stage.hashes):  # files may stand otherwise now
+                        folder.forget_shard(Stage.hashes, number)
                 if lock.share() and lock.is_current and (folder.path / PLAN).exists():
                     _settle_plan(folder, output, plan, is_alone=False)
                     return lock
@@ -323,13 +338,6 @@ def remove_leftover(output: Path) -> None:
         if folder.became(output):
             _remove_scratch(folder, output)
             folder.discard()
-
-
-def _forget_ranks(folder: WorkFolder) -> None:
-    """Remove what the ranks of an earlier run told each other: who was there, and what stood in the files then."""
-    for path in [*folder.path.glob(f"{Stage.files}-*.json"), *folder.path.glob("rank-*.lock")]:
-        if is_ours(path.name):
-            path.unlink()
 
 
 def _folder_of(output: Path) -> WorkFolder:
@@ -376,7 +384,7 @@ def _settle_plan(folder: WorkFolder, output: Path, plan: Plan, *, is_alone: bool
     if changed:
         raise MismatchError(
             f"{folder.path}: an extraction of {output.name} was begun with other settings ({changed}); "
-            "resume it with those, or discard it with --restart"
+            "go on with those, or discard it with --restart"
         )
 
 

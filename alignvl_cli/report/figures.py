@@ -63,7 +63,9 @@ def styled() -> Iterator[None]:
     """Draw and save inside of it; UsageError without matplotlib."""
     try:
         import matplotlib
-    except ImportError as problem:
+    except ModuleNotFoundError as problem:
+        if problem.name != "matplotlib":  # it is here, and does not load
+            raise
         raise UsageError('plots need matplotlib: pip install "alignvl[report]"') from problem
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # measured with another font than the reader's

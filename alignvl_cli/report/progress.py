@@ -21,7 +21,7 @@ from alignvl_cli.report.text import as_time, counted, roughly, safe
 
 if TYPE_CHECKING:
     from alignvl_cli.ablation import run
-    from alignvl_cli.extraction import progress as events
+    from alignvl_cli.extraction import events
     from alignvl_cli.training import state as records
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from alignvl_cli.recipes import ACT_ON_CLOSED_FORMS, DEFAULTS, NOT_IN_ADAPTER, SWITCHED_BY, resolve_train
-from alignvl_cli.settings import AdapterKind, Method, by_flag
+from alignvl_cli.settings import PARTS, AdapterKind, Method, by_flag
 
 Json = Mapping[str, Any]
 DEMO = "demo-"
@@ -31,7 +31,11 @@ def extract_command(dataset: Json, vision: Json, text: Json) -> str:
     name = str(dataset.get("name", "DATASET"))
     if name.startswith(DEMO):
         name = name.replace(DEMO, "demo:", 1)
-    return shlex.join(["alignvl", "extract", name, "--vision", _encoder(vision), "--text", _encoder(text)])
+    words = ["alignvl", "extract", name, "--vision", _encoder(vision), "--text", _encoder(text)]
+    for flag, side in (("--image-layers", vision), ("--text-layers", text)):
+        if parts := side.get("record", {}).get("parts"):
+            words += [flag, ",".join(part["name"] for part in parts)]
+    return shlex.join(words)
 
 
 def _encoder(kept: Json) -> str:
@@ -71,7 +75,7 @@ def departing_settings(settings: Json, pairs: int) -> dict[str, Any]:
     if base.get("method", Method.contrastive) != Method.contrastive:
         base = {key: value for key, value in base.items() if key in ACT_ON_CLOSED_FORMS}
         kept = {key: value for key, value in kept.items() if key in ACT_ON_CLOSED_FORMS}
-    plain = by_flag(resolve_train(base, pairs=pairs).to_json())
+    plain = by_flag(PARTS | resolve_train(base, pairs=pairs).to_json())
     asked = base | {
         key: SPELLED[key](value) if key in SPELLED else value
         for key, value in kept.items()

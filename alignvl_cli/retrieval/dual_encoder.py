@@ -1,7 +1,8 @@
 """The dual encoder: texts and pictures in, unit rows of one shared space out. Search and the Python API both use it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from alignvl_cli.devices import choose_device, choose_precision
 from alignvl_cli.encoders.decoding import UnreadableImage, as_rgb, decode_image
 from alignvl_cli.encoders.folders import NO_TRUST
-from alignvl_cli.encoders.text import TextEncoder, reload_text
+from alignvl_cli.encoders.text import TextEncoder, reload_text, text_list
 from alignvl_cli.encoders.vision import VisionEncoder, reload_vision
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.retrieval.embeddings import PROJECT_ROWS, project
@@ -72,10 +73,9 @@ class DualEncoder:
         """E, the width of the shared space."""
         return self._adapters.shape.embed_dim
 
-    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+    def encode_text(self, texts: Iterable[str]) -> np.ndarray:
         """Embed texts: (N, E) unit rows. Equal texts are encoded once. UsageError for one text alone."""
-        if isinstance(texts, str):  # a sequence too, of its letters
-            raise UsageError(f"encode_text wants a list of texts: [{texts!r}]")
+        texts = text_list(texts, "encode_text")
         distinct = list(dict.fromkeys(texts))
         lengths = self._text.lengths(distinct)
         by_length = sorted(range(len(distinct)), key=lambda position: lengths[position])
@@ -86,15 +86,18 @@ class DualEncoder:
         row_of = {text: row for row, text in enumerate(distinct)}
         return self.project_text(latent_ND)[[row_of[text] for text in texts]]
 
-    def encode_image(self, images: Sequence[Picture]) -> np.ndarray:
-        """Embed picture files or PIL pictures: (N, E) unit rows; DataError names one that cannot be read."""
-        if isinstance(images, str | Path | Image.Image):
+    def encode_image(self, images: Iterable[Picture]) -> np.ndarray:
+        """Embed picture files or PIL pictures: (N, E) unit rows; DataError names one that cannot be read.
+
+        Of a generator, `IMAGE_BATCH` pictures are held at once. UsageError for one picture alone.
+        """
+        if isinstance(images, str | bytes | Path | Image.Image):
             raise UsageError(f"encode_image wants a list of pictures, not one ({type(images).__name__})")
-        latent_ND = np.empty((len(images), self._vision.width), dtype=np.float32)
-        for start in range(0, len(images), IMAGE_BATCH):
-            batch = [self._pixels(image) for image in images[start : start + IMAGE_BATCH]]
-            latent_ND[start : start + len(batch)] = self._vision.encode(np.stack(batch))
-        return self.project_image(latent_ND)
+        waiting = iter(images)
+        latents = [np.empty((0, self._vision.width), dtype=np.float32)]
+        while batch := [self._pixels(image) for image in islice(waiting, IMAGE_BATCH)]:
+            latents.append(self._vision.encode(np.stack(batch)))
+        return self.project_image(np.concatenate(latents))
 
     def project_text(self, latent_ND: np.ndarray) -> np.ndarray:
         """Carry stored text latents into the shared space: (N, E) unit rows."""
@@ -105,6 +108,8 @@ class DualEncoder:
         return self._project(self._adapters.project_image, latent_ND, self._adapters.shape.image_width)
 
     def _pixels(self, image: Picture) -> np.ndarray:
+        if not isinstance(image, str | Path | Image.Image):
+            raise UsageError(f"encode_image wants paths or PIL pictures; one of its items is a {type(image).__name__}")
         picture = open_picture(image)
         try:
             return self._vision.prepare(picture)
@@ -124,6 +129,7 @@ class DualEncoder:
         return choose_precision(Precision.auto, self.device)
 
     def _project(self, adapter: Callable[[Tensor], Tensor], latent_ND: np.ndarray, width: int) -> np.ndarray:
+        latent_ND = np.asarray(latent_ND)  # rows in a list are taken too
         if latent_ND.ndim != 2 or latent_ND.shape[1] != width:
             raise ValueError(f"latents should have the shape (rows, {width}), not {latent_ND.shape}")
         return project(adapter, _blocks(latent_ND), self.device).cpu().numpy()

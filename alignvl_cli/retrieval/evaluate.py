@@ -19,7 +19,6 @@ from torch import Tensor
 from alignvl_cli.align.ranks import rank_queries
 from alignvl_cli.artifacts import check_parts, committed, file_sha256, frame_of, made_by, read_json, write_json
 from alignvl_cli.errors import MismatchError, UsageError
-from alignvl_cli.retrieval.bootstrap import Resampled, resample
 from alignvl_cli.retrieval.calibration import Modesty, modesty
 from alignvl_cli.retrieval.eccv import BeyondPairs, beyond_pairs
 from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
@@ -41,10 +40,12 @@ from alignvl_cli.retrieval.metrics import (
     Fold,
     Protocol,
     QueryRanks,
+    Resampled,
     RetrievalMetrics,
     cut_folds,
     direction_metrics,
     relevance,
+    resample,
 )
 from alignvl_cli.retrieval.nearest import FLAT, Agreement, flat_index, found_shares
 from alignvl_cli.settings import HubnessReport
@@ -271,7 +272,7 @@ def evaluate(
     by_image, by_text = _query_ranks(embeddings, folds, texts, store.image_id, protocol)
     found = _agreement(embeddings)
     captions_I = np.bincount(rows.text_image, minlength=len(rows.image))
-    warnings = [*_flattery(run, store, rows, split, find), *_warnings(store, split, folds, protocol, found)]
+    warnings = [*_flattery(run, store, rows, split, find), *_warnings(split, folds, protocol, found)]
     if split in (run.split_used, ALL) and (calibration or hubs is HubnessReport.nnn):
         warnings.append(
             f"the temperature, or the hub correction, is fitted on split {run.split_used!r} of {store.path}, which is "
@@ -445,7 +446,7 @@ def _digests(store: Store, row_I: np.ndarray) -> set[bytes]:
     return {digest.tobytes() for digest in store.image_sha256[row_I]}
 
 
-def _warnings(store: Store, split: str, folds: list[Fold], protocol: Protocol, found: Agreement) -> list[str]:
+def _warnings(split: str, folds: list[Fold], protocol: Protocol, found: Agreement) -> list[str]:
     warnings = []
     wrong = min(_wrong_candidates(fold) for fold in folds)
     trivial = [f"R@{k}" for k in protocol.recall_at if wrong < k]

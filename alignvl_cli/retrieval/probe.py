@@ -15,8 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignvl_cli.align.closed_forms import CLOSED_FORMS, Maps, Moments, moments, rank
-from alignvl_cli.align.neighbours import NEIGHBOURS, nearest_others
-from alignvl_cli.align.ranks import RECALL_AT, Ranks, image_to_text_ranks, recalls, text_to_image_ranks
+from alignvl_cli.align.ranks import (
+    NEIGHBOURS,
+    RECALL_AT,
+    Ranks,
+    image_to_text_ranks,
+    nearest_others,
+    recalls,
+    text_to_image_ranks,
+)
 from alignvl_cli.errors import DataError
 from alignvl_cli.settings import Method
 from alignvl_cli.store.reader import Store

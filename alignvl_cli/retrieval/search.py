@@ -2,8 +2,8 @@
 
 # Q queries, E shared width, K nearest.
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -34,14 +34,7 @@ class Hit:
     """Gallery rows that this hit stands for: images with the same content, or captions with the same text."""
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "rank": self.rank,
-            "score": self.score,
-            "id": self.id,
-            "uri": self.uri,
-            "caption": self.caption,
-            "count": self.count,
-        }
+        return asdict(self)
 
 
 SHOWN_LETTERS = 40
@@ -106,13 +99,14 @@ def exact_scores(index: Index, encoder: DualEncoder, store: Store, of: Gallery) 
     return rescore
 
 
-def cut_texts(encoder: DualEncoder, texts: Sequence[str]) -> list[str]:
+def cut_texts(encoder: DualEncoder, texts: Iterable[str]) -> list[str]:
     """A sentence for each text that the encoder reads the beginning of only."""
+    texts = [*texts]
     tower = encoder._text  # of this room, and asked once a search
     return [
         f"{text[:SHOWN_LETTERS]!r}... has {length:,} tokens, and the text encoder reads {tower.max_length:,}: "
         "the rest has no part in the result"
-        for text, length in zip(texts, tower.lengths(list(texts)), strict=True)
+        for text, length in zip(texts, tower.lengths(texts), strict=True)
         if length > tower.max_length
     ]
 

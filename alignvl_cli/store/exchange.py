@@ -7,6 +7,7 @@ beside `metadata.parquet`. The metadata have `image_path` and `caption`, and fro
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,10 +22,12 @@ from safetensors.numpy import load_file, save_file
 from alignvl_cli.artifacts import made_by, new_folder
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.settings import LatentFormat, StoreDtype
-from alignvl_cli.store.reader import Store
+from alignvl_cli.store.reader import Store, parts_of
 from alignvl_cli.store.schema import encoder_hash
 from alignvl_cli.store.writer import StoreAbout, StoreRows, write_store
 
+PARTS = b"alignvl.parts"
+"""Key in the metadata of the parquet schema: the parts of latents that have several, as JSON."""
 BLOCK = 65_536
 """Rows written at a time."""
 IMAGE, TEXT = "img_emb", "text_emb"
@@ -73,7 +76,13 @@ def _metadata(store: Store) -> pa.Table:
         "sha256": [digest.tobytes().hex() for digest in store.image_sha256],
     }
     of_pairs = {name: pa.array([column[row] for row in row_P], pa.string()) for name, column in columns.items()}
-    return pa.table({"caption": pa.array(store.text_caption, pa.string()), **of_pairs})
+    table = pa.table({"caption": pa.array(store.text_caption, pa.string()), **of_pairs})
+    parts = {
+        name: encoder["record"]["parts"]
+        for name, encoder in ((IMAGE, store.vision), (TEXT, store.text))
+        if "parts" in encoder["record"]
+    }
+    return table.replace_schema_metadata({PARTS: json.dumps(parts)}) if parts else table
 
 
 class Splits(Protocol):
@@ -125,7 +134,11 @@ def import_store(
     splits = [str(declared[row]) if declared[row] else None for row in first]
     plan = split(splits, [digest.tobytes() for digest in sha256])
     labels = column.get("label", [None] * len(ids))
-    sides = {"vision": _encoder(vision, image_ID), "text": _encoder(text, text_PC)}
+    kept = _kept_parts(folder, metadata)
+    sides = {
+        "vision": _encoder(folder, vision, image_ID, kept.get(IMAGE)),
+        "text": _encoder(folder, text, text_PC, kept.get(TEXT)),
+    }
     is_half = image_PD.dtype == text_PC.dtype == np.float16
     write_store(
         output,
@@ -158,12 +171,22 @@ def import_store(
     return [*plan.notes, *notes]
 
 
-def _encoder(model_id: str, latent: np.ndarray) -> dict[str, Any]:
-    """What is known of an encoder that did not run here: its name, as stated, and its width."""
-    return {
-        "record": {"imported": True, "model": model_id, "width": latent.shape[1]},
+def _kept_parts(folder: Path, metadata: pa.Table) -> dict[str, Any]:
+    """The parts of each side's latents that `export_store` wrote down."""
+    try:
+        return dict(json.loads((metadata.schema.metadata or {}).get(PARTS, b"{}")))
+    except ValueError as problem:
+        raise DataError(f"{folder}: {PARTS.decode()} in the metadata's schema is not valid JSON") from problem
+
+
+def _encoder(folder: Path, model_id: str, latent: np.ndarray, parts: Any) -> dict[str, Any]:
+    """What is known of an encoder that did not run here: its name, as stated, its width, and the parts of it."""
+    made = {
+        "record": {"imported": True, "model": model_id, "width": latent.shape[1]} | ({"parts": parts} if parts else {}),
         "about": {"id": model_id, "commit": None, "precision": None},
     }
+    parts_of(folder, made, latent.shape[1])
+    return made
 
 
 def _parts(folder: Path) -> Iterator[Part]:

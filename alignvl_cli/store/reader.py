@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import xxhash
 
 from alignvl_cli.errors import DataError
+from alignvl_cli.settings import LAST_LAYER
 from alignvl_cli.store import schema
 from alignvl_cli.store.schema import BLOCK_BYTES, Rejected
 
@@ -175,6 +177,22 @@ def damaged(path: Path, where: str) -> DataError:
     return DataError(f"{path}: damaged in {where}: the bytes are not those that were written; extract it again")
 
 
+def parts_of(path: Path, encoder: Mapping[str, Any], width: int) -> dict[str, slice]:
+    """The parts of a latent so wide, by what is kept of its encoder. DataError where they do not add up to it."""
+    try:
+        parts = encoder.get("record", {}).get("parts", [{"name": LAST_LAYER, "width": width}])
+        names, widths = [str(part["name"]) for part in parts], [int(part["width"]) for part in parts]
+    except (AttributeError, KeyError, TypeError, ValueError) as problem:
+        raise DataError(f"{path}: its parts of latents are not named ({problem!r}); extract it again") from problem
+    if sum(widths) != width or min(widths) < 1 or len(set(names)) < len(names):
+        raise DataError(
+            f"{path}: its parts ({', '.join(names)}; {sum(widths)} wide together) are not those of latents {width} "
+            "wide; extract it again"
+        )
+    edges = [0, *accumulate(widths)]
+    return {name: slice(start, stop) for name, (start, stop) in zip(names, pairwise(edges), strict=True)}
+
+
 ALL = "all"
 FINITE_ROWS = 65_536
 
@@ -220,6 +238,17 @@ class Store:
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy or a pickle holds no latents: it opens the file again, which must hold the same."""
         return _reopen, (self.path, self.digest)
+
+    @property
+    def image_parts(self) -> dict[str, slice]:
+        """The parts of an image latent by name, and where they lie in its D columns: `last` alone, unless several
+        layers were extracted."""
+        return parts_of(self.path, self.vision, self.image_latent.shape[1])
+
+    @property
+    def text_parts(self) -> dict[str, slice]:
+        """As `image_parts`, of a text latent's C columns."""
+        return parts_of(self.path, self.text, self.text_latent.shape[1])
 
     @cached_property
     def image_uri(self) -> list[str]:
@@ -359,6 +388,8 @@ def open_store(path: str | Path) -> Store:
         records = {name: _record(attributes, name) for name in ("vision", "text", "dataset", "made_by")}
         latents = {name: map_latents(path, file[name]) for name in ("image/latent", "text/latent")}
     check_rows(path, sizes, image_id, image_split, text_image, names)
+    for side, name in (("vision", "image/latent"), ("text", "text/latent")):
+        parts_of(path, records[side], latents[name].shape[1])
     return Store(
         path=path,
         encoder_hash=attributes["encoder_hash"],

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignvl_cli.align.latent_norm import AsStored
+from alignvl_cli.align.adapters import AsStored
 from alignvl_cli.devices import sent
 from alignvl_cli.errors import DataError, MismatchError, UsageError
 from alignvl_cli.store.reader import Store

@@ -3,15 +3,25 @@
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from alignvl_cli.align.adapters import Adapter, AdapterShape, new_pair
+from alignvl_cli.align.adapters import Adapter, AdapterShape, Runs, new_pair
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.devices import automatic_tile, choose_precision, fits_on
 from alignvl_cli.errors import UsageError
-from alignvl_cli.settings import Init, Method, NoiseKind, NoisePosition, Precision, TrainConfig, subset_of
+from alignvl_cli.settings import (
+    ALL_PARTS,
+    Init,
+    Method,
+    NoiseKind,
+    NoisePosition,
+    Precision,
+    TrainConfig,
+    subset_of,
+)
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.closed_form import start_at_cca
 from alignvl_cli.training.data import (
@@ -70,7 +80,8 @@ def prepare(
     selected = select_pairs(stores, TRAIN, config, streams)
     image, text = _training_rows(selected, config.memory_budget)
     text_image_T, val = selected.text_image_T, load_split([val_store], VAL)
-    adapters = new_pair(_shape(config, image.shape[1], text.shape[1]), streams)
+    columns = (_columns(stores[0], "image", config.image_parts), _columns(stores[0], "text", config.text_parts))
+    adapters = new_pair(_shape(config, image.shape[1], text.shape[1], *columns), streams)
     image, val_image_ID = _prepared(adapters.image, image, val.image_ID)
     text, val_text_TC = _prepared(adapters.text, text, val.text_TC)
     val = replace(val, image_ID=val_image_ID, text_TC=val_text_TC)
@@ -123,7 +134,7 @@ def prepare(
         latent_rms=latent_rms,
         noise_share=noise_share,
         first_step=0,
-        notes=tuple(_notes(stores, val_store, config, noise_share, isinstance(train, ShuffleBuffer))),
+        notes=tuple(_notes(stores, val_store, noise_share, isinstance(train, ShuffleBuffer))),
         selection=selected.record,
     )
     state = TrainState(
@@ -160,7 +171,7 @@ def _training_rows(selected: SelectedPairs, budget: int | None) -> tuple[Rows, R
 
 def _prepared(adapter: Adapter, trained: Rows, validated: Tensor) -> tuple[Rows, Tensor]:
     """Both splits as the adapter's body takes them, each step fitted to what the one before makes of the training's."""
-    for fitted in (adapter.norm, adapter.reduce):
+    for fitted in adapter.preparation:
         fitted.fit(blocks(trained))
         step = deepcopy(fitted)  # which stays beside the latents when the adapters move
         validated = prepared(validated, step)
@@ -171,8 +182,32 @@ def _prepared(adapter: Adapter, trained: Rows, validated: Tensor) -> tuple[Rows,
     return trained, validated
 
 
-def _shape(config: TrainConfig, image_width: int, text_width: int) -> AdapterShape:
-    widest = config.embed_dim if config.method is Method.contrastive else min(image_width, text_width)
+def _columns(store: Store, side: Literal["image", "text"], asked: str) -> Runs | None:
+    """Where the parts that are asked for lie in the stored latents, in the store's order; None for all of them."""
+    there = store.image_parts if side == "image" else store.text_parts
+    names = list(there) if asked == ALL_PARTS else asked.split(",")
+    for name in names:
+        if name not in there:
+            raise UsageError(
+                f"--{side}-parts {asked}: {store.path} has no part '{name}' of its {side} latents; it has "
+                f"{', '.join(there)}; more are made by `alignvl extract --{side}-layers`"
+            )
+    if len(set(names)) < len(names):
+        raise UsageError(f"--{side}-parts {asked}: name each part once")
+    taken = [name for name in there if name in names]
+    return None if len(taken) == len(there) else tuple((there[name].start, there[name].stop) for name in taken)
+
+
+def _width(stored: int, columns: Runs | None) -> int:
+    """Of what is taken of the latents."""
+    return stored if columns is None else sum(stop - start for start, stop in columns)
+
+
+def _shape(
+    config: TrainConfig, image_width: int, text_width: int, image_columns: Runs | None, text_columns: Runs | None
+) -> AdapterShape:
+    taken = min(_width(image_width, image_columns), _width(text_width, text_columns))
+    widest = config.embed_dim if config.method is Method.contrastive else taken
     return AdapterShape(
         kind=config.adapter,
         image_width=image_width,
@@ -185,6 +220,8 @@ def _shape(config: TrainConfig, image_width: int, text_width: int) -> AdapterSha
         temperature=config.temperature,
         loss=config.loss,
         latent_width=config.latent_width,
+        image_columns=image_columns,
+        text_columns=text_columns,
     )
 
 
@@ -198,7 +235,6 @@ def _noise_share(config: TrainConfig, latent_rms: dict[str, float]) -> dict[str,
 def _notes(
     stores: Sequence[Store],
     val_store: Store,
-    config: TrainConfig,
     noise_share: dict[str, float] | None,
     buffered: bool,
 ) -> Iterator[str]:

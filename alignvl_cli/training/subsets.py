@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignvl_cli.align.neighbours import ASKED, NEIGHBOURS, Read, nearest_others
+from alignvl_cli.align.ranks import ASKED, NEIGHBOURS, Read, nearest_others
 from alignvl_cli.align.streams import Stream, Streams
 from alignvl_cli.errors import DataError
 from alignvl_cli.settings import CorruptKind, SubsetKind, TrainConfig, subset_of

@@ -53,7 +53,7 @@ def test_a_listed_study():
     assert [config.noise for config in configs] == [NoiseKind.gaussian, NoiseKind.uniform, NoiseKind.none]
     assert {config.seed for config in configs} == {7}
     assert configs[1].noise_std == 0.3
-    assert study.with_seeds((5, 6)).seeds == (5, 6)
+    assert study.changed((5, 6)).seeds == (5, 6)
 
 
 def test_a_crossed_study_has_every_combination():

@@ -7,8 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alignvl_cli.align.adapters import AdapterPair, AdapterShape, new_pair
-from alignvl_cli.align.latent_norm import LATENT_NORM, PrincipalComponents
+from alignvl_cli.align.adapters import LATENT_NORM, AdapterPair, AdapterShape, PrincipalComponents, new_pair
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.settings import AdapterKind, LatentNorm, Loss
 

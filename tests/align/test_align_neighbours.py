@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from alignvl_cli.align import neighbours
-from alignvl_cli.align.neighbours import nearest_others
+from alignvl_cli.align import ranks
+from alignvl_cli.align.ranks import nearest_others
 
 
 def unit(rows: int) -> torch.Tensor:
@@ -23,8 +23,8 @@ def test_blocks_and_what_is_held_change_nothing(monkeypatch):
     unit_UD, every_U = unit(33), torch.arange(33)
     whole_QM = nearest_others(unit_UD.__getitem__, 33, every_U, 32)
     assert all(row not in found_M for row, found_M in zip(every_U.tolist(), whole_QM.tolist(), strict=True))
-    monkeypatch.setattr(neighbours, "ASKED", 4)
-    monkeypatch.setattr(neighbours, "OTHERS", 7)
+    monkeypatch.setattr(ranks, "ASKED", 4)
+    monkeypatch.setattr(ranks, "OTHERS", 7)
     read = []
 
     def counted(row_N):

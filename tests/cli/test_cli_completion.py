@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.command_line import CommandLine
 
-from alignvl_cli.cli.completion import Shell
+from alignvl_cli.cli.app import Shell
 
 
 @pytest.fixture

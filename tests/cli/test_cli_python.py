@@ -104,6 +104,11 @@ def test_functions_find_what_commands_find(coloured):
     assert classify(path, store, device="cpu").top1 == told["top1"]
     few = classify(DualEncoder.load(path, "cpu"), labels=["red", "green", "blue", "pink"], templates=["a {}"])
     assert few.labels == ("red", "green", "blue", "pink")
+    again = classify(path, labels=iter(few.labels), templates=(one for one in ["a {}"]), device="cpu")
+    assert (again.top1, again.templates) == (few.top1, few.templates)
+    for alone in ({"labels": "red"}, {"templates": "a {}"}):
+        with pytest.raises(UsageError, match="wants a list of texts"):
+            classify(path, device="cpu", **alone)
     index = next((coloured.workspace / "indexes").iterdir())
     told = json.loads(coloured("search", "red", "--index", index, "-k", "4", "--json", "--device", "cpu").stdout)
     (hits,) = search(index, ["red"], k=4, device="cpu")

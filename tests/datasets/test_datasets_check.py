@@ -6,11 +6,21 @@ import pytest
 from PIL import Image, ImageDraw
 from support.fakes import FakeText
 
-from alignvl_cli.datasets.check import DataReport, Looked, check_dataset
-from alignvl_cli.datasets.dataset import MOST_BYTES, Dataset, ImageSource, Item
-from alignvl_cli.datasets.duplicates import HASH_BYTES, MOST_BITS, MOST_COLOUR, look_at, near_groups, signature_of
+from alignvl_cli.datasets.check import (
+    HASH_BYTES,
+    MOST_BITS,
+    MOST_COLOUR,
+    DataReport,
+    Looked,
+    check_dataset,
+    look_at,
+    near_groups,
+    signature_of,
+)
+from alignvl_cli.datasets.dataset import Dataset, ImageSource, Item
 from alignvl_cli.encoders.decoding import decode_image
 from alignvl_cli.errors import DataError
+from alignvl_cli.extraction.images import MOST_BYTES
 
 
 def scene(seed, size=(160, 120)):

@@ -16,8 +16,8 @@ from test_datasets_tars import pack
 from alignvl_cli.ablation.study import load_study
 from alignvl_cli.artifacts import read_json
 from alignvl_cli.datasets.check import DataReport, check_dataset
+from alignvl_cli.datasets.dataset import require_pictures
 from alignvl_cli.datasets.formats import open_dataset
-from alignvl_cli.datasets.paths import require_pictures
 from alignvl_cli.encoders.decoding import decode_image
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.recipes import read_settings

@@ -7,6 +7,7 @@ from support import tiny_models
 from alignvl_cli.encoders import folders
 from alignvl_cli.encoders.folders import Side, find_model, spec_of
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.settings import Trust
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -199,3 +200,45 @@ def test_modules_that_point_nowhere_are_said(tmp_path):
     tiny_models.write_json(tmp_path / "modules.json", [{"path": "0_Transformer", "type": "x.Transformer"}])
     with pytest.raises(DataError, match="0_Transformer, which is not there"):
         find_model(str(tmp_path), Side.text)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("flax_model.msgpack", "of Flax, which transformers no longer reads"),
+        ("tf_model.h5", "of TensorFlow"),
+        ("model.ckpt.index", "of TensorFlow"),
+        ("model.fp16.safetensors", "rename the file in a copy of the folder to model.safetensors"),
+        ("pytorch_model.fp16.bin", "convert them to model.safetensors"),
+        ("weights.pth", "convert them to model.safetensors"),
+    ],
+)
+def test_weights_that_no_flag_makes_readable_are_told_from_pickled_ones(tmp_path, name, said):
+    folder = tiny_models.save_bert(tmp_path / "m")
+    (folder / "model.safetensors").rename(folder / name)
+    for trust in (Trust(), Trust(pickle=True)):
+        with pytest.raises(DataError, match=rf"{name}.*{said}") as caught:
+            find_model(str(folder), Side.text, trust)
+        assert "allow-pickle" not in str(caught.value)
+    if "rename" in said:  # as advised
+        (folder / name).rename(folder / "model.safetensors")
+        assert find_model(str(folder), Side.text).path == folder
+
+
+def test_files_beside_missing_weights_are_not_taken_for_weights(tmp_path):
+    folder = tiny_models.save_bert(tmp_path / "m")
+    (folder / "model.safetensors").rename(folder / "training_args.bin")
+    with pytest.raises(DataError, match=r"missing: model\.safetensors"):
+        find_model(str(folder), Side.text)
+
+
+@pytest.mark.parametrize("processor", [None, "TimmWrapperImageProcessor"])
+@pytest.mark.parametrize("stated", [{"architecture": "vit_tiny_patch16_224"}, {"model_type": "timm_wrapper"}])
+def test_a_timm_folder_asks_for_timm_and_no_processor_file(tmp_path, processor, stated):
+    folder = tiny_models.save_vit(tmp_path / "m")
+    tiny_models.write_json(folder / "config.json", stated | {"pretrained_cfg": {"input_size": [3, 224, 224]}})
+    (folder / "preprocessor_config.json").unlink()
+    if processor:
+        tiny_models.write_json(folder / "preprocessor_config.json", {"image_processor_type": processor})
+    with pytest.raises(DataError, match=r"a timm model, which needs timm and torchvision, and timm.* not here"):
+        find_model(str(folder), Side.vision)

@@ -9,20 +9,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from support import tiny_models
 
 from alignvl_cli.encoders.decoding import UnreadableImage
 from alignvl_cli.encoders.folders import Side, find_model
-from alignvl_cli.encoders.preprocessing import (
-    MOST_RESIZED,
-    ProcessorCall,
-    ResizeCrop,
-    load_processor,
-    preprocess_of,
-    processor_record,
-    resized_window,
-)
+from alignvl_cli.encoders.pixels import MOST_RESIZED, ProcessorCall, ResizeCrop, resized_window
+from alignvl_cli.encoders.preprocessing import load_processor, preprocess_of, processor_record
 from alignvl_cli.encoders.vision import values_of
 from alignvl_cli.errors import DataError, UsageError
 
@@ -214,7 +209,7 @@ def test_a_processor_whose_library_is_missing_says_which(tmp_path, monkeypatch):
         raise ImportError("requires the Torchvision library")
 
     monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", needs_torchvision)
-    with pytest.raises(DataError, match="pip install torchvision"):
+    with pytest.raises(DataError, match="torchvision that is built for torch"):
         load_processor(find_model(str(folder), Side.vision))
 
 
@@ -233,3 +228,75 @@ def test_padding_is_left_to_the_processor():
     preprocess = preprocess_of(processor, "m")
     assert isinstance(preprocess, ProcessorCall)
     assert preprocess(picture(50, 70)).shape == (3, 32, 32)
+
+
+STRANGE = ("do_rezise", "interpolation", "gamma", "crop_pct", "mean", "do_flip_channel_order", "keep_aspect_ratio")
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_each_setting_of_a_processors_file_is_honoured_as_transformers_does_or_refused_by_name(tmp_path, data):
+    name = data.draw(st.sampled_from(["CLIP", "ViT", "Siglip", "ConvNext", "EfficientNet"]))
+    known = {
+        "resample": st.sampled_from([0, 1, 2, 3]),
+        "image_mean": st.lists(st.floats(0, 1), min_size=3, max_size=3),
+        "do_normalize": st.booleans(),
+        "do_rescale": st.booleans(),
+        "do_resize": st.booleans(),
+        "do_center_crop": st.booleans(),
+        "crop_size": st.just({"height": 28, "width": 30}),
+        "size": st.sampled_from([{"height": 32, "width": 40}, {"shortest_edge": 33}, 36, [36, 36]]),
+        "rescale_factor": st.sampled_from([1 / 255, 0.5]),
+        **{key: st.sampled_from([None, False, 0.9, True]) for key in STRANGE},
+    }
+    stated = data.draw(st.fixed_dictionaries({}, optional=known))
+    folder = tmp_path / "m"
+    if not folder.is_dir():
+        tiny_models.save_vit(folder)
+    written = {"image_processor_type": f"{name}ImageProcessor", **stated}
+    tiny_models.write_json(folder / "preprocessor_config.json", written)
+    found = find_model(str(folder), Side.vision)
+    taken = getattr(transformers, f"{name}ImageProcessorPil").valid_kwargs.__annotations__
+    strangers = [key for key in STRANGE if stated.get(key) not in (None, False) and key not in taken]
+    if strangers:
+        with pytest.raises(DataError, match=".*".join(sorted(strangers))):
+            load_processor(found)
+        return
+    theirs = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    sizes = [(50, 70), (90, 41)]
+    try:
+        made = [theirs(images=picture(*size), return_tensors="np")["pixel_values"][0] for size in sizes]
+    except (ValueError, TypeError, AttributeError):  # settings that transformers does not carry out
+        made = []
+    if not made or made[0].shape != made[1].shape:
+        with pytest.raises((DataError, UsageError), match="image processor"):
+            preprocess_of(load_processor(found), "m")
+        return
+    preprocess = preprocess_of(load_processor(found), "m")
+    for size, expected in zip(sizes, made, strict=True):
+        expected = expected.astype(np.float32)
+        assert np.array_equal(values(preprocess, picture(*size)).numpy()[0], expected)
+
+
+def test_a_processor_without_the_switches_of_others_is_called_as_it_is():
+    class Halves(transformers.BaseImageProcessor):
+        """Of another make: no do_resize, no size."""
+
+        def __init__(self):
+            pass
+
+        def __call__(self, images, return_tensors):
+            small = np.asarray(images.resize((8, 8)), np.float32) / 2
+            return {"pixel_values": small.transpose(2, 0, 1)[None]}
+
+    preprocess = preprocess_of(Halves(), "m")
+    assert isinstance(preprocess, ProcessorCall)
+    assert preprocess(picture(50, 70)).shape == (3, 8, 8)
+
+
+def test_a_step_that_the_short_way_does_not_know_of_shows_in_its_pixels():
+    class Brighter(transformers.ViTImageProcessorPil):
+        def normalize(self, image, *args, **kwargs):
+            return super().normalize(image, *args, **kwargs) + image.mean()
+
+    assert isinstance(preprocess_of(Brighter(), "m"), ProcessorCall)

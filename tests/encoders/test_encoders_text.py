@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from support import tiny_models
+from support.tiny_models import save_sentence_transformer, write_json
 from tokenizers import processors
 
-from alignvl_cli.encoders.text import load_text, reload_text
+from alignvl_cli.encoders.text import MOST_TOKENS, load_text, parts_of, reload_text
 from alignvl_cli.errors import DataError, MismatchError, UsageError
 from alignvl_cli.settings import Pooling, Precision
 
@@ -160,6 +163,55 @@ def test_vectors_do_not_depend_on_the_batch(folders, name):
     alone = np.concatenate([encoder.encode([caption]) for caption in CAPTIONS])
     assert np.abs(together - alone).max() < BATCH_TOLERANCE * together.std()
     assert np.abs(encoder.encode(CAPTIONS[::-1])[::-1] - together).max() < BATCH_TOLERANCE * together.std()
+
+
+@pytest.mark.parametrize("name", ABLE)
+@pytest.mark.parametrize("most", [1, 13, 40, 90])
+def test_a_batch_in_parts_gives_the_same_vectors(folders, name, most, monkeypatch):
+    encoder = load(folders[name], Pooling.mean if Pooling.mean in ABLE[name] else Pooling.pooler)
+    together = encoder.encode(CAPTIONS)
+    monkeypatch.setattr("alignvl_cli.encoders.text.MOST_TOKENS", most)
+    sizes = []
+    encoder.model.register_forward_pre_hook(
+        lambda model, args, given: sizes.append(given["input_ids"].shape), with_kwargs=True
+    )
+    assert np.abs(encoder.encode(CAPTIONS) - together).max() < BATCH_TOLERANCE * together.std()
+    assert sum(rows for rows, _ in sizes) == len(CAPTIONS)
+    assert all(rows == 1 or rows * longest <= most for rows, longest in sizes)
+    encoder.model._forward_pre_hooks.clear()
+
+
+@given(lengths=st.lists(st.integers(1, 40_000), min_size=1, max_size=70))
+def test_parts_hold_each_row_once_within_the_bound(lengths):
+    parts = list(parts_of(lengths))
+    assert sorted(row for rows, _ in parts for row in rows) == [*range(len(lengths))]
+    for rows, longest in parts:
+        assert longest == max(lengths[row] for row in rows)
+        assert len(rows) == 1 or len(rows) * longest <= MOST_TOKENS
+    if len(lengths) * max(lengths) <= MOST_TOKENS:
+        assert [rows for rows, _ in parts] == [[*range(len(lengths))]], "as it stands: not a bit of a latent changes"
+
+
+def test_a_text_too_long_for_memory_is_named(tmp_path, monkeypatch):
+    encoder = load(tiny_models.save_bert(tmp_path / "m"), Pooling.mean)
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(type(encoder.model), "forward", full)
+    with pytest.raises(DataError, match=r"'dog'... of 5 tokens does not fit in memory by itself.*max_seq_length"):
+        encoder.encode(["dog"])
+    with pytest.raises(torch.OutOfMemoryError):  # of a batch the caller says what to do
+        encoder.encode(["dog", "cat"])
+
+
+def test_a_text_alone_is_not_taken_for_its_letters_and_no_texts_are_no_rows(folders):
+    encoder = load(folders["bert"], Pooling.mean)
+    for take in (encoder.encode, encoder.lengths):
+        with pytest.raises(UsageError, match=r"wants a list of texts: \['red'\]"):
+            take("red")
+    assert encoder.encode([]).shape == encoder.encode(iter(())).shape == (0, encoder.width)
+    assert np.array_equal(encoder.encode(text for text in CAPTIONS), encoder.encode(CAPTIONS))
 
 
 def test_lengths_count_tokens_before_the_cut(tmp_path):
@@ -396,3 +448,113 @@ def test_settings_of_another_type_are_data_errors(tmp_path, file, settings):
     tiny_models.write_json(folder / file, settings)
     with pytest.raises(DataError, match=str(folder)):
         load(folder)
+
+
+ACTED_ON = [
+    {"config_args": {"use_bidirectional_attention": True}},
+    {"config_kwargs": {"num_hidden_layers": 1}},
+    {"tokenizer_args": {"truncation_side": "left"}},
+    {"processor_kwargs": {"model_max_length": 4}},
+    {"model_args": {"num_labels": 3}},
+    {"processing_kwargs": {"text": {"add_special_tokens": False}}},
+    {"transformer_task": "fill-mask"},
+    {"module_output_name": "sentence_embedding"},
+    {"document_length": 5},
+]
+
+
+@pytest.mark.parametrize("changes", ACTED_ON, ids=lambda changes: next(iter(changes)))
+def test_a_setting_that_would_change_the_vector_is_refused_by_name(tmp_path, changes):
+    save_sentence_transformer(tmp_path / "m")
+    write_json(tmp_path / "m" / "sentence_bert_config.json", {"max_seq_length": 32, **changes})
+    with pytest.raises(DataError, match=f"set {next(iter(changes))}"):
+        load_text(str(tmp_path / "m"), pooling=None, device="cpu", precision=Precision.fp32)
+    with pytest.raises(DataError, match=f"set {next(iter(changes))}"):  # however it is to be pooled
+        load_text(str(tmp_path / "m"), pooling=Pooling.mean, device="cpu", precision=Precision.fp32)
+
+
+def test_settings_that_change_nothing_are_no_reason_to_refuse(tmp_path):
+    save_sentence_transformer(tmp_path / "m", prompts={"document": ""})
+    plain = load_text(str(tmp_path / "m"), pooling=None, device="cpu", precision=Precision.fp32)
+    write_json(
+        tmp_path / "m" / "sentence_bert_config.json",
+        {
+            "max_seq_length": plain.max_length,
+            "do_lower_case": False,
+            "transformer_task": "feature-extraction",
+            "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+            "module_output_name": "token_embeddings",
+            "model_args": {"torch_dtype": "float32", "attn_implementation": "eager"},
+            "config_args": {"trust_remote_code": True},
+            "tokenizer_args": {},
+            "processing_kwargs": {"image": {"do_resize": True}},
+        },
+    )
+    again = load_text(str(tmp_path / "m"), pooling=None, device="cpu", precision=Precision.fp32)
+    assert again.record == plain.record
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["custom_st.Transformer", "sentence_transformers.models.StaticEmbedding", "sentence_transformers.models.Router"],
+)
+def test_a_first_module_that_is_no_plain_transformer_is_refused(tmp_path, first):
+    save_sentence_transformer(tmp_path / "m")
+    path = tmp_path / "m" / "modules.json"
+    modules = json.loads(path.read_text())
+    write_json(path, [modules[0] | {"type": first}, *modules[1:]])
+    with pytest.raises(DataError, match=first.rsplit(".", 1)[-1]):
+        load_text(str(tmp_path / "m"), pooling=Pooling.mean, device="cpu", precision=Precision.fp32)
+
+
+def test_an_own_pooling_module_is_refused(tmp_path):
+    save_sentence_transformer(tmp_path / "m")
+    path = tmp_path / "m" / "modules.json"
+    modules = json.loads(path.read_text())
+    write_json(path, [modules[0], modules[1] | {"type": "custom_st.Pooling"}, *modules[2:]])
+    with pytest.raises(DataError, match=r"custom_st\.Pooling.*own code"):
+        load_text(str(tmp_path / "m"), pooling=None, device="cpu", precision=Precision.fp32)
+
+
+def test_vectors_that_a_folder_would_cut_are_refused(tmp_path):
+    save_sentence_transformer(tmp_path / "m")
+    write_json(tmp_path / "m" / "config_sentence_transformers.json", {"prompts": {}, "truncate_dim": 4})
+    with pytest.raises(DataError, match="truncate_dim"):
+        load_text(str(tmp_path / "m"), pooling=None, device="cpu", precision=Precision.fp32)
+
+
+def test_a_caption_is_cut_on_the_side_that_the_tokenizer_says(tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    save_sentence_transformer(tmp_path / "m", modules=())
+    write_json(tmp_path / "m" / "sentence_bert_config.json", {"max_seq_length": 6})
+    path = tmp_path / "m" / "tokenizer_config.json"
+    usual = load_text(str(tmp_path / "m"), pooling=None, device="cpu", precision=Precision.fp32)
+    write_json(path, json.loads(path.read_text()) | {"truncation_side": "left"})
+    left = load_text(str(tmp_path / "m"), pooling=None, device="cpu", precision=Precision.fp32)
+    caption = ["a red dog by the sea in a green hat"]
+    theirs = SentenceTransformer(str(tmp_path / "m"), device="cpu").encode(caption)
+    np.testing.assert_allclose(left.encode(caption), theirs, atol=1e-5)
+    assert not np.allclose(usual.encode(caption), theirs, atol=1e-3)
+    assert left.record != usual.record
+    assert "truncation_side" not in usual.record
+
+
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ("You need to install fugashi to use MecabTokenizer.", "pip install fugashi ipadic unidic-lite"),
+        ("requires the SentencePiece library", "pip install sentencepiece protobuf"),
+        ("You need to install rhoknp to use JumanppTokenizer.", "pip install rhoknp"),
+        ("You need to install somewhat.", "install the library named there"),
+    ],
+)
+def test_a_tokenizer_without_its_library_says_which_to_install(tmp_path, monkeypatch, said, advice):
+    folder = tiny_models.save_bert(tmp_path / "m")
+
+    def without(*path, **options):
+        raise ModuleNotFoundError(said)
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", without)
+    with pytest.raises(DataError, match=f"{said}.*{advice}"):
+        load(folder, Pooling.mean)

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from alignvl_cli.align.adapters import AdapterShape, new_pair
-from alignvl_cli.align.latent_norm import AsStored
+from alignvl_cli.align.adapters import AdapterShape, AsStored, Columns, new_pair
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.export import alignvl_blocks
 from alignvl_cli.export.sentence_transformers import MODULES, OURS, chain
@@ -67,6 +66,13 @@ def test_the_chain_is_the_adapter(kind, norm, latent_width):
     wanted = nn.functional.normalize(adapter(latent_ND), dim=1)
     assert found.shape == (ROWS, 7)
     torch.testing.assert_close(found, wanted, atol=2e-6, rtol=0)
+
+
+def test_the_chain_takes_the_columns_of_a_run():
+    latent_ND = torch.randn(ROWS, WIDTH)
+    columns = Columns(WIDTH, [(0, 2), (3, WIDTH)])
+    found = run_chain(MODULES[Columns](columns, None), latent_ND)
+    assert torch.equal(found, latent_ND[:, [column for column in range(WIDTH) if column != 2]])
 
 
 @pytest.mark.parametrize("kind", list(AdapterKind))

@@ -7,9 +7,9 @@ import torch
 from support.fakes import FakeText, FakeVision, make_dataset
 
 from alignvl_cli.errors import DataError
-from alignvl_cli.extraction.batches import choose_batches, measured_size
-from alignvl_cli.extraction.plan import CPU_IMAGES, make_plan, with_batches
-from alignvl_cli.extraction.progress import Finished
+from alignvl_cli.extraction.estimate import choose_batches, measured_size
+from alignvl_cli.extraction.events import Finished
+from alignvl_cli.extraction.plan import CPU_IMAGES, Batches, make_plan
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.settings import ExtractConfig
 from alignvl_cli.store.reader import open_store
@@ -62,36 +62,29 @@ def gpu(encoder):
     return encoder
 
 
-def chosen(dataset, vision, text, config, output, *, measured=True):
-    plan = make_plan(dataset, vision, text, config)
-    found = choose_batches(plan, dataset, vision, text, config, output)
-    assert measured or found == plan
-    return found
-
-
 def test_cpus_keep_their_rule_and_a_number_its_say(tmp_path):
     dataset = make_dataset(tmp_path / "data", images=4)
-    chosen(dataset, FakeVision(), FakeText(), AUTO, tmp_path / "s.h5", measured=False)
+    assert choose_batches(dataset, FakeVision(), FakeText(), AUTO, tmp_path / "s.h5") is None
     asked = replace(AUTO, batch_size=5)
-    plan = chosen(dataset, gpu(FakeVision()), gpu(FakeText()), asked, tmp_path / "s.h5", measured=False)
-    assert (plan.image_batch, plan.text_batch) == (5, 5)
+    assert choose_batches(dataset, gpu(FakeVision()), gpu(FakeText()), asked, tmp_path / "s.h5") is None
+    assert make_plan(dataset, FakeVision(), FakeText(), asked).image_batch == 5
     assert make_plan(dataset, FakeVision(), FakeText(), AUTO).image_batch == CPU_IMAGES
 
 
 def test_what_was_measured_is_kept_for_the_rest_of_the_work(tmp_path):
     dataset, output = make_dataset(tmp_path / "data", images=70), tmp_path / "s.h5"
     encoders = gpu(FakeVision()), gpu(FakeText())
-    measured = chosen(dataset, *encoders, AUTO, output)
-    assert measured.image_batch >= 16
-    assert measured.text_batch >= 16
-    begun = with_batches(measured, 2, 3)
-    running = run_extraction(dataset, *encoders, output, AUTO, settings={}, plan=begun)
+    measured = choose_batches(dataset, *encoders, AUTO, output)
+    assert measured.images >= 16
+    assert measured.texts >= 16
+    begun = Batches(2, 3)
+    running = run_extraction(dataset, *encoders, output, AUTO, settings={}, batches=begun)
     while next(running).done <= 32:
         pass
     running.close()
-    again = chosen(dataset, *encoders, AUTO, output)
+    again = choose_batches(dataset, *encoders, AUTO, output)
     assert again == begun
-    *_, last = run_extraction(dataset, *encoders, output, AUTO, settings={}, plan=again)
+    *_, last = run_extraction(dataset, *encoders, output, AUTO, settings={}, batches=again)
     assert isinstance(last, Finished)
-    assert last.summary.reused == 32
+    assert last.summary.resumed == 32
     assert open_store(output).made_by["plan"]["text_batch"] == 3

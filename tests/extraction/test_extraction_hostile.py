@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 from support.fakes import FakeText, FakeVision
 
-from alignvl_cli.datasets.dataset import MOST_BYTES, Dataset, ImageSource, Item
+from alignvl_cli.datasets.dataset import Dataset, ImageSource, Item
+from alignvl_cli.extraction.images import MOST_BYTES
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.settings import ExtractConfig
 from alignvl_cli.store.reader import open_store
@@ -174,7 +175,7 @@ def bad_files():
         "letter.jpg": (b"Dear reader, this is no picture.", "not an image"),
         "zeros.png": (bytes(1 << 20), "not an image"),
         "program.jpg": (encoded(quarters(), "EPS"), "not an image"),
-        "document.png": (encoded(quarters(), "PDF"), "not an image"),
+        "document.png": (encoded(quarters(), "PDF"), "PDF, which is not read"),
         "bomb.png": (png_of(50_000, 50_000), "50000 x 50000 pixels, above --max-pixels"),
         "bomb.gif": (large_gif, "60000 x 60000 pixels, above --max-pixels"),
         "bomb.bmp": (bytes(large_bmp), "50000 x 50000 pixels, above --max-pixels"),

@@ -7,8 +7,8 @@ import pytest
 from support.fakes import FakeText, FakeVision, make_dataset
 
 from alignvl_cli.errors import UsageError
+from alignvl_cli.extraction.events import Finished
 from alignvl_cli.extraction.plan import existing_store_matches, make_plan
-from alignvl_cli.extraction.progress import Finished
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.extraction.shards import WorkFolder, remove_leftover
 from alignvl_cli.settings import ExtractConfig
@@ -97,7 +97,7 @@ def test_work_on_a_replacement_is_no_leftover(tmp_path):
     remove_leftover(output)
     running.close()
     remove_leftover(output)
-    assert extract(dataset, output, overwrite=True).reused == 32
+    assert extract(dataset, output, overwrite=True).resumed == 32
     assert_clean(output)
 
 
@@ -108,5 +108,5 @@ def test_a_store_killed_on_its_way_to_its_name_is_made_again_and_leaves_nothing(
         pass
     running.close()
     (tmp_path / ".s.h5.4711.tmp").write_bytes(b"a store that was not yet named")
-    assert extract(dataset, output).reused == 32
+    assert extract(dataset, output).resumed == 32
     assert_clean(output)

@@ -19,9 +19,8 @@ from typer.testing import CliRunner
 from alignvl_cli.cli.app import app
 from alignvl_cli.distributed import ALONE, Ranks, ranks_here
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.extraction.progress import Finished, Progress, Stage
+from alignvl_cli.extraction.events import Finished, Progress, Stage
 from alignvl_cli.extraction.run import run_extraction
-from alignvl_cli.extraction.shards import WorkFolder
 
 SECONDS = 120
 """Long past any honest run: beyond it something waits for ever."""
@@ -93,49 +92,25 @@ def test_a_rank_that_comes_when_all_is_done_leaves_at_once(tmp_path, alone):
     assert [path.name for path in tmp_path.iterdir()] == ["s.h5"]
 
 
-def test_what_ranks_left_is_resumed_by_any_number(tmp_path, alone):
+def test_what_one_rank_left_is_taken_up_by_any_number(tmp_path, alone):
     dataset, expected, _ = alone
-    for count, lines in ((2, 4), (1, 30)):
+    for count, lines in ((2, 4), (1, 30), (3, 60)):
         ranks = ALONE if count == 1 else Ranks(0, count, 0, count)
         running = run_extraction(dataset, FakeVision(), FakeText(), tmp_path / "s.h5", CONFIG, settings={}, ranks=ranks)
-        other = rank_in_thread(dataset, tmp_path / "s.h5", Ranks(1, 2, 1, 2)) if count == 2 else None
         for _ in range(lines):
             next(running)
         running.close()
-        if other:
-            assert "rank 0 of 2 stopped" in other()
     _, encoders = together(dataset, tmp_path / "s.h5", 2)
     assert 0 < sum(sum(vision.batches) for vision, _ in encoders) < 150
     assert differing(stored_datasets(tmp_path / "s.h5"), expected) == []
 
 
-def rank_in_thread(dataset, output, ranks):
-    """Start a rank; what is returned waits for it and gives the message that it ended with."""
-    said = []
-
-    def run():
-        try:
-            extract(dataset, output, ranks)
-        except DataError as problem:
-            said.append(str(problem))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-
-    def end():
-        thread.join(SECONDS)
-        assert not thread.is_alive()
-        return "".join(said)
-
-    return end
-
-
-def test_ranks_that_resume_work_on_pictures_that_have_changed_agree(tmp_path):
+def test_ranks_that_take_up_work_on_pictures_that_have_changed_agree(tmp_path):
     """A content moves to an earlier shard, others change, go and come back: what a shard holds moves in later ones."""
     dataset, data = make_dataset(tmp_path / "data", images=200), tmp_path / "data"
     (data / "00010.png").rename(data / "00010.away")
     (data / "00150.png").write_bytes((data / "00020.png").read_bytes())
-    running = run_extraction(dataset, FakeVision(), FakeText(), tmp_path / "s.h5", CONFIG, settings={})
+    running = run_extraction(dataset, FakeVision(), FakeText(), tmp_path / "s.h5", CONFIG, settings={}, ranks=of(2)[0])
     for event in running:
         if isinstance(event, Progress) and event.stage is Stage.texts and event.done > 200:
             break
@@ -151,53 +126,32 @@ def test_ranks_that_resume_work_on_pictures_that_have_changed_agree(tmp_path):
     assert differing(stored_datasets(tmp_path / "s.h5"), stored_datasets(tmp_path / "whole.h5")) == []
 
 
-def test_an_error_in_one_rank_ends_the_others_and_the_next_run_resumes(tmp_path, alone):
+def test_an_error_in_one_rank_stops_no_other(tmp_path, alone):
     dataset, expected, _ = alone
-    other = rank_in_thread(dataset, tmp_path / "s.h5", of(2)[1])
+    failing = run_extraction(
+        dataset, FakeVision(poison="80-0-77"), FakeText(), tmp_path / "s.h5", CONFIG, settings={}, ranks=of(2)[0]
+    )
     with pytest.raises(DataError, match="not finite"):
-        extract(dataset, tmp_path / "s.h5", of(2)[0], vision=FakeVision(poison="80-0-77"))
-    assert "rank 0 of 2 stopped before its shards were finished" in other()
-    vision = FakeVision()
-    extract(dataset, tmp_path / "s.h5", vision=vision)
-    assert 0 < sum(vision.batches) < 200
+        list(failing)
+    extract(dataset, tmp_path / "s.h5", of(2)[1])
     assert differing(stored_datasets(tmp_path / "s.h5"), expected) == []
 
 
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_rank_is_noticed_and_the_next_run_does_its_work(tmp_path, killed):
+def test_a_killed_rank_leaves_its_work_to_the_others(tmp_path):
     first = Killable(tmp_path, image_delay=0.02, ranks=2)
     dataset = first.dataset()
-    ranks = [first.start(), replace(first, rank=1).start()]
-    dying, living = ranks[killed], ranks[1 - killed]
+    dying, living = first.start(), replace(first, rank=1).start()
     for _ in range(20):
         dying.stdout.readline()
     dying.send_signal(signal.SIGKILL)
-    living.communicate(timeout=SECONDS)
+    output, _ = living.communicate(timeout=SECONDS)
     dying.wait()
     dying.stdout.close()
-    assert living.returncode != 0
-    shards = first.journal("shards")
-    together(dataset, tmp_path / "s.h5", 3)
-    assert len(shards) == len(set(shards)) > 0
+    assert living.returncode == 0
+    assert "Finished" in output
     extract(dataset, tmp_path / "whole.h5")
     assert differing(stored_datasets(tmp_path / "s.h5"), stored_datasets(tmp_path / "whole.h5")) == []
     assert not (tmp_path / "s.h5.partial").exists()
-
-
-def test_shards_are_shared_out_by_rank(tmp_path, alone, monkeypatch):
-    """Shard n of each stage is written by rank n % world size."""
-    dataset, _, _ = alone
-    written = []
-    write = WorkFolder.write_shard
-
-    def told(folder, stage, number, latents, record):
-        written.append((folder.ranks.rank, stage, number))
-        write(folder, stage, number, latents, record)
-
-    monkeypatch.setattr(WorkFolder, "write_shard", told)
-    together(dataset, tmp_path / "s.h5", 3)
-    assert len(written) == len({(stage, number) for _, stage, number in written}) > 8
-    assert all(rank == number % 3 for rank, _, number in written)
 
 
 def test_alone_and_shared_do_not_meet(tmp_path, alone):
@@ -235,8 +189,8 @@ def test_sharing_needs_locks(tmp_path, alone, monkeypatch):
     ("environment", "expected"),
     [
         ({}, ALONE),
-        ({"WORLD_SIZE": "4"}, ALONE),
         ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, Ranks(1, 2, 1, 2)),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, Ranks(1, 2, None, 2)),
         ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, Ranks(5, 8, 1, 4)),
     ],
 )

@@ -1,7 +1,6 @@
 """What an extraction refuses, and what it says: the user's own files, a full disk, too little memory, float16."""
 
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,7 @@ from support.fakes import FakeText, FakeVision, make_dataset
 
 from alignvl_cli.distributed import ALONE, Ranks
 from alignvl_cli.errors import DataError, MismatchError
-from alignvl_cli.extraction.progress import Finished
+from alignvl_cli.extraction.events import Finished
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.settings import ExtractConfig, StoreDtype
 from alignvl_cli.store.reader import open_store
@@ -27,19 +26,6 @@ def extract(dataset, output, *, vision=None, text=None, config=SMALL, **options)
     )
     assert isinstance(last, Finished)
     return last.summary
-
-
-def extract_shared(dataset, output, config=SMALL):
-    """The summary of an extraction by two ranks."""
-    with ThreadPoolExecutor(1) as threads:
-        other = threads.submit(
-            lambda: list(
-                run_extraction(dataset, FakeVision(), FakeText(), output, config, settings={}, ranks=Ranks(1, 2, 1, 2))
-            )
-        )
-        summary = extract(dataset, output, config=config, ranks=TWO)
-        assert other.result() == [event for event in other.result() if not isinstance(event, Finished)]
-        return summary
 
 
 class Large:
@@ -68,7 +54,7 @@ def test_a_latent_beyond_float16_is_met_in_its_shard_and_float32_goes_on(tmp_pat
         extract(dataset, output, vision=vision, text=text, config=HALF)
     assert not (tmp_path / "s.h5.partial" / "images-000003.json").exists() or side == "text"
     summary = extract(dataset, output, vision=vision, text=text)
-    assert summary.reused == (32 if side == "vision" else 100)
+    assert summary.resumed == (32 if side == "vision" else 100)
     assert open_store(output).image_latent.dtype == np.float32
 
 
@@ -92,7 +78,7 @@ def test_processes_that_share_the_work_agree_on_the_dtype(tmp_path):
     with pytest.raises(MismatchError, match="dtype was 'float32', now 'float16'"):
         extract(dataset, output, config=HALF, ranks=Ranks(1, 2, 1, 2))
     running.close()
-    extract_shared(dataset, output, HALF)
+    extract(dataset, output, config=HALF, ranks=TWO)
     assert open_store(output).made_by["plan"]["dtype"] == "float16"
 
 
@@ -121,13 +107,13 @@ def test_what_a_desktop_leaves_in_the_work_folder_is_in_nobodys_way(tmp_path):
 @pytest.mark.parametrize("ranks", [ALONE, TWO], ids=["alone", "shared"])
 def test_a_file_put_into_the_work_folder_outlives_the_work(tmp_path, ranks):
     dataset, output = make_dataset(tmp_path / "data", images=100), tmp_path / "s.h5"
-    running = run_extraction(dataset, FakeVision(), FakeText(), output, SMALL, settings={})
+    running = run_extraction(dataset, FakeVision(), FakeText(), output, SMALL, settings={}, ranks=ranks)
     while next(running).done <= 32:
         pass
     running.close()
     (tmp_path / "s.h5.partial" / "images-notes.json").write_text("mine")
     (tmp_path / ".s.h5.notes.tmp").write_text("mine")
-    assert (extract_shared if ranks.is_shared else extract)(dataset, output).reused == 32
+    assert extract(dataset, output, ranks=ranks).resumed == 32
     assert [path.name for path in (tmp_path / "s.h5.partial").iterdir()] == ["images-notes.json"]
     assert (tmp_path / ".s.h5.notes.tmp").exists()
     shutil.rmtree(tmp_path / "s.h5.partial")

@@ -10,8 +10,8 @@ from support.fakes import FakeText, FakeVision, concept, make_dataset
 
 from alignvl_cli.datasets.dataset import Dataset, ImageSource, Item
 from alignvl_cli.errors import DataError, MismatchError, UsageError
+from alignvl_cli.extraction.events import Finished, Note, Progress, Stage
 from alignvl_cli.extraction.plan import existing_store_matches, make_plan
-from alignvl_cli.extraction.progress import Finished, Note, Progress, Stage
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.settings import ExtractConfig, StoreDtype
 from alignvl_cli.store.reader import open_store
@@ -256,7 +256,7 @@ def test_the_same_command_goes_on_and_repeats_no_finished_shard(tmp_path):
     unfinished(dataset, tmp_path / "s.h5", done=64)  # two shards of 32 rows, and some of the third
     vision = FakeVision()
     _, resumed = extract(dataset, tmp_path / "s.h5", vision=vision)
-    assert resumed.reused == 64
+    assert resumed.resumed == 64
     assert sum(vision.batches) < 36
     assert resumed.content_hash == undisturbed.content_hash
     assert open_store(tmp_path / "s.h5").rejected == open_store(tmp_path / "whole.h5").rejected
@@ -307,4 +307,4 @@ def test_an_interrupt_stops_the_workers_and_leaves_what_is_finished(tmp_path):
         running.throw(KeyboardInterrupt())
     assert multiprocessing.active_children() == []
     _, resumed = extract(dataset, output)
-    assert resumed.reused == 32
+    assert resumed.resumed == 32

@@ -20,11 +20,10 @@ from alignvl_cli.ablation.records import RESULTS, read_study, read_verdicts
 from alignvl_cli.artifacts import read_json
 from alignvl_cli.datasets.dataset import Dataset
 from alignvl_cli.datasets.formats import open_dataset
-from alignvl_cli.distributed import Workers
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.extraction.plan import existing_store_matches, make_plan
 from alignvl_cli.extraction.run import run_extraction
-from alignvl_cli.extraction.sources import compare_pictures
+from alignvl_cli.extraction.up_to_date import compare_pictures
 from alignvl_cli.retrieval.evaluate import read_evaluation
 from alignvl_cli.retrieval.index import open_index
 from alignvl_cli.settings import DatasetOptions, Gallery
@@ -188,7 +187,7 @@ def test_damaged_sources_are_another_dataset_or_refused(copied, times, tried, na
     def passes_for_the_same(dataset: Dataset) -> bool:
         if not existing_store_matches(store, make_plan(dataset, vision, text, EXTRACT_CONFIG)):
             return False
-        *_, found = compare_pictures(store, dataset, vision.preprocess, EXTRACT_CONFIG.max_pixels, Workers())
+        *_, found = compare_pictures(store, dataset, vision.preprocess, EXTRACT_CONFIG)
         return found.is_same and not found.gone
 
     dataset, before = contents()

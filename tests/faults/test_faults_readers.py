@@ -12,9 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from alignvl_cli.datasets.dataset import Dataset
+from alignvl_cli.datasets.dataset import Dataset, nothing_readable, require_pictures
 from alignvl_cli.datasets.formats import open_dataset
-from alignvl_cli.datasets.paths import nothing_readable, require_pictures
 from alignvl_cli.datasets.splits import split_rows
 from alignvl_cli.encoders.decoding import UnreadableImage, decode_image
 from alignvl_cli.errors import AlignvlError

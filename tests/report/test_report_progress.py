@@ -4,11 +4,10 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from rich.console import Console
 
-from alignvl_cli.extraction import progress as events
+from alignvl_cli.extraction import events
 from alignvl_cli.report.progress import ExtractionProgress, TrainingProgress, extraction_summary
 from alignvl_cli.training import state as records
 
@@ -119,14 +118,14 @@ SUMMARY = events.ExtractSummary(
     captions=5000, distinct_captions=4900, repeated_captions=100,
     truncated_captions=0, cleaned_captions=0, blank_captions=0, rejected=3,
     too_many_rejected=False, leaks=2, split_sizes={"train": 1300, "val": 200, "test": 400}, rounding_error=1.2e-3,
-    reused=0, workers=1,
+    resumed=0, workers=1,
     seconds=events.Seconds(decode=1.0, encode_images=20.0, encode_texts=5.0, write=0.5, total=27.0),
 )  # fmt: skip
 EXTRACTION = [
     events.Note("repeated files are encoded once"),
     *(events.Progress(events.Stage.images, done, 1900, 100.0) for done in range(0, 1901, 10)),
     *(events.Progress(events.Stage.texts, done, 4900, 1000.0) for done in (2450, 4900)),
-    events.Finished(SUMMARY, np.zeros((1900, 3), np.int64)),
+    events.Finished(SUMMARY),
 ]
 
 

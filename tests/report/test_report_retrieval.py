@@ -10,11 +10,10 @@ from support.fake_evaluations import evaluation
 
 from alignvl_cli.report.evaluation import beyond_table, hubness_table, recall_table, short_names, warnings_of
 from alignvl_cli.report.tables import terminal
-from alignvl_cli.retrieval.bootstrap import Resampled
 from alignvl_cli.retrieval.eccv import BeyondPairs, Judgement
 from alignvl_cli.retrieval.evaluate import Evaluation
 from alignvl_cli.retrieval.hubness import Corrected, Hubness, Occurrence
-from alignvl_cli.retrieval.metrics import RECALL_SUM
+from alignvl_cli.retrieval.metrics import RECALL_SUM, Resampled
 
 
 def drawn(*evaluations: Evaluation, width: int = 100, colours: bool = False) -> str:

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from alignvl_cli.retrieval import bootstrap
-from alignvl_cli.retrieval.bootstrap import resample
-from alignvl_cli.retrieval.metrics import QueryRanks, RetrievalMetrics, direction_metrics
+from alignvl_cli.retrieval import metrics as metrics_module
+from alignvl_cli.retrieval.metrics import QueryRanks, RetrievalMetrics, direction_metrics, resample
 
 KS = (1, 5, 10)
 
@@ -44,11 +43,11 @@ def test_captions_of_one_image_move_together():
 
 
 def test_every_resample_is_the_metric_of_the_resampled_queries(monkeypatch):
-    monkeypatch.setattr(bootstrap, "RESAMPLES", 7)
+    monkeypatch.setattr(metrics_module, "RESAMPLES", 7)
     by_image, by_text = drawn(12, 3)
     found = resample(by_image, by_text, KS)
     ids = np.unique(by_image.id_Q)
-    times_SI = np.random.default_rng(bootstrap.SEED).multinomial(12, np.full(12, 1 / 12), 7)
+    times_SI = np.random.default_rng(metrics_module.SEED).multinomial(12, np.full(12, 1 / 12), 7)
     for number, times_I in enumerate(times_SI):
         chosen = [identity for identity, times in zip(ids, times_I, strict=True) for _ in range(times)]
         metrics = RetrievalMetrics(
@@ -70,7 +69,7 @@ def test_every_resample_is_the_metric_of_the_resampled_queries(monkeypatch):
 def test_chunks_do_not_change_the_draws(monkeypatch):
     ranks = drawn(50, 4)
     whole = resample(*ranks, KS).rsum_S
-    monkeypatch.setattr(bootstrap, "CHUNK_ELEMENTS", 50 * 13)
+    monkeypatch.setattr(metrics_module, "CHUNK_ELEMENTS", 50 * 13)
     assert resample(*ranks, KS).rsum_S.tolist() == whole.tolist()
 
 

@@ -13,6 +13,7 @@ from alignvl_cli.encoders.text import load_text
 from alignvl_cli.encoders.vision import load_vision
 from alignvl_cli.errors import DataError, MismatchError, UsageError
 from alignvl_cli.retrieval.dual_encoder import DualEncoder, open_picture
+from alignvl_cli.retrieval.search import cut_texts
 from alignvl_cli.settings import Precision
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.run_folder import load_run
@@ -139,3 +140,34 @@ def test_load_gives_the_runs_own_temperature_and_width(tmp_path, encoder):
 def test_a_device_that_is_none_is_a_usage_error(tmp_path, encoder):
     with pytest.raises(UsageError, match="auto, cuda, mps, cpu, got 'gpu'"):
         DualEncoder.load(tmp_path / "run", device="gpu")
+
+
+def once(items):
+    """A generator: what is gone through once."""
+    yield from items
+
+
+@pytest.mark.parametrize("made", [once, tuple, np.array, dict.fromkeys, iter], ids=lambda made: made.__name__)
+def test_texts_and_pictures_of_any_iterable_are_those_of_the_list(encoder, pictures, made):
+    texts = ["dog", "a red heart", ""]
+    assert encoder.encode_text(made(texts)).tobytes() == encoder.encode_text(texts).tobytes()
+    if made is not np.array:  # pictures are no array of paths
+        assert encoder.encode_image(made(pictures)).tobytes() == encoder.encode_image(pictures).tobytes()
+    assert encoder.encode_text(made([])).shape == encoder.encode_image(made([])).shape == (0, 8)
+
+
+def test_items_of_another_kind_are_refused_by_their_type(encoder):
+    for wrong in (3, None, b"red", ["red"]):
+        with pytest.raises(UsageError, match=type(wrong).__name__):
+            encoder.encode_text(["a red heart", wrong])
+        with pytest.raises(UsageError, match=type(wrong).__name__):
+            encoder.encode_image([wrong])
+
+
+def test_rows_to_project_may_be_a_list(encoder):
+    latent = np.random.default_rng(1).standard_normal((3, encoder.run.adapters.shape.text_width))
+    assert encoder.project_text(latent.tolist()).tobytes() == encoder.project_text(latent).tobytes()
+
+
+def test_texts_that_are_cut_are_told_of_a_generator_too(encoder):
+    assert len(cut_texts(encoder, once(["a" * 50, "dog"]))) == 1

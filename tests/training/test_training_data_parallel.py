@@ -13,9 +13,9 @@ from support.distributed_training import start, train_together
 from support.fakes import make_store
 
 from alignvl_cli.align.adapters import StreamDropout
-from alignvl_cli.distributed import own_gpu, ranks_here
+from alignvl_cli.distributed import ranks_here, use_own_gpu
 from alignvl_cli.errors import UsageError
-from alignvl_cli.training.data_parallel import DataParallel
+from alignvl_cli.training.data_parallel import DataParallel, joined
 
 SETTINGS = {
     "batch-size": 24, "epochs": 4, "embed-dim": 8, "lr": 3e-3, "dropout": 0.5, "noise-std": 0.3, "ema": 0.5,
@@ -56,14 +56,27 @@ def test_shares_are_the_rows_in_order():
         DataParallel(0, 4).require_shares(10)
 
 
-def test_every_process_has_a_gpu_of_its_own_or_none_begins():
-    environment = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
-    assert own_gpu(ranks_here(environment), 2) == 1
-    with pytest.raises(UsageError, match="LOCAL_RANK 1: this process has no GPU, the machine has 1"):
-        own_gpu(ranks_here(environment), 1)
-    del environment["LOCAL_RANK"]
-    with pytest.raises(UsageError, match="LOCAL_RANK is not"):
-        own_gpu(ranks_here(environment), 2)
+def test_every_process_has_a_gpu_of_its_own_or_none_begins(monkeypatch):
+    used: list[int] = []
+    monkeypatch.setattr("torch.cuda.set_device", used.append)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    two = {"RANK": "1", "WORLD_SIZE": "2"}
+    use_own_gpu(ranks_here(two | {"LOCAL_RANK": "1"}))
+    assert used == [1]
+    with pytest.raises(UsageError, match="LOCAL_RANK is not set"):
+        use_own_gpu(ranks_here(two))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(UsageError, match="process 1 of this machine has no GPU: it has 1"):
+        use_own_gpu(ranks_here(two | {"LOCAL_RANK": "1"}))
+    assert used == [1]
+
+
+@pytest.mark.parametrize("environment", [{"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"}])
+def test_training_refuses_nonsense_in_the_environment(monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="torchrun"), joined("cpu"):
+        pass
 
 
 def test_masks_are_those_of_the_whole_batch():

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from support.fakes import make_store
 
-from alignvl_cli.align.adapters import AdapterPair, AdapterShape, new_pair
-from alignvl_cli.align.latent_norm import Standardize
+from alignvl_cli.align.adapters import AdapterPair, AdapterShape, Standardize, new_pair
 from alignvl_cli.align.mixing import draw_coefficient
 from alignvl_cli.align.streams import Stream, Streams
 from alignvl_cli.errors import DataError, MismatchError, UsageError

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.fakes import make_store
 
-from alignvl_cli.align import neighbours
+from alignvl_cli.align import ranks
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.recipes import resolve_train
@@ -205,8 +205,8 @@ def test_a_store_read_by_windows_is_corrupted_and_judged_alike(tmp_path):
     {"subset": f"{kind}:300"} for kind in ("quality", "kdpp")
 )], ids=str)  # fmt: skip
 def test_a_budget_bounds_what_is_looked_at_and_changes_nothing(tmp_path, monkeypatch, asked):
-    monkeypatch.setattr(neighbours, "ASKED", 40)
-    monkeypatch.setattr(neighbours, "OTHERS", 70)
+    monkeypatch.setattr(ranks, "ASKED", 40)
+    monkeypatch.setattr(ranks, "OTHERS", 70)
     monkeypatch.setattr(selection, "DPP_BLOCK", 150)
     sizes = {"images": 400, "dim": 12, "text_dim": 10, "captions_per_image": (1, 2, 0, 3)}
     opened = [open_store(make_store(tmp_path / "s.h5", **sizes))]

@@ -1,23 +1,21 @@
-"""What an extraction tells its caller as it goes: records, which the caller shows, and the time that each part took."""
+"""What an extraction tells its caller as it goes: records, which the caller shows."""
 
-import time
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Stage(StrEnum):
-    files = "files"
-    """What stands in the picture files, which the ranks of an extraction tell each other."""
+    hashes = "hashes"
+    """Of the picture files, which processes that share an extraction tell each other."""
     images = "images"
     texts = "texts"
     pictures = "pictures"
-    """Picture files of a complete store that have another size or time than when it was made, read again."""
+    """The files of a store that is complete, read again to see that it is still of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,41 +76,20 @@ class ExtractSummary:
     """Images in each split."""
     rounding_error: float | None
     """Largest absolute difference that float16 made; None for float32."""
-    reused: int
+    resumed: int
     """Images whose latents an earlier, interrupted run had finished."""
     workers: int
     seconds: Seconds
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The last record."""
 
     summary: ExtractSummary
-    states: np.ndarray
-    """(items of the dataset, 3) int64: how each picture file is known again; see `sources.FileState`."""
+    stamps: "np.ndarray | None" = field(default=None, repr=False, compare=False)
+    """(rows of the dataset, 2) int64: size and modification time in ns of each picture file when it was read, -1 where
+    it could not be."""
 
 
 Event = Progress | Note | Finished
-
-
-class Stopwatch:
-    """Wall time since it was made, and of the parts that were measured."""
-
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self._seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def measure(self, what: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[what] += time.perf_counter() - started
-
-    def __getitem__(self, what: str) -> float:
-        return self._seconds[what]
-
-    def total(self) -> float:
-        return time.perf_counter() - self._started

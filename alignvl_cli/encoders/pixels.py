@@ -1,0 +1,117 @@
+"""From an RGB picture to what a vision tower's values are made of, as worker processes do it.
+
+A plain resize and crop needs Pillow and numpy alone, so that workers start in a fraction of a second.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from alignvl_cli.encoders.decoding import UnreadableImage
+
+MOST_RESIZED = 1 << 24
+"""Pixels (48 MiB) of a resized picture; beyond, only what the centre crop keeps of it is made. A 1 x 3,000 strip would
+become one of 224 x 672,000."""
+WIDEST_FILTER = 3
+"""Pixels that a resampling filter (Lanczos) reaches to each side, of the source or of the result, the coarser."""
+LONGEST_RATIO = 200
+"""Image processors of other makes resize as they like: a strip of 1 x 80,000,000 could take gigabytes there."""
+
+
+TENSORS_ALONE = ("TimmWrapperImageProcessor",)
+"""Image processors that give torch tensors and nothing else."""
+
+
+class Preprocess(Protocol):
+    """Picklable; RGB picture in, (H, W, 3) uint8 out, or (3, H, W) float32 where the processor has steps of its own; H
+    and W the same for every picture. UnreadableImage for one that those steps cannot take."""
+
+    @property
+    def value_C256(self) -> np.ndarray | None:
+        """Float32 that each pixel value of a uint8 picture stands for, by channel; None where pictures are values."""
+        ...
+
+    def __call__(self, image: Image.Image) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, eq=False)
+class ResizeCrop:
+    """Resize and centre crop. The rest is a look-up for each channel, done for whole batches where the model computes:
+    a uint8 pixel has only 256 values, and a quarter of the bytes.
+
+    Equal to the image processor bit for bit (the table is what the processor itself makes of a ramp); for a picture so
+    long that the resized one would not fit in `MOST_RESIZED`, up to the rounding of the filter's positions.
+    """
+
+    size: int | tuple[int, int]
+    """Pixels of the shorter side, or (height, width)."""
+    crop: tuple[int, int] | None
+    """(height, width) of the centre crop, at most the resized size."""
+    resample: Image.Resampling
+    value_C256: np.ndarray
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        height, width = self._resized(image)
+        if self.crop is None:
+            return np.asarray(image.resize((width, height), self.resample))
+        top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
+        window = (left, top, left + self.crop[1], top + self.crop[0])
+        resized = resized_window if height * width > MOST_RESIZED else _resized_whole
+        return np.asarray(resized(image, (width, height), self.resample, window))
+
+    def _resized(self, image: Image.Image) -> tuple[int, int]:
+        """(height, width) after the resize; the longer side is rounded down, as transformers does."""
+        if isinstance(self.size, tuple):
+            return self.size
+        width, height = image.size
+        if width <= height:
+            return int(self.size * height / width), self.size
+        return self.size, int(self.size * width / height)
+
+
+def _resized_whole(
+    image: Image.Image, size: tuple[int, int], resample: Image.Resampling, window: tuple[int, int, int, int]
+) -> Image.Image:
+    return image.resize(size, resample).crop(window)
+
+
+def resized_window(
+    image: Image.Image, size: tuple[int, int], resample: Image.Resampling, window: tuple[int, int, int, int]
+) -> Image.Image:
+    """What `window` (left, upper, right, lower) shows of `image` resized to `size` (width, height), without the rest.
+
+    Cut out first is the stretch of the source that the window's pixels are made of, the filter's reach included, so
+    every pixel is the same sum; memory follows the window, however long the picture is.
+    """
+    cut, box = [], []  # first and last source pixel, and where the window lies in them; by axis
+    for axis in (0, 1):
+        scale = image.size[axis] / size[axis]
+        reach = WIDEST_FILTER * math.ceil(max(scale, 1))
+        first = max(0, math.floor(window[axis] * scale) - reach)
+        last = min(image.size[axis], math.ceil(window[axis + 2] * scale) + reach)
+        cut.append((first, last))
+        box.append((window[axis] * scale - first, min(window[axis + 2] * scale - first, last - first)))
+    part = image.crop((cut[0][0], cut[1][0], cut[0][1], cut[1][1]))
+    shown = window[2] - window[0], window[3] - window[1]
+    return part.resize(shown, resample, box=(box[0][0], box[1][0], box[0][1], box[1][1]))
+
+
+@dataclass(frozen=True, eq=False)
+class ProcessorCall:
+    """An image processor with steps of its own, called as it is."""
+
+    processor: Any
+    value_C256: None = None
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        if max(image.size) > LONGEST_RATIO * min(image.size):
+            raise UnreadableImage(
+                f"{image.width} x {image.height} pixels: more than {LONGEST_RATIO} times as long as wide, which is not"
+                " given to this model's image processor"
+            )
+        kind = "pt" if type(self.processor).__name__ in TENSORS_ALONE else "np"
+        pixels = self.processor(images=image, return_tensors=kind)["pixel_values"][0]
+        return np.ascontiguousarray(pixels, dtype=np.float32)

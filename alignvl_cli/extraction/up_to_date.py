@@ -1,0 +1,143 @@
+"""Whether a complete store is still of the pictures there: a `stat` a file, and a read only where that differs.
+
+`STORE.files.json`, beside the store, has the size and modification time that each file had when it was read. Nothing
+else needs it: without it (a store of an earlier version, or one that was moved alone) the pictures are read once, and
+then it is written.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from alignvl_cli.artifacts import fingerprint, read_json, write_json
+from alignvl_cli.datasets.dataset import Dataset, Item
+from alignvl_cli.distributed import choose_workers, started_workers
+from alignvl_cli.encoders.pixels import Preprocess
+from alignvl_cli.errors import DataError
+from alignvl_cli.extraction.events import Progress, Stage
+from alignvl_cli.extraction.images import NO_STAMP, READ_CHUNK, Picture, is_unchanged, read_pictures
+from alignvl_cli.settings import ExtractConfig
+from alignvl_cli.store.reader import open_store
+
+Row = TypeVar("Row")
+
+FORMAT = "alignvl.files/1"
+
+
+@dataclass
+class Comparison:
+    """Ids of the images, in the order of the data, whose pictures are not as a store says."""
+
+    changed: list[str] = field(default_factory=list)
+    """The file has other bytes than those that were encoded."""
+    readable: list[str] = field(default_factory=list)
+    """The store rejected the image, and now it can be read."""
+    gone: list[str] = field(default_factory=list)
+    """The file cannot be read, and nothing is known against what the store has of it."""
+    rejected: int = 0
+    """Images that the store rejected."""
+
+    @property
+    def is_same(self) -> bool:
+        return not self.changed and not self.readable
+
+
+def files_path(store: Path) -> Path:
+    """Where the sizes and times of the files of `store` are kept."""
+    return store.with_name(f"{store.name}.files.json")
+
+
+def write_stamps(store: Path, content_hash: str, items: Sequence[Item], stamps: np.ndarray) -> None:
+    """Keep the `stamps` (rows, 2) of the items' files beside the store; where that cannot be, they are read again."""
+    path = files_path(store)
+    record = {
+        "format": FORMAT,
+        "content_hash": content_hash,
+        "files_sha256": _places(items),
+        "size_time_ns": stamps.tolist(),
+    }
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+        write_json(path, record)
+
+
+def compare_pictures(
+    path: Path, dataset: Dataset, preprocess: Preprocess, config: ExtractConfig
+) -> Iterator[Progress | Comparison]:
+    """Read the pictures of `dataset`, which the complete store at `path` is said to be of, whose size or time is not
+    that of when they were read; the last record is what was found.
+
+    DataError when the store is damaged.
+    """
+    store = open_store(path)
+    row_of = {identity: row for row, identity in enumerate(store.image_id)}
+    items, sha256 = dataset.items, store.image_sha256
+    stamps = _read_stamps(path, store.content_hash, items)
+    found = Comparison(rejected=len(store.rejected))
+    unsure = [
+        (row, item)
+        for row, (item, (size, time_ns)) in enumerate(zip(items, stamps.tolist(), strict=True))
+        if not is_unchanged(item.source, (size, time_ns))
+    ]
+    known = [(row, item) for row, item in unsure if item.id in row_of]
+    rejected = [(row, item) for row, item in unsure if item.id not in row_of]
+    done = 0
+    started = time.perf_counter()
+    count = choose_workers(config.workers, len(unsure))
+    with started_workers(count) as workers:
+        tasks: list[tuple[Sequence[tuple[int, Item]], tuple[Any, ...]]] = [
+            (some, ([item.source for _, item in some],)) for some in _chunks(known)
+        ]
+        tasks += [
+            ([one], ([one[1].source], preprocess, config.max_pixels))  # alone: equal ones are decoded once a task
+            for one in rejected
+        ]
+        for some, pictures in workers.map(read_pictures, tasks, ahead=2 * count):
+            for (row, item), picture in zip(some, pictures, strict=True):
+                stamps[row] = picture.stamp
+                _compare(item, picture, sha256[row_of[item.id]].tobytes() if item.id in row_of else None, found)
+            done += len(some)
+            yield Progress(Stage.pictures, done, len(unsure), done / (time.perf_counter() - started))
+    if unsure and found.is_same:
+        write_stamps(path, store.content_hash, items, stamps)
+    yield found
+
+
+def _compare(item: Item, now: Picture, then: bytes | None, found: Comparison) -> None:
+    """`then` is the hash of what was encoded, None for a rejected image."""
+    if then is None:
+        if not isinstance(now.pixels, str):
+            found.readable.append(item.id)
+    elif now.sha256 is None:
+        found.gone.append(item.id)
+    elif now.sha256 != then:
+        found.changed.append(item.id)
+
+
+def _read_stamps(store: Path, content_hash: str, items: Sequence[Item]) -> np.ndarray:
+    """(rows, 2) int64; NO_STAMP throughout where nothing sound is kept of this very store and these very files."""
+    try:
+        record = read_json(files_path(store), "record of picture files")
+        wanted = {"format": FORMAT, "content_hash": content_hash, "files_sha256": _places(items)}
+        if all(record.get(name) == value for name, value in wanted.items()):
+            stamps = np.array(record["size_time_ns"])
+            if stamps.shape == (len(items), 2) and stamps.dtype == np.int64:
+                return stamps
+    except (DataError, OSError, KeyError, ValueError, OverflowError):
+        pass
+    return np.full((len(items), 2), NO_STAMP, np.int64)
+
+
+def _places(items: Sequence[Item]) -> str:
+    """Hash of where the files lie: those of another folder are never taken for them, whatever their size and time."""
+    return fingerprint([[os.path.abspath(item.source.path), item.source.offset, item.source.size] for item in items])
+
+
+def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    return (rows[first : first + READ_CHUNK] for first in range(0, len(rows), READ_CHUNK))

@@ -20,9 +20,9 @@ from alignvl_cli.devices import is_out_of_memory, peak_resident_bytes
 from alignvl_cli.distributed import ALONE, Ranks, choose_workers
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.encoding import open_lanes, within_memory
-from alignvl_cli.extraction.images import read_pictures
 from alignvl_cli.extraction.plan import Batches, existing_store_matches, make_plan
 from alignvl_cli.extraction.shards import recorded_plan
+from alignvl_cli.extraction.sources import read_pictures
 from alignvl_cli.settings import ExtractConfig
 
 if TYPE_CHECKING:

@@ -11,11 +11,8 @@ shard is resumed, and it is made anew if a hash has changed.
 
 Processes that share an extraction must number contents alike before any of them encodes, so there each file is hashed
 once, by one of them, and the distinct ones are read a second time to be decoded, under the eye of that hash.
-
-Imports little, since every worker process pays for it when it starts.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -26,71 +23,22 @@ import numpy as np
 import xxhash
 
 from alignvl_cli.artifacts import canonical_json
-from alignvl_cli.datasets.dataset import MOST_BYTES, ImageSource, Item
+from alignvl_cli.datasets.dataset import Item
 from alignvl_cli.distributed import Workers
-from alignvl_cli.encoders.decoding import UnreadableImage, decode_image
 from alignvl_cli.encoders.pixels import Preprocess
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.encoding import Lanes, Stopwatch, open_lanes, require_storable, within_memory
 from alignvl_cli.extraction.events import Progress, Stage
 from alignvl_cli.extraction.plan import Plan
 from alignvl_cli.extraction.shards import WorkFolder
+from alignvl_cli.extraction.sources import READ_CHUNK, Picture, is_unchanged, read_pictures
 
 if TYPE_CHECKING:
     from alignvl_cli.encoders.vision import VisionEncoder
 
 NO_CONTENT = -1
-NO_STAMP = (-1, -1)
-"""Of a file that could not be read: it is tried again whatever its size and time say."""
 KEY_BYTES = 16
 """Of each SHA-256, kept in memory to know a content again."""
-READ_CHUNK = 16
-"""Pictures in one task: enough that passing it costs nothing, few enough that many in flight fit in memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """What one reading of a file gave."""
-
-    sha256: bytes | None
-    """None for a file that cannot be read."""
-    stamp: tuple[int, int]
-    """Size in bytes and modification time in ns, taken before the bytes were read: a later change differs from it."""
-    pixels: np.ndarray | str | None = None
-    """As the encoder takes them, or why there are none; None when they were not wanted."""
-
-
-def read_pictures(
-    sources: Sequence[ImageSource], preprocess: Preprocess | None = None, max_pixels: int = 0
-) -> list[Picture]:
-    """Open each file once; with `preprocess` decode it from the bytes that were hashed, each content once."""
-    seen: set[bytes] = set()
-    found = []
-    for source in sources:
-        try:
-            stamp = source.stamp()
-            data = source.read(MOST_BYTES)
-        except OSError as problem:
-            found.append(Picture(None, NO_STAMP, problem.strerror or str(problem)))
-            continue
-        sha256 = hashlib.sha256(data).digest()
-        pixels: np.ndarray | str | None = None
-        if preprocess is not None and sha256 not in seen:
-            try:
-                pixels = preprocess(decode_image(data, max_pixels))
-            except UnreadableImage as problem:
-                pixels = str(problem)
-        seen.add(sha256)
-        found.append(Picture(sha256, stamp, pixels))
-    return found
-
-
-def is_unchanged(source: ImageSource, stamp: tuple[int, int]) -> bool:
-    """Whether the file has the size and modification time that it had when it was read; opens nothing."""
-    try:
-        return tuple(stamp) != NO_STAMP and source.stamp() == tuple(stamp)
-    except OSError:
-        return False
 
 
 @dataclass

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from alignvl_cli.store.reader import open_store
 
@@ -74,6 +75,34 @@ def test_each_picture_is_opened_once_and_never_again(empty, tmp_path, manifest, 
     opened.clear()
     empty.succeeds(*extract(manifest))
     assert opened == []
+
+
+@pytest.mark.parametrize("change", ["nothing", "weights", "pooling", "dtype", "elsewhere"])
+def test_an_up_to_date_store_is_known_without_its_encoders(
+    empty, tmp_path, manifest, extract, tiny_encoders, monkeypatch, change
+):
+    """No model is loaded while everything is as it was; what decides a latent is never passed over."""
+    vision = tiny_encoders[tiny_encoders.index("--vision") + 1]
+    copy = shutil.copytree(vision, tmp_path / "vision")
+    words = [copy if word == vision else word for word in extract(manifest)]
+    empty.succeeds(*words)
+    if change == "nothing":
+        monkeypatch.setattr("alignvl_cli.encoders.vision.load_vision", None)
+        assert "up to date" in empty(*words).stderr
+        (tmp_path / "photos" / "08.png").unlink()
+        assert "1 of 40 pictures cannot be read" in " ".join(empty(*words).stderr.split())
+    elif change == "weights":
+        weights = load_file(copy / "model.safetensors")
+        name = next(name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.ndim > 1)
+        save_file(weights | {name: weights[name] + 1}, copy / "model.safetensors", metadata={"format": "pt"})
+        assert "vision.weights" in empty.fails(2, *words)
+    elif change == "elsewhere":
+        copy.rename(tmp_path / "moved")
+        moved = [tmp_path / "moved" if word == copy else word for word in words]
+        assert "up to date" in empty(*moved).stderr, "the same model in another place"
+    else:
+        more = {"pooling": ["--image-pooling", "mean"], "dtype": ["--dtype", "float16"]}[change]
+        assert "other data or settings" in empty.fails(2, *words, *more)
 
 
 @pytest.mark.parametrize("lose", [Path.unlink, lambda path: path.write_text("{"), lambda path: path.write_text("[]")])

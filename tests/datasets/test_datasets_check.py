@@ -17,10 +17,9 @@ from alignvl_cli.datasets.check import (
     near_groups,
     signature_of,
 )
-from alignvl_cli.datasets.dataset import Dataset, ImageSource, Item
+from alignvl_cli.datasets.dataset import MOST_BYTES, Dataset, ImageSource, Item
 from alignvl_cli.encoders.decoding import decode_image
 from alignvl_cli.errors import DataError
-from alignvl_cli.extraction.images import MOST_BYTES
 
 
 def scene(seed, size=(160, 120)):

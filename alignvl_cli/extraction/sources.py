@@ -1,0 +1,64 @@
+"""The picture files of an extraction: what one opening of each gives, and whether a file is as it was when it was read.
+
+What worker processes do, and an up-to-date store: it loads no torch, which both would wait for.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from alignvl_cli.datasets.dataset import MOST_BYTES, ImageSource
+from alignvl_cli.encoders.decoding import UnreadableImage, decode_image
+from alignvl_cli.encoders.pixels import Preprocess
+
+NO_STAMP = (-1, -1)
+"""Of a file that could not be read: it is tried again whatever its size and time say."""
+READ_CHUNK = 16
+"""Pictures in one task: enough that passing it costs nothing, few enough that many in flight fit in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What one reading of a file gave."""
+
+    sha256: bytes | None
+    """None for a file that cannot be read."""
+    stamp: tuple[int, int]
+    """Size in bytes and modification time in ns, taken before the bytes were read: a later change differs from it."""
+    pixels: np.ndarray | str | None = None
+    """As the encoder takes them, or why there are none; None when they were not wanted."""
+
+
+def read_pictures(
+    sources: Sequence[ImageSource], preprocess: Preprocess | None = None, max_pixels: int = 0
+) -> list[Picture]:
+    """Open each file once; with `preprocess` decode it from the bytes that were hashed, each content once."""
+    seen: set[bytes] = set()
+    found = []
+    for source in sources:
+        try:
+            stamp = source.stamp()
+            data = source.read(MOST_BYTES)
+        except OSError as problem:
+            found.append(Picture(None, NO_STAMP, problem.strerror or str(problem)))
+            continue
+        sha256 = hashlib.sha256(data).digest()
+        pixels: np.ndarray | str | None = None
+        if preprocess is not None and sha256 not in seen:
+            try:
+                pixels = preprocess(decode_image(data, max_pixels))
+            except UnreadableImage as problem:
+                pixels = str(problem)
+        seen.add(sha256)
+        found.append(Picture(sha256, stamp, pixels))
+    return found
+
+
+def is_unchanged(source: ImageSource, stamp: tuple[int, int]) -> bool:
+    """Whether the file has the size and modification time that it had when it was read; opens nothing."""
+    try:
+        return tuple(stamp) != NO_STAMP and source.stamp() == tuple(stamp)
+    except OSError:
+        return False

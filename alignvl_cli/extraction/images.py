@@ -31,7 +31,7 @@ from alignvl_cli.extraction.encoding import Lanes, Stopwatch, open_lanes, requir
 from alignvl_cli.extraction.events import Progress, Stage
 from alignvl_cli.extraction.plan import Plan
 from alignvl_cli.extraction.shards import WorkFolder
-from alignvl_cli.extraction.sources import READ_CHUNK, Picture, is_unchanged, read_pictures
+from alignvl_cli.extraction.sources import READ_CHUNK, Picture, read_pictures
 
 if TYPE_CHECKING:
     from alignvl_cli.encoders.vision import VisionEncoder
@@ -304,7 +304,7 @@ def _resume(shard: Shard, items: Sequence[Item], folder: WorkFolder) -> None:
     hashes, stamps = record.get("sha256", nothing), record.get("stamps", nothing)
     found = []
     for source, sha256, stamp in zip(sources, hashes, stamps, strict=True):
-        if sha256 is not None and is_unchanged(source, stamp):
+        if sha256 is not None and source.is_unchanged(stamp):
             found.append(Picture(bytes.fromhex(sha256), (stamp[0], stamp[1])))
         else:
             found += read_pictures([source])

@@ -1,6 +1,6 @@
-"""The picture files of an extraction: what one opening of each gives, and whether a file is as it was when it was read.
+"""One opening of a picture file: its hash, and its pixels decoded from the same bytes.
 
-What worker processes do, and an up-to-date store: it loads no torch, which both would wait for.
+What worker processes do: it loads no torch, which each of them would wait for.
 """
 
 import hashlib
@@ -9,12 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alignvl_cli.datasets.dataset import MOST_BYTES, ImageSource
+from alignvl_cli.datasets.dataset import MOST_BYTES, NO_STAMP, ImageSource
 from alignvl_cli.encoders.decoding import UnreadableImage, decode_image
 from alignvl_cli.encoders.pixels import Preprocess
 
-NO_STAMP = (-1, -1)
-"""Of a file that could not be read: it is tried again whatever its size and time say."""
 READ_CHUNK = 16
 """Pictures in one task: enough that passing it costs nothing, few enough that many in flight fit in memory."""
 
@@ -54,11 +52,3 @@ def read_pictures(
         seen.add(sha256)
         found.append(Picture(sha256, stamp, pixels))
     return found
-
-
-def is_unchanged(source: ImageSource, stamp: tuple[int, int]) -> bool:
-    """Whether the file has the size and modification time that it had when it was read; opens nothing."""
-    try:
-        return tuple(stamp) != NO_STAMP and source.stamp() == tuple(stamp)
-    except OSError:
-        return False

@@ -14,19 +14,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from alignvl_cli.artifacts import alignvl_version, fingerprint, library_versions, read_json, write_json
-from alignvl_cli.datasets.dataset import Dataset, Item
+from alignvl_cli.datasets.dataset import NO_STAMP, Dataset, Item
 from alignvl_cli.distributed import choose_workers, started_workers
-from alignvl_cli.encoders.pixels import Preprocess
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.events import Progress, Stage
-from alignvl_cli.extraction.sources import NO_STAMP, READ_CHUNK, Picture, is_unchanged, read_pictures
 from alignvl_cli.settings import BUNDLED, ExtractConfig
 from alignvl_cli.store.reader import open_store, read_made_by
+
+if TYPE_CHECKING:
+    from alignvl_cli.encoders.pixels import Preprocess
+    from alignvl_cli.extraction.sources import Picture
 
 Row = TypeVar("Row")
 
@@ -134,7 +136,7 @@ def unchanged_store(
         stored = set(store.image_id)
         found = Comparison(rejected=len(store.rejected))
         for item, stamp in zip(dataset.items, stamps.tolist(), strict=True):
-            if is_unchanged(item.source, (stamp[0], stamp[1])):
+            if item.source.is_unchanged(stamp):
                 continue
             if os.path.exists(item.source.path) and not item.source.absent:
                 break
@@ -148,7 +150,7 @@ def unchanged_store(
 def compare_pictures(
     path: Path,
     dataset: Dataset,
-    preprocess: Preprocess,
+    preprocess: "Preprocess",
     config: ExtractConfig,
     request: Mapping[str, Any] | None = None,
 ) -> Iterator[Progress | Comparison]:
@@ -158,6 +160,8 @@ def compare_pictures(
 
     DataError when the store is damaged.
     """
+    from alignvl_cli.extraction.sources import READ_CHUNK, read_pictures
+
     store = open_store(path)
     row_of = {identity: row for row, identity in enumerate(store.image_id)}
     items, sha256 = dataset.items, store.image_sha256
@@ -165,8 +169,8 @@ def compare_pictures(
     found = Comparison(rejected=len(store.rejected))
     unsure = [
         (row, item)
-        for row, (item, (size, time_ns)) in enumerate(zip(items, stamps.tolist(), strict=True))
-        if not is_unchanged(item.source, (size, time_ns))
+        for row, (item, stamp) in enumerate(zip(items, stamps.tolist(), strict=True))
+        if not item.source.is_unchanged(stamp)
     ]
     known = [(row, item) for row, item in unsure if item.id in row_of]
     rejected = [(row, item) for row, item in unsure if item.id not in row_of]
@@ -175,7 +179,7 @@ def compare_pictures(
     count = choose_workers(config.workers, len(unsure))
     with started_workers(count) as workers:
         tasks: list[tuple[Sequence[tuple[int, Item]], tuple[Any, ...]]] = [
-            (some, ([item.source for _, item in some],)) for some in _chunks(known)
+            (some, ([item.source for _, item in some],)) for some in _chunks(known, READ_CHUNK)
         ]
         tasks += [
             ([one], ([one[1].source], preprocess, config.max_pixels))  # alone: equal ones are decoded once a task
@@ -192,7 +196,7 @@ def compare_pictures(
     yield found
 
 
-def _compare(item: Item, now: Picture, then: bytes | None, found: Comparison) -> None:
+def _compare(item: Item, now: "Picture", then: bytes | None, found: Comparison) -> None:
     """`then` is the hash of what was encoded, None for a rejected image."""
     if then is None:
         if not isinstance(now.pixels, str):
@@ -222,5 +226,5 @@ def _places(items: Sequence[Item]) -> str:
     return fingerprint([[os.path.abspath(item.source.path), item.source.offset, item.source.size] for item in items])
 
 
-def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    return (rows[first : first + READ_CHUNK] for first in range(0, len(rows), READ_CHUNK))
+def _chunks(rows: Sequence[Row], length: int) -> Iterator[Sequence[Row]]:
+    return (rows[first : first + length] for first in range(0, len(rows), length))

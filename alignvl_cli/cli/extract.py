@@ -8,6 +8,7 @@ import typer
 
 from alignvl_cli.cli.console import Session
 from alignvl_cli.cli.options import DatasetArgument
+from alignvl_cli.declarations import given
 from alignvl_cli.errors import MismatchError, RejectedError, UsageError
 from alignvl_cli.settings import (
     BUNDLED,
@@ -120,6 +121,8 @@ def extract(
         if ranks.is_main:
             _say_up_to_date(session, store, _compared(session, store, pairs, images, config, request), pairs, config)
         return
+    flags = {**given(encoders), **given(trust), **given(options), **given(config)}
+    flags |= {flag: value for flag, value in given(asked).items() if flag in ("device", "precision")}
     work = run_extraction(
         pairs,
         images,
@@ -129,9 +132,11 @@ def extract(
         overwrite=asked.overwrite,
         restart=asked.restart,
         settings={
+            "dataset": dataset,
             "vision": encoders.vision,
             "text": encoders.text,
             "image_root": options.image_root and str(options.image_root),
+            "given": {flag: str(value) if isinstance(value, Path) else value for flag, value in flags.items()},
             **asdict(config),
         },
         counter=session.workspace.next_store_counter(),

@@ -13,6 +13,7 @@ Processes that share an extraction must number contents alike before any of them
 once, by one of them, and the distinct ones are read a second time to be decoded, under the eye of that hash.
 """
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -178,7 +179,7 @@ def _encode_pass(
                     continue
                 position = len(shard.new_rows) - 1
             else:
-                position = shard.new_rows.index(row)
+                position = bisect_left(shard.new_rows, row)
                 _require_same(items[row], picture, shard.found[row - shard.rows.start])
             if isinstance(picture.pixels, np.ndarray):
                 if batch.is_full:

@@ -3,7 +3,6 @@
 The last stage: finished shards, streamed into one store.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import h5py
 import numpy as np
 
 from alignvl_cli.artifacts import made_by
-from alignvl_cli.datasets.dataset import Dataset
+from alignvl_cli.datasets.dataset import Dataset, nothing_readable
 from alignvl_cli.datasets.splits import SplitPlan, split_rows
 from alignvl_cli.distributed import ALONE, Ranks, choose_workers, started_workers
 from alignvl_cli.errors import DataError, UsageError
@@ -133,7 +132,8 @@ def run_extraction(
         accepted = images.accepted
         if not len(accepted):
             folder.discard()
-            raise DataError(_nothing_readable(dataset, images))
+            reasons = sorted(images.reasons.items())
+            raise DataError(nothing_readable(dataset, [(dataset.items[row], reason) for row, reason in reasons]))
         splits = split_rows(
             [dataset.items[row].split for row in accepted.tolist()],
             [images.sha256[row].tobytes() for row in accepted.tolist()],
@@ -200,12 +200,3 @@ def _check_output(output: Path, plan: Plan, overwrite: bool) -> None:
         raise UsageError(
             f"{output} is there and is no store, so --overwrite does not replace it; choose another --output"
         )
-
-
-def _nothing_readable(dataset: Dataset, images: EncodedImages) -> str:
-    reason, count = Counter(images.reasons.values()).most_common(1)[0]
-    row = next(row for row, why in images.reasons.items() if why == reason)
-    return (
-        f"none of the {len(dataset.items)} images can be read; most often ({count}): {reason}, "
-        f"as {dataset.items[row].uri}; are the paths right (--image-root)?"
-    )

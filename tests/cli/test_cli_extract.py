@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import shutil
 import sys
 import tarfile
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from alignvl_cli.report.reproduce import extract_command
 from alignvl_cli.store.reader import open_store
 
 
@@ -103,6 +105,25 @@ def test_an_up_to_date_store_is_known_without_its_encoders(
     else:
         more = {"pooling": ["--image-pooling", "mean"], "dtype": ["--dtype", "float16"]}[change]
         assert "other data or settings" in empty.fails(2, *words, *more)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--image-pooling", "mean", "--text-pooling", "cls", "--text-prefix", ""],
+        ["--text-prefix", "a photo: ", "--image-layers", "1,last", "--dtype", "float16", "--max-pixels", "5000"],
+    ],
+)
+def test_the_command_in_a_report_makes_the_store_again(empty, tmp_path, manifest, extract, flags):
+    """By its own words alone: no flag that decides a latent is lost."""
+    empty.succeeds(*extract(manifest), *flags)
+    store = open_store(tmp_path / "s.h5")
+    words = shlex.split(extract_command(store.dataset, store.vision, store.text, store.made_by["settings"]))
+    assert words[0] == "alignvl"
+    assert "up to date" in empty(*words[1:], "-o", tmp_path / "s.h5").stderr
+    empty.succeeds(*words[1:], "-o", tmp_path / "again.h5")
+    assert open_store(tmp_path / "again.h5").content_hash == store.content_hash
 
 
 @pytest.mark.parametrize("lose", [Path.unlink, lambda path: path.write_text("{"), lambda path: path.write_text("[]")])

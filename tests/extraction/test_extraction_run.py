@@ -130,7 +130,7 @@ def test_above_ten_images_the_share_decides_and_the_store_is_complete(tmp_path, 
 
 def test_nothing_readable_is_an_error_and_leaves_nothing(tmp_path):
     items = [Item(f"i{n}", "x", ("a",), None, "", ImageSource(tmp_path / f"{n}.png")) for n in range(3)]
-    with pytest.raises(DataError, match=r"none of the 3 images.*No such file.*as x;"):
+    with pytest.raises(DataError, match=r"none of the 3 images.*the first, x: No such file.*; are the paths right"):
         extract(Dataset("x", {}, items), tmp_path / "s.h5")
     assert list(tmp_path.iterdir()) == []
 

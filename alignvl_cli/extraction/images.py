@@ -73,6 +73,8 @@ class EncodedImages:
     """Row -> why it is rejected."""
     resumed: int = 0
     """Rows of shards that were finished before."""
+    guessed_bits: dict[int, int] = field(default_factory=dict)
+    """Row -> bits that its 16-bit grey picture was taken to use, of those that were decoded here."""
     known: dict[bytes, int] = field(default_factory=dict)
     """The first KEY_BYTES of a hash -> its content's number."""
 
@@ -127,8 +129,10 @@ def encode_images(
             hashed = _share_hashes(items, plan, folder, workers)
     resumed = None
     furthest = 0
+    guessed_bits: dict[int, int] = {}
     while True:
         done = EncodedImages.of(len(items))
+        done.guessed_bits = guessed_bits
         elsewhere: list[int] = []
         with open_lanes(within_memory(vision.encode, "pictures"), str(vision.about["device"])) as lanes:
             tasks = _tasks(items, vision.preprocess, plan, folder, hashed)
@@ -181,6 +185,8 @@ def _encode_pass(
             else:
                 position = bisect_left(shard.new_rows, row)
                 _require_same(items[row], picture, shard.found[row - shard.rows.start])
+            if picture.guessed_bits:
+                done.guessed_bits[row] = picture.guessed_bits
             if isinstance(picture.pixels, np.ndarray):
                 if batch.is_full:
                     batch.send()

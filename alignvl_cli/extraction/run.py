@@ -138,7 +138,7 @@ def run_extraction(
             [dataset.items[row].split for row in accepted.tolist()],
             [images.sha256[row].tobytes() for row in accepted.tolist()],
         )
-        yield from (Note(note) for note in splits.notes)
+        yield from (Note(note) for note in [*splits.notes, *_guesses(dataset, images.guessed_bits)])
         captions = gather_captions(dataset.items, accepted)
         if not captions.caption:
             folder.discard()
@@ -185,6 +185,15 @@ def run_extraction(
         ),
         images.stamps,
     )
+
+
+def _guesses(dataset: Dataset, bits: Mapping[int, int]) -> Iterator[str]:
+    if bits:
+        row = min(bits)
+        yield (
+            f"{len(bits)} grey pictures of 16 bits seem to use fewer ({dataset.items[row].id}: {bits[row]}), and were "
+            "read so; one that has all 16 and is dark came out too bright: save it with 8 bits"
+        )
 
 
 def _check_output(output: Path, plan: Plan, overwrite: bool) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from alignvl_cli.datasets.dataset import MOST_BYTES, NO_STAMP, ImageSource
-from alignvl_cli.encoders.decoding import UnreadableImage, decode_image
+from alignvl_cli.encoders.decoding import GUESSED_BITS, UnreadableImage, decode_image
 from alignvl_cli.encoders.pixels import Preprocess
 
 READ_CHUNK = 16
@@ -27,6 +27,8 @@ class Picture:
     """Size in bytes and modification time in ns, taken before the bytes were read: a later change differs from it."""
     pixels: np.ndarray | str | None = None
     """As the encoder takes them, or why there are none; None when they were not wanted."""
+    guessed_bits: int | None = None
+    """Of a 16-bit grey picture that seems to use fewer."""
 
 
 def read_pictures(
@@ -44,11 +46,13 @@ def read_pictures(
             continue
         sha256 = hashlib.sha256(data).digest()
         pixels: np.ndarray | str | None = None
+        bits = None
         if preprocess is not None and sha256 not in seen:
             try:
-                pixels = preprocess(decode_image(data, max_pixels))
+                image = decode_image(data, max_pixels)
+                pixels, bits = preprocess(image), image.info.get(GUESSED_BITS)
             except UnreadableImage as problem:
                 pixels = str(problem)
         seen.add(sha256)
-        found.append(Picture(sha256, stamp, pixels))
+        found.append(Picture(sha256, stamp, pixels, bits))
     return found

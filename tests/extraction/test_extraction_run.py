@@ -135,6 +135,17 @@ def test_nothing_readable_is_an_error_and_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_grey_depths_that_were_guessed_are_said_once(tmp_path):
+    dataset = make_dataset(tmp_path / "data", images=6)
+    for row, most in ((1, 0xFFF), (2, 0xFFFF), (4, 0x3FFF)):
+        grey = np.linspace(0, most, 20 * 20).astype(np.uint16).reshape(20, 20)
+        Image.fromarray(grey).save(dataset.items[row].source.path)
+    events, _ = extract(dataset, tmp_path / "s.h5")
+    (note,) = (event.text for event in events if isinstance(event, Note) and "16 bits" in event.text)
+    assert note.startswith("2 grey pictures of 16 bits")
+    assert f"({dataset.items[1].id}: 12)" in note
+
+
 def test_no_caption_left_is_an_error_and_leaves_nothing(tmp_path):
     dataset = make_dataset(tmp_path / "data", images=3, captions_per_image=(1, 0, 0))
     (tmp_path / "data" / "00000.png").unlink()

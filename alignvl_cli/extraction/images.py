@@ -28,7 +28,7 @@ from alignvl_cli.datasets.dataset import Item
 from alignvl_cli.distributed import Workers
 from alignvl_cli.encoders.pixels import Preprocess
 from alignvl_cli.errors import DataError
-from alignvl_cli.extraction.encoding import Lanes, Stopwatch, open_lanes, require_storable, within_memory
+from alignvl_cli.extraction.encoding import EncodingPool, Timer, encoding_pool, require_storable, within_memory
 from alignvl_cli.extraction.events import Progress, Stage
 from alignvl_cli.extraction.plan import Plan
 from alignvl_cli.extraction.shards import WorkFolder
@@ -119,13 +119,13 @@ class _Chunk:
 
 
 def encode_images(
-    items: Sequence[Item], vision: "VisionEncoder", plan: Plan, folder: WorkFolder, workers: Workers, watch: Stopwatch
+    items: Sequence[Item], vision: "VisionEncoder", plan: Plan, folder: WorkFolder, workers: Workers, timer: Timer
 ) -> Generator[Progress, None, EncodedImages]:
     """Finish all image shards. Raises DataError when the encoder returns a number that cannot be kept, when a batch
     does not fit in memory, or when a file changes under processes that share the work."""
     hashed = None
     if folder.is_shared:
-        with watch.measure("decode"):
+        with timer.measure("decode"):
             hashed = _share_hashes(items, plan, folder, workers)
     resumed = None
     furthest = 0
@@ -134,11 +134,11 @@ def encode_images(
         done = EncodedImages.of(len(items))
         done.guessed_bits = guessed_bits
         elsewhere: list[int] = []
-        with open_lanes(within_memory(vision.encode, "pictures"), str(vision.about["device"])) as lanes:
+        with encoding_pool(within_memory(vision.encode, "pictures"), str(vision.about["device"])) as pool:
             tasks = _tasks(items, vision.preprocess, plan, folder, hashed)
             pieces = workers.map(read_pictures, tasks, ahead=2 * workers.count)
-            batch = _Batch(items, vision.width, lanes, plan, watch)
-            for progress in _encode_pass(items, vision.preprocess, plan, pieces, batch, folder, watch, done, elsewhere):
+            batch = _Batch(items, vision.width, pool, plan, timer)
+            for progress in _encode_pass(items, vision.preprocess, plan, pieces, batch, folder, timer, done, elsewhere):
                 if progress.done >= furthest:  # a later pass begins at the first row again
                     furthest = progress.done
                     yield progress
@@ -156,7 +156,7 @@ def _encode_pass(
     pieces: Iterator[tuple[_Chunk, Iterable[Picture]]],
     batch: "_Batch",
     folder: WorkFolder,
-    watch: Stopwatch,
+    timer: Timer,
     done: EncodedImages,
     elsewhere: list[int],
 ) -> Iterator[Progress]:
@@ -164,7 +164,7 @@ def _encode_pass(
     rejected_contents: dict[int, str] = {}
     session_rows = 0
     while True:
-        with watch.measure("decode"):
+        with timer.measure("decode"):
             chunk, pictures = next(pieces, (None, []))
         if chunk is None:
             break
@@ -190,7 +190,7 @@ def _encode_pass(
             if isinstance(picture.pixels, np.ndarray):
                 if batch.is_full:
                     batch.send()
-                    yield _progress(row, len(items), session_rows + row - shard.rows.start, watch)
+                    yield _progress(row, len(items), session_rows + row - shard.rows.start, timer)
                 batch.add(position, picture.pixels)
             else:
                 batch.reject(position, str(picture.pixels))
@@ -203,7 +203,7 @@ def _encode_pass(
         if shard.record is None:
             batch.send()
             latents = batch.latents(shard)
-            with watch.measure("write"):
+            with timer.measure("write"):
                 shard.record = _record(shard, done, batch.rejected)
                 folder.write_shard(Stage.images, shard.number, latents, shard.record)
             session_rows += len(shard.rows)
@@ -212,7 +212,7 @@ def _encode_pass(
         batch.clear()
         start = done.starts[shard.number]
         rejected_contents |= {start + int(position): why for position, why in shard.record["rejected"].items()}
-        yield _progress(shard.rows.stop, len(items), session_rows, watch)
+        yield _progress(shard.rows.stop, len(items), session_rows, timer)
     for row in np.flatnonzero(np.isin(done.content, list(rejected_contents))).tolist():
         done.reasons[row] = rejected_contents[int(done.content[row])]
 
@@ -220,13 +220,13 @@ def _encode_pass(
 class _Batch:
     """Pictures on their way through the encoder, and the latents of one shard."""
 
-    def __init__(self, items: Sequence[Item], width: int, lanes: Lanes, plan: Plan, watch: Stopwatch) -> None:
+    def __init__(self, items: Sequence[Item], width: int, pool: EncodingPool, plan: Plan, timer: Timer) -> None:
         self._items = items
         self._width = width
-        self._lanes = lanes
+        self._pool = pool
         self._size = plan.image_batch
         self._dtype = plan.dtype
-        self._watch = watch
+        self._timer = timer
         self.clear()
 
     def clear(self) -> None:
@@ -250,15 +250,15 @@ class _Batch:
         """Have what was added encoded."""
         if not self._pixels:
             return
-        with self._watch.measure("encode_images"):
-            self._sent.append((self._positions, self._lanes.submit(np.stack(self._pixels))))
+        with self._timer.measure("encode_images"):
+            self._sent.append((self._positions, self._pool.submit(np.stack(self._pixels))))
         self._positions, self._pixels = [], []
 
     def latents(self, shard: Shard) -> np.ndarray:
         """(contents, D) float32, zeros where a content was rejected; waits for all that was sent."""
         latent = np.zeros((len(shard.new_rows), self._width), np.float32)
         for positions, future in self._sent:
-            with self._watch.measure("encode_images"):
+            with self._timer.measure("encode_images"):
                 part = future.result()
             names = [self._items[shard.new_rows[position]].id for position in positions]
             require_storable(part, self._dtype, "image", names)
@@ -423,5 +423,5 @@ def _record(shard: Shard, done: EncodedImages, rejected: dict[int, str]) -> dict
     }
 
 
-def _progress(done: int, total: int, in_session: int, watch: Stopwatch) -> Progress:
-    return Progress(Stage.images, done, total, in_session / watch.total())
+def _progress(done: int, total: int, in_session: int, timer: Timer) -> Progress:
+    return Progress(Stage.images, done, total, in_session / timer.total())

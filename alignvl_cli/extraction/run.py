@@ -16,7 +16,7 @@ from alignvl_cli.datasets.dataset import Dataset, nothing_readable
 from alignvl_cli.datasets.splits import SplitPlan, split_rows
 from alignvl_cli.distributed import ALONE, Ranks, choose_workers, started_workers
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.extraction.encoding import Stopwatch
+from alignvl_cli.extraction.encoding import Timer
 from alignvl_cli.extraction.events import Event, ExtractSummary, Finished, Note, Seconds, Stage
 from alignvl_cli.extraction.images import EncodedImages, encode_images
 from alignvl_cli.extraction.plan import Batches, Plan, existing_store_matches, make_plan, store_differences
@@ -120,7 +120,7 @@ def run_extraction(
     if not (ranks.is_shared and existing_store_matches(output, plan)):
         remove_leftover(output)
         _check_output(output, plan, overwrite)
-    watch = Stopwatch()
+    timer = Timer()
     with work_folder(output, plan, restart=restart, is_shared=ranks.is_shared) as folder:
         if ranks.is_shared and existing_store_matches(output, plan):
             folder.discard()
@@ -128,7 +128,7 @@ def run_extraction(
         _check_output(output, plan, overwrite)  # once more, now that nobody else is at work on it
         count = choose_workers(config.workers, len(dataset.items), ranks.local_count)
         with started_workers(count) as workers:
-            images = yield from encode_images(dataset.items, vision, plan, folder, workers, watch)
+            images = yield from encode_images(dataset.items, vision, plan, folder, workers, timer)
         accepted = images.accepted
         if not len(accepted):
             folder.discard()
@@ -143,8 +143,8 @@ def run_extraction(
         if not captions.caption:
             folder.discard()
             raise DataError(f"no caption at all among the {len(accepted)} images that can be read")
-        is_truncated = yield from encode_texts(captions.distinct, text, plan, folder, watch)
-        with watch.measure("write"), folder.turn():
+        is_truncated = yield from encode_texts(captions.distinct, text, plan, folder, timer)
+        with timer.measure("write"), folder.turn():
             if ranks.is_shared and folder.became(output):
                 written = folder.finished()
                 folder.discard()
@@ -176,11 +176,11 @@ def run_extraction(
             resumed=images.resumed,
             workers=count,
             seconds=Seconds(
-                decode=watch["decode"],
-                encode_images=watch["encode_images"],
-                encode_texts=watch["encode_texts"],
-                write=watch["write"],
-                total=watch.total(),
+                decode=timer["decode"],
+                encode_images=timer["encode_images"],
+                encode_texts=timer["encode_texts"],
+                write=timer["write"],
+                total=timer.total(),
             ),
         ),
         images.stamps,

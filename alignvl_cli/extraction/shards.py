@@ -38,7 +38,7 @@ FINISHED = "finished.json"
 """The content hash of the store that the folder is about to become, and the rounding of its latents."""
 CLAIM = ".claim"
 SCRATCH = re.compile(r"\.(.+)\.\d+\.tmp")
-"""A file on its way to the name in the group (`provenance.committed`)."""
+"""A file on its way to the name in the group (`artifacts.committed`)."""
 OURS = re.compile(
     "|".join(map(re.escape, (PLAN, LOCK, ASSEMBLED, ASSEMBLED + CLAIM, FINISHED)))
     + rf"|({'|'.join(Stage)}|surveys)-\d{{6,}}(\.json|\.npy|{re.escape(CLAIM)})"

@@ -71,7 +71,8 @@ def extract(
     is_anew = asked.plan or asked.overwrite or asked.restart
     complete = [store for store in known if not store.with_name(f"{store.name}.partial").exists()]
     if not is_anew and (same := unchanged_store(complete, pairs, specs, decisive)):
-        _say_up_to_date(session, *same, pairs, config)
+        if ranks.is_main:
+            _say_up_to_date(session, *same, pairs, config)
         return
 
     from alignvl_cli.devices import choose_device

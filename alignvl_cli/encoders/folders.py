@@ -225,7 +225,7 @@ def _weight_files(path: Path, *, pickled: bool = False) -> list[str]:
     if (path / whole).is_file() or not index.is_file():
         return [whole]
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return sorted(set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values()))
     except (ValueError, LookupError, AttributeError, TypeError) as problem:
         raise DataError(f"{index}: this index of weights is broken; fetch the model again") from problem
 

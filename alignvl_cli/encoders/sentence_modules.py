@@ -115,7 +115,7 @@ def _modules(root: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        modules = json.loads(path.read_text(encoding="utf-8"))
+        modules = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as problem:
         raise DataError(f"{path}: this list of modules is not valid JSON ({problem})") from problem
     if not isinstance(modules, list) or not modules or not all(isinstance(module, dict) for module in modules):

@@ -88,6 +88,23 @@ def test_an_image_processor_with_a_byte_order_mark_is_named(tmp_path, name):
         find_model(str(folder), Side.vision)
 
 
+def test_an_index_of_weights_with_a_byte_order_mark_is_named(tmp_path):
+    folder = tiny_models.save_bert(tmp_path / "m")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    index = folder / "model.safetensors.index.json"
+    tiny_models.write_json(index, {"weight_map": {"x": "model-00001-of-00001.safetensors"}})
+    find_model(str(folder), Side.text)
+    index.write_bytes(codecs.BOM_UTF8 + index.read_bytes())
+    with pytest.raises(DataError, match=rf"/m/model.safetensors.index.json: {MARKED}"):
+        find_model(str(folder), Side.text)
+
+
+def test_a_list_of_modules_with_a_byte_order_mark_is_read(tmp_path):
+    folder = tiny_models.save_sentence_transformer(tmp_path / "m")
+    (folder / "modules.json").write_bytes(codecs.BOM_UTF8 + (folder / "modules.json").read_bytes())
+    assert find_model(str(folder), Side.text).path == folder
+
+
 def test_a_vocabulary_is_looked_at_where_it_is_read_alone(tmp_path):
     folder = tiny_models.save_bert(tmp_path / "m")
     (folder / "vocab.txt").write_bytes(codecs.BOM_UTF8 + b"[PAD]\n")

@@ -1,4 +1,4 @@
-"""A dataset looked over before it is extracted: its files, its duplicates, its captions.
+"""Checks a dataset before it is extracted: its files, its duplicates, its captions.
 
 Duplicates have equal bytes. Near ones have close signatures: a 64-bit perceptual hash (the sign of each of the 64
 lowest frequencies of the grey picture, at 32 x 32 against their median; after Zauner, "Implementation and benchmarking

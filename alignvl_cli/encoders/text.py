@@ -1,6 +1,6 @@
-"""The text tower: captions to latents.
+"""The text encoder: captions to latents.
 
-Prefix (asked for, or stated by the model's files, never guessed), lower-casing, cutting and padding stand here too.
+Here too: the prefix (asked for, or stated by the model's files, never guessed), lower-casing, truncation and padding.
 """
 
 import re

@@ -52,7 +52,7 @@ def require_storable(latent_BD: np.ndarray, dtype: str, kind: str, names: Sequen
     if np.isfinite(latent_BD[row]).all():
         raise DataError(
             f"the encoder returned a number beyond float16 ({FLOAT16_MAX:.0f}) for {kind} {names[row]!r}; use --dtype "
-            "float32, which goes on with what is finished"
+            "float32, which resumes from what is finished"
         )
     raise DataError(
         f"the encoder returned a number that is not finite for {kind} {names[row]!r}; try --precision fp32, or take "

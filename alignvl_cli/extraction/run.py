@@ -1,7 +1,4 @@
-"""An extraction from end to end: images, splits, texts, store.
-
-The last stage: finished shards, streamed into one store.
-"""
+"""An extraction from end to end: images, splits, texts, and the finished shards streamed into one store."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -103,7 +100,7 @@ def run_extraction(
 ) -> Iterator[Event]:
     """Encode `dataset` into the store `output`, yielding progress; the last record is `Finished`.
 
-    Takes up what an interrupted run with the same plan left in `output`.partial, or discards it with
+    Resumes what an interrupted run with the same plan left in `output`.partial, or discards it with
     `restart`. The store appears under its name whole or not at all. `settings` are recorded with it,
     and so is `counter`, the store's place in its workspace. Several `ranks`, each calling this, share the work over
     the folder; each ends when the store is in place. One that comes when all is done yields no `Finished`.

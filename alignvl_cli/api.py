@@ -24,7 +24,7 @@ from alignvl_cli.encoders.text import load_text, text_list
 from alignvl_cli.encoders.vision import load_vision
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.extraction.run import run_extraction
-from alignvl_cli.recipes import resolve_train
+from alignvl_cli.recipes import candidates, members
 from alignvl_cli.retrieval import classify as classification
 from alignvl_cli.retrieval import evaluate as evaluation
 from alignvl_cli.retrieval import index as indexing
@@ -49,6 +49,7 @@ from alignvl_cli.settings import (
     Trust,
     by_flag,
     layers_asked,
+    views_asked,
 )
 from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.run import count_pairs, train_run
@@ -79,6 +80,7 @@ def extract(
     text_pooling: Pooling | str | None = None,
     image_layers: str = LAST_LAYER,
     text_layers: str = LAST_LAYER,
+    views: int = 1,
     text_prefix: str | None = None,
     format: DatasetFormat | str | None = None,
     image_root: str | Path | None = None,
@@ -124,6 +126,7 @@ def extract(
         vision,
         pooling=pooling,
         layers=layers_asked(image_layers, "image-layers"),
+        views=views_asked(str(views)),
         device=place,
         precision=number,
         trust=trust,
@@ -166,9 +169,10 @@ def train(
     """
     opened = [_store(store) for store in ([stores] if isinstance(stores, Store | str | Path) else stores)]
     given = by_flag(settings)
-    config = resolve_train(given, pairs=count_pairs([store.path for store in opened]))
+    pairs = count_pairs([store.path for store in opened])
+    config, *others = members(given, pairs=pairs) or candidates(given, pairs=pairs)
     val = None if val is None else Path(val)
-    work = train_run(opened, Path(output), config, val=val, overwrite=overwrite, given=given)
+    work = train_run(opened, Path(output), config, val=val, overwrite=overwrite, given=given, others=others)
     _last(work, on_event)
     return load_run(Path(output), _place(config.device))
 

@@ -12,13 +12,16 @@ from typing import Any
 
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.recipes import one_layer, resolve_train
-from alignvl_cli.settings import DEFAULT_MARGIN, Device, TrainConfig, by_flag, did_you_mean
+from alignvl_cli.settings import DEFAULT_MARGIN, Device, Size, TrainConfig, by_flag, did_you_mean
 
 KEYS = ("name", "question", "reference", "seeds", "margin", "base", "arms", "factors")
 LONGEST_NAME = 100
 LARGEST_SEED = 2**63 - 1
 KEPT_OUT = ("seed", "device")
 """Settings that belong to the whole study, and not to an arm."""
+
+ONE_SHAPE = {"size": Size.pairs}
+"""Arms are compared at the same shape: it is not searched for in each."""
 
 Settings = dict[str, Any]
 
@@ -50,11 +53,14 @@ class Study:
 
     def config(self, arm: Arm, seed: int = 0, *, device: Device = Device.auto, pairs: int | None = None) -> TrainConfig:
         """Every setting of one run; `pairs` as in `resolve_train`."""
-        return resolve_train(self.base, *arm.layers, {"seed": seed, "device": device}, pairs=pairs)
+        config = resolve_train(ONE_SHAPE, self.base, *arm.layers, {"seed": seed, "device": device}, pairs=pairs)
+        if config.size is Size.auto:
+            raise UsageError("size auto chooses a shape for each run, and arms are compared at one; leave it out")
+        return config
 
     def given(self, arm: Arm, seed: int, device: Device) -> Settings:
         """What one run is asked for, by flag."""
-        return one_layer(self.base, *arm.layers, {"seed": seed, "device": device})
+        return one_layer(ONE_SHAPE, self.base, *arm.layers, {"seed": seed, "device": device})
 
     def changed(self, seeds: Sequence[int] | None = None, margin: float | None = None) -> "Study":
         """With other seeds, another margin; None: its own. UsageError as in `load_study`."""

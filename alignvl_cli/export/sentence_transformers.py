@@ -26,7 +26,7 @@ from alignvl_cli.align.adapters import (
     StreamDropout,
     UnitLength,
 )
-from alignvl_cli.artifacts import write_foreign_json
+from alignvl_cli.artifacts import read_json, write_foreign_json
 from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.encoders.text import TextEncoder, reload_text
 from alignvl_cli.errors import UsageError
@@ -168,11 +168,6 @@ def write_sentence(run: Run, store: Store | None, folder: Path, trust: Trust) ->
             f"--to sentence-transformers: {run.text['about']['id']} has Python code of its own, which is not copied;"
             " --to onnx and --to safetensors work for this run"
         )
-    if "parts" in run.text["record"]:
-        raise UsageError(
-            "--to sentence-transformers: this run's text latents are of several layers, or of another than the last,"
-            " and it pools the last one alone; --to onnx and --to safetensors work for this run"
-        )
     encoder = reload_text(**run.text, device="cpu", precision=Precision.fp32, trust=trust)
     _write(encoder, chain(run.adapters.text), folder)
     texts = probe_texts(store)
@@ -192,10 +187,14 @@ def _own(run: Run, encoder: TextEncoder, texts: list[str]) -> np.ndarray:
 
 def _write(encoder: TextEncoder, modules: list[Module], folder: Path) -> None:
     """The layout: the transformer in the root, each other module in a numbered folder, `modules.json` naming them."""
+    pooling = _pooling(encoder)
     with quiet():
         model: Any = encoder.model
         model.save_pretrained(folder)
         encoder.reader.tokenizer.save_pretrained(folder)
+    if pooling.needs_code:
+        config = folder / "config.json"
+        write_foreign_json(config, read_json(config, "model configuration") | {"output_hidden_states": True})
     write_foreign_json(
         folder / "sentence_bert_config.json",
         {"max_seq_length": encoder.max_length, "do_lower_case": encoder.reader.lowercase},
@@ -203,13 +202,16 @@ def _write(encoder: TextEncoder, modules: list[Module], folder: Path) -> None:
     prefix = encoder.reader.prefix
     prompts = {"prompts": {"caption": prefix}, "default_prompt_name": "caption"} if prefix else {}
     write_foreign_json(folder / "config_sentence_transformers.json", {**prompts, "similarity_fn_name": "cosine"})
-    _write_modules([Module(f"{THEIRS}Transformer"), _pooling(encoder), *modules], folder)
+    _write_modules([Module(f"{THEIRS}Transformer"), pooling, *modules], folder)
 
 
 def _pooling(encoder: TextEncoder) -> Module:
-    """By the flags that every version reads."""
+    """Of the last layer by the flags that every version reads; of others by a module of ours."""
     modes = MODES[encoder.pooling]
     chosen = [modes] if isinstance(modes, str) else modes
+    if encoder.layers.record:
+        layers = {"layers": list(encoder.layers.names), "modes": chosen, "width": encoder.width}
+        return Module(f"{OURS}LayerPooling", layers)
     width = encoder.width // len(chosen)
     flags: dict[str, Any] = {f"pooling_mode_{flag}": mode in chosen for mode, flag in MODE_FLAGS.items()}
     return Module(f"{THEIRS}Pooling", {"word_embedding_dimension": width, **flags, "include_prompt": True})

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from alignvl_cli.recipes import ACT_ON_CLOSED_FORMS, DEFAULTS, NOT_IN_ADAPTER, SWITCHED_BY, resolve_train
-from alignvl_cli.settings import PARTS, AdapterKind, Method, by_flag
+from alignvl_cli.settings import LEFT_OUT, AdapterKind, Method, by_flag
 
 Json = Mapping[str, Any]
 DEMO = "demo-"
@@ -22,7 +22,11 @@ def _bytes(count: int) -> str:
     return f"{count / 1024!r}KiB"  # a power of two: exact
 
 
-SPELLED: dict[str, Callable[[Any], str]] = {"temperature": "fixed:{!r}".format, "memory-budget": _bytes}
+SPELLED: dict[str, Callable[[Any], str]] = {
+    "temperature": "fixed:{!r}".format,
+    "memory-budget": _bytes,
+    "cca-weight": lambda weight: "auto" if weight is None else repr(weight),
+}
 """Settings whose flag is no plain number or word."""
 
 
@@ -43,6 +47,8 @@ def _encoder_flags(vision: Json, text: Json) -> Iterator[tuple[str, Any]]:
             yield f"{name}-pooling", side["record"]["pooling"]
         if parts := side.get("record", {}).get("parts"):
             yield f"{name}-layers", ",".join(part["name"] for part in parts)
+    if views := vision.get("record", {}).get("views"):
+        yield "views", len(views)
     if "prefix" in text.get("record", {}):
         yield "text-prefix", text["record"]["prefix"]
     for flag in ("trust-remote-code", "allow-pickle"):
@@ -80,14 +86,14 @@ def flags_of(asked: Json) -> Iterator[str]:
 
 def departing_settings(settings: Json, pairs: int) -> dict[str, Any]:
     """Flags for a run that did not keep what it was given: every setting that its recipe and size do not have."""
-    kept = by_flag(settings)
+    kept = by_flag(LEFT_OUT | dict(settings))
     base: dict[str, Any] = {"recipe": kept["recipe"]} | {
         key: kept[key] for key in ("method", "size", "subset") if kept.get(key, DEFAULTS[key]) != DEFAULTS[key]
     }
     if base.get("method", Method.contrastive) != Method.contrastive:
         base = {key: value for key, value in base.items() if key in ACT_ON_CLOSED_FORMS}
         kept = {key: value for key, value in kept.items() if key in ACT_ON_CLOSED_FORMS}
-    plain = by_flag(PARTS | resolve_train(base, pairs=pairs).to_json())
+    plain = by_flag(LEFT_OUT | resolve_train(base, pairs=pairs).to_json())
     asked = base | {
         key: SPELLED[key](value) if key in SPELLED else value
         for key, value in kept.items()

@@ -112,7 +112,7 @@ def test_an_up_to_date_store_is_known_without_its_encoders(
     [
         [],
         ["--image-pooling", "mean", "--text-pooling", "cls", "--text-prefix", ""],
-        ["--text-prefix", "a photo: ", "--image-layers", "1,last", "--dtype", "float16", "--max-pixels", "5000"],
+        ["--text-prefix", "a photo: ", "--image-layers", "1,last", "--views", "2", "--max-pixels", "5000"],
     ],
 )
 def test_the_command_in_a_report_makes_the_store_again(empty, tmp_path, manifest, extract, flags):

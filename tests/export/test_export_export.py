@@ -66,6 +66,9 @@ def test_sentence_transformers_gives_the_runs_embeddings(trained, tmp_path, numb
     wanted = DualEncoder.load(run, "cpu").encode_text(TEXTS)
     np.testing.assert_allclose(model.encode(TEXTS), wanted, atol=1e-4)
     assert model.get_embedding_dimension() == 8
+    model.save(str(tmp_path / "again"))
+    again = SentenceTransformer(str(tmp_path / "again"), device="cpu", trust_remote_code=needs_code)
+    np.testing.assert_allclose(again.encode(TEXTS), model.encode(TEXTS), atol=1e-6)
 
 
 def test_onnx_gives_the_runs_embeddings_for_any_number_of_rows(trained, tmp_path):

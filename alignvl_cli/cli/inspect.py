@@ -141,7 +141,7 @@ def _kind(path: Path) -> str:
     """What lies at `path`, told by the file that each kind of artefact has."""
     if not path.exists():
         if path.with_name(f"{path.name}.partial").is_dir():
-            return "store"  # whose reader says how to go on with it
+            return "store"  # whose reader says how to resume it
         raise DataError(f"{path}: no such artefact; `alignvl inspect` lists those of the workspace")
     if path.is_file():
         return "store"

@@ -30,18 +30,30 @@ SPELLED: dict[str, Callable[[Any], str]] = {
 """Settings whose flag is no plain number or word."""
 
 
-def extract_command(dataset: Json, vision: Json, text: Json) -> str:
-    """Of a store, from what it keeps of the dataset and of each encoder."""
-    name = str(dataset.get("name", "DATASET"))
+def extract_command(dataset: Json, vision: Json, text: Json, settings: Json) -> str:
+    """Of a store, from what it keeps of the dataset, of each encoder, and of the settings that it was made with. Where
+    those have no flags that were `given`, the encoders tell the ones that decide a latent."""
+    name = str(settings.get("dataset") or dataset.get("name", "DATASET"))
     if name.startswith(DEMO):
         name = name.replace(DEMO, "demo:", 1)
     words = ["alignvl", "extract", name, "--vision", _encoder(vision), "--text", _encoder(text)]
-    for flag, side in (("--image-layers", vision), ("--text-layers", text)):
+    flags = settings["given"] if "given" in settings else dict(_encoder_flags(vision, text))
+    return shlex.join([*words, *flags_of({key: flags[key] for key in flags if key not in ("vision", "text")})])
+
+
+def _encoder_flags(vision: Json, text: Json) -> Iterator[tuple[str, Any]]:
+    for name, side in (("image", vision), ("text", text)):
+        if side["about"].get("pooling_source") == "asked":
+            yield f"{name}-pooling", side["record"]["pooling"]
         if parts := side.get("record", {}).get("parts"):
-            words += [flag, ",".join(part["name"] for part in parts)]
+            yield f"{name}-layers", ",".join(part["name"] for part in parts)
     if views := vision.get("record", {}).get("views"):
-        words += ["--views", str(len(views))]
-    return shlex.join(words)
+        yield "views", len(views)
+    if "prefix" in text.get("record", {}):
+        yield "text-prefix", text["record"]["prefix"]
+    for flag in ("trust-remote-code", "allow-pickle"):
+        if any(side["about"].get(flag.replace("-", "_")) for side in (vision, text)):
+            yield flag, True
 
 
 def _encoder(kept: Json) -> str:

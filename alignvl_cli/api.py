@@ -15,7 +15,7 @@ from typing import Any, TypeVar, overload
 from PIL import Image
 
 from alignvl_cli.ablation import run as ablation
-from alignvl_cli.ablation.plan import set_up
+from alignvl_cli.ablation.setup import set_up
 from alignvl_cli.ablation.study import load_study, parse_study
 from alignvl_cli.ablation.verdicts import StudyVerdicts
 from alignvl_cli.datasets.formats import open_dataset

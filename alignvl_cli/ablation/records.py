@@ -3,7 +3,8 @@
 ```
 STUDY/study.json          the study, resolved: what was asked, on what, how
 STUDY/arms/ARM/seed-N/    a run each (training/run_folder.py), with eval/STORE-SPLIT.json and its ranks beside it;
-                          failed.json instead of result.json when its training diverged
+                          failed.json instead of result.json when its training diverged. Where a run of other settings
+                          has that name already, the next one is seed-N-HASH; `runs` in study.json has the place of each
 STUDY/results.parquet     one row an arm, seed, split and metric
 STUDY/ranks.parquet       one row a query of each finished run
 STUDY/verdicts.json       statistics and verdicts; written last: a study is complete when it exists
@@ -13,7 +14,8 @@ was), `name`, `question`, `reference` (an arm), `seeds`, `margin` (points of mea
 recall), `base` (settings as flags), `factors` ({factor: [its levels]}, in order; empty when the arms are listed),
 `arms` ({arm: {"layers": [settings as flags, ...], "levels": [a level of each factor] or [], "settings": every resolved
 setting of train, without the seed}}), `store` ({"path", "content_hash", "encoder_hash"}), `split`, `selection_split`,
-`device`, `threads` (of each run), `given` (flags of `ablate` that are no default), `made_by`.
+`device`, `threads` (of each run), `given` (flags of `ablate` that are no default), `made_by`, `runs` ([{"cell", "arm",
+"seed", "folder"}, ...]; studies of earlier versions, without it, have them in arms/ARM/seed-N).
 
 `results.parquet`: `arm` (text), `seed` (int64), `split` (text), `metric` (text), `value` (float64), `reason` (text).
 Metrics of the test split: `mean_recall`, `rsum`, and `DIRECTION.METRIC` with DIRECTION `image_to_text` or
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
 STUDY, RESULTS, RANKS, VERDICTS = "study.json", "results.parquet", "ranks.parquet", "verdicts.json"
 ARMS = "arms"
 FAILED = "failed.json"
-"""In a run's folder: {"reason": ..., "settings": ..., "content_hash": ...} of a training that diverged."""
+"""In a run's folder: {"reason": ...} of a training that diverged."""
 STUDY_SCHEMA, VERDICTS_SCHEMA = "alignvl.study/1", "alignvl.verdicts/1"
 STUDY_FAMILY = "alignvl.study/"
 """What the schema of a study begins with, of this and every other version."""
@@ -68,10 +70,11 @@ class Ranks:
     rank_Q: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What came of one arm with one seed."""
 
+    cell: str = ""
     arm: str
     seed: int
     metrics: Mapping[str, Mapping[str, float | None]]
@@ -84,8 +87,16 @@ class Outcome:
     """Whether no epoch of its training was better than its start at CCA, which is then what was evaluated."""
 
 
-def run_folder(study: Path, arm: str, seed: int) -> Path:
-    return study / ARMS / arm / f"seed-{seed}"
+def run_folder(study: Path, arm: str, seed: int, cell: str = "") -> Path:
+    """Where a run is put, unless one of other settings lies there."""
+    return study / ARMS / arm / cell / f"seed-{seed}"
+
+
+def run_folders(study: Path, record: Mapping[str, Any]) -> dict[tuple[str, str, int], Path]:
+    """Cell, arm and seed -> where that run lies, by `study.json`."""
+    if "runs" in record:
+        return {(run["cell"], run["arm"], run["seed"]): study / run["folder"] for run in record["runs"]}
+    return {("", arm, seed): run_folder(study, arm, seed) for arm in record["arms"] for seed in record["seeds"]}
 
 
 def is_complete_study(path: Path) -> bool:

@@ -1,19 +1,23 @@
 """A whole study: study file and store in, a folder of runs, records and verdicts out, events in between."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from alignvl_cli.ablation import jobs
 from alignvl_cli.ablation.jobs import Job, Made
-from alignvl_cli.ablation.plan import TEST, Setup, begin, default_processes
+from alignvl_cli.ablation.plan import default_processes
 from alignvl_cli.ablation.processes import make_all
 from alignvl_cli.ablation.records import RANKS, RESULTS, STUDY, VERDICTS, creation_counter, write_outcomes
+from alignvl_cli.ablation.setup import TEST, Setup, begin, runs_there
 from alignvl_cli.ablation.verdicts import StudyVerdicts, judge
-from alignvl_cli.artifacts import file_sha256, held, write_json
+from alignvl_cli.artifacts import file_sha256, held, read_json, write_json
 from alignvl_cli.devices import visible_gpus
 from alignvl_cli.errors import DataError, DivergedError
 from alignvl_cli.settings import Device
+from alignvl_cli.training.run_folder import is_complete_run
 
 LOCK = ".lock"
 
@@ -25,6 +29,14 @@ class Begun:
     runs: int
     reused: int
     """Of them, those that were finished before."""
+    hidden: int
+    """Finished runs of the folder that the study does not ask for now; they stay, and are in no table."""
+    changed: tuple[str, ...]
+    """Of what runs are made of, since the folder was begun."""
+    left_out: tuple[str, ...]
+    """Cells that the study asks for and no store has."""
+    left: dict[str, int]
+    """Arm -> its runs that are to be made."""
     processes: int
     threads: int
     device: str
@@ -53,31 +65,48 @@ Event = Begun | RunMade | Finished
 def run_study(setup: Setup, folder: Path, processes: int | None = None) -> Iterator[Event]:
     """Make every run of the study that `folder` lacks, then its records and verdicts.
 
-    Seeds that the folder has stay in the study, whichever are asked for now: none is dropped once it is measured.
-    Raises MismatchError when the folder was begun with other settings, on another store, device or number of threads;
-    UsageError when it holds something else; DataError when another process is at it; DivergedError when every run
-    diverged. Abandoning the iterator leaves a folder that the same call resumes.
+    A run that the folder has of the same content is reused, wherever it lies there; one that the study no longer asks
+    for stays, and is in no table. So a study comes out the same, whether it was extended or run at once. Raises
+    UsageError when the folder holds something else; DataError when another process is at it; DivergedError when every
+    run diverged. Abandoning the iterator leaves a folder that the same call resumes.
     """
-    setup = begin(setup, folder)
+    changed = begin(setup, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise DataError(f"--output {folder}: cannot write there ({problem.strerror or problem})") from problem
     busy = f"{folder}: another process is running this study; wait for it, or name another folder with -o"
     with held(folder / LOCK, busy):
-        write_json(folder / STUDY, {"counter": _counter(folder), **setup.record()})
         every = setup.jobs(folder)
         missing = [job for job in every if jobs.read_outcome(job) is None]
-        if missing:
-            (folder / VERDICTS).unlink(missing_ok=True)
+        record = {"counter": _counter(folder), **setup.record(), "runs": [_place(job, folder) for job in every]}
+        if missing or not (folder / STUDY).is_file() or read_json(folder / STUDY, "study") != record:
+            (folder / VERDICTS).unlink(missing_ok=True)  # they are of the study that was
+        write_json(folder / STUDY, record)
+        asked = {job.folder for job in every}
         gpus = visible_gpus() if setup.device == Device.cuda else []
         count = min(processes or default_processes(setup), max(1, len(missing)))
         done = len(every) - len(missing)
-        yield Begun(runs=len(every), reused=done, processes=count, threads=setup.threads, device=setup.device)
+        yield Begun(
+            runs=len(every),
+            reused=done,
+            hidden=sum(place not in asked and is_complete_run(place) for place in runs_there(folder).values()),
+            changed=changed,
+            left_out=setup.left_out,
+            left=dict(Counter(job.arm for job in missing)),
+            processes=count,
+            threads=setup.threads,
+            device=setup.device,
+        )
         for made in make_all(missing, count, gpus):
             done += 1
             yield RunMade(made=made, done=done, runs=len(every), processes=count)
         yield Finished(verdicts=_conclude(setup, folder, every))
+
+
+def _place(job: Job, folder: Path) -> dict[str, Any]:
+    place = job.folder.relative_to(folder).as_posix()
+    return {"cell": job.cell, "arm": job.arm, "seed": job.seed, "folder": place}
 
 
 def _conclude(setup: Setup, folder: Path, every: Sequence[Job]) -> StudyVerdicts:
@@ -90,7 +119,7 @@ def _conclude(setup: Setup, folder: Path, every: Sequence[Job]) -> StudyVerdicts
         raise DivergedError(f"{folder}: every run of this study failed; the first: {outcomes[0].failure}")
     evaluation = jobs.read_evaluation(finished[0])
     facts = {key: evaluation[key] for key in ("split", "selection_split", "images", "captions", "repeated_captions")}
-    facts |= {"protocol": evaluation["protocol"], "store": setup.store.name}
+    facts |= {"protocol": evaluation["protocol"], "store": setup.cells[0].store.name}
     verdicts = judge(setup.study, outcomes, TEST, facts)
     verdicts = replace(verdicts, warnings=(*verdicts.warnings, *evaluation["warnings"]))
     sha256 = {name: file_sha256(folder / name) for name in (RESULTS, RANKS)}

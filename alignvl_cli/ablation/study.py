@@ -48,13 +48,24 @@ class Study:
     factors: dict[str, tuple[str, ...]]
     """Factor -> its levels, the first being what the others are compared with."""
 
-    def config(self, arm: Arm, seed: int = 0, *, device: Device = Device.auto, pairs: int | None = None) -> TrainConfig:
-        """Every setting of one run; `pairs` as in `resolve_train`."""
-        return resolve_train(self.base, *arm.layers, {"seed": seed, "device": device}, pairs=pairs)
+    def config(
+        self,
+        arm: Arm,
+        seed: int = 0,
+        *,
+        device: Device = Device.auto,
+        pairs: int | None = None,
+        data: Settings | None = None,
+    ) -> TrainConfig:
+        """Every setting of one run; `pairs` as in `resolve_train`, `data` the settings of its cell."""
+        return resolve_train(*self._layers(arm, seed, device, data), pairs=pairs)
 
-    def given(self, arm: Arm, seed: int, device: Device) -> Settings:
+    def given(self, arm: Arm, seed: int, device: Device, data: Settings | None = None) -> Settings:
         """What one run is asked for, by flag."""
-        return one_layer(self.base, *arm.layers, {"seed": seed, "device": device})
+        return one_layer(*self._layers(arm, seed, device, data))
+
+    def _layers(self, arm: Arm, seed: int, device: Device, data: Settings | None) -> list[Settings]:
+        return [self.base, data or {}, *arm.layers, {"seed": seed, "device": device}]
 
     def changed(self, seeds: Sequence[int] | None = None, margin: float | None = None) -> "Study":
         """With other seeds, another margin; None: its own. UsageError as in `load_study`."""

@@ -10,7 +10,7 @@ from alignvl_cli.declarations import given
 from alignvl_cli.settings import AblateSettings
 
 if TYPE_CHECKING:
-    from alignvl_cli.ablation.plan import Setup
+    from alignvl_cli.ablation.setup import Setup
 
 
 def ablate(
@@ -26,14 +26,14 @@ def ablate(
 ) -> None:
     """Run a study: every arm with every seed, then verdicts.
 
-    The same command again goes on where it stopped; finished runs are not made again. All figures are of the test
-    split, all epochs selected on the val split. `alignvl report` shows a finished study again.
+    The same command again resumes it; with an arm, a seed or another reference more in the file, only what is missing
+    is run. All figures are of the test split, all epochs selected on the val split. `alignvl report` shows it again.
     """
     from alignvl_cli.ablation.study import load_study, parse_seeds
 
     wanted = load_study(study).changed(None if asked.seeds is None else parse_seeds(asked.seeds), asked.margin)
 
-    from alignvl_cli.ablation.plan import set_up
+    from alignvl_cli.ablation.setup import set_up
 
     if data is None:
         data = session.workspace.newest_store()

@@ -224,16 +224,17 @@ def _check_evaluations(run: Path) -> None:
 
 
 def _study_facts(path: Path, check: bool) -> dict[str, Any]:
-    from alignvl_cli.ablation.records import read_study, read_verdicts, run_folder
+    from alignvl_cli.ablation.records import read_study, read_verdicts, run_folders
     from alignvl_cli.training.run_folder import load_run
 
     study, verdicts = read_study(path), read_verdicts(path)
     seeds = {arm["arm"]: arm["seeds"] for arm in verdicts["arms"]}
+    runs = run_folders(path, study)
     if check:
         for arm, finished in seeds.items():
             for seed in finished:
-                load_run(run_folder(path, arm, seed))
-                _check_evaluations(run_folder(path, arm, seed))
+                load_run(runs["", arm, seed])
+                _check_evaluations(runs["", arm, seed])
     return {
         "what": f"{verdicts['question']} {len(seeds)} arms, {len(verdicts['seeds'])} seeds",
         "verdicts": {arm["arm"]: arm["words"] for arm in verdicts["arms"]},

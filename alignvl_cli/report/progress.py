@@ -289,6 +289,13 @@ class StudyProgress(Display):
         self._since = self._clock()
         reused = f", {begun.reused:,} of them finished before" if begun.reused else ""
         threads = counted(begun.threads, "thread")
+        if begun.changed:
+            self._say(f"changed since the folder was begun, and trained anew: {'; '.join(begun.changed)}")
+        for note in begun.left_out:
+            self._say(note)
+        if begun.hidden:
+            runs = counted(begun.hidden, "finished run")
+            self._say(f"{runs} in the folder: not asked for now, kept, and in no table")
         how = f"; {begun.processes} at a time on {begun.device}, {threads} each" if begun.reused < begun.runs else ""
         self._say(f"{begun.runs:,} runs{reused}{how}")
         if self._bar and begun.reused < begun.runs:

@@ -19,7 +19,7 @@ from alignvl_cli.ablation.analysis import (
     read_reliability,
     read_validations,
 )
-from alignvl_cli.ablation.records import read_study, read_verdicts, run_folder
+from alignvl_cli.ablation.records import read_study, read_verdicts, run_folders
 from alignvl_cli.artifacts import canonical_json, read_json
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.report.artifacts import shown
@@ -56,6 +56,8 @@ Json = Mapping[str, Any]
 Find = Callable[[str, str], Store | None]
 """The store of a content hash, also looked for at a path."""
 Warn = Callable[[str], None]
+Runs = Mapping[tuple[str, str, int], Path]
+"""Cell, arm and seed -> folder."""
 SIDES = ("vision", "text")
 TONES = {
     "better": ("better", "▲"),
@@ -73,17 +75,18 @@ def study_views(folder: Path, data: Path | None, device: str, *, find: Find, war
     """Of a finished study; DataError for an unfinished one. Making the page raises MismatchError when `data` is another
     store than the study's."""
     verdicts, study = read_verdicts(folder), read_study(folder)
-    curves, reliability = _curves(folder, verdicts, warn), _reliability(folder, verdicts, study, warn)
+    runs = run_folders(folder, study)
+    curves, reliability = _curves(runs, verdicts, warn), _reliability(runs, verdicts, study, warn)
     plots = list(study_plots(verdicts, study, curves, reliability))
 
     def page() -> Page:
         store = _store_of_study(folder, study["store"], data, find, warn)
-        config, environment = _records_of_a_run(folder, verdicts)
+        config, environment = _records_of_a_run(runs, verdicts)
         return study_page(
             verdicts,
             study,
             plots,
-            [] if store is None else list(_disagreements(folder, verdicts, Shower.of(store), device)),
+            [] if store is None else list(_disagreements(folder, runs, verdicts, Shower.of(store), device)),
             encoders={side: config[side] for side in SIDES if side in config},
             machine=environment,
             commands=[*extraction_of(store), ablate_command(f"{verdicts['name']}.toml", study)],
@@ -112,7 +115,7 @@ def _store_of_study(folder: Path, kept: Json, data: Path | None, find: Find, war
     return found
 
 
-def _disagreements(folder: Path, verdicts: Json, shower: Shower, device: str) -> Iterator[Block]:
+def _disagreements(folder: Path, runs: Runs, verdicts: Json, shower: Shower, device: str) -> Iterator[Block]:
     """Every arm against the reference, in both directions, with the first seed that both have a run of."""
     split, reference = verdicts["evaluation"]["split"], verdicts["reference"]
 
@@ -124,42 +127,42 @@ def _disagreements(folder: Path, verdicts: Json, shower: Shower, device: str) ->
         for direction, count in DISAGREEING.items():
             ours, theirs = (read_ranks(folder, name, direction) for name in (reference, arm))
             common = [seed for seed in ours.by_seed if seed in theirs.by_seed]
-            runs = {seed: [run_folder(folder, name, seed) for name in (reference, arm)] for seed in common}
-            kept = [seed for seed in common if all(map(is_complete_run, runs[seed]))]
+            places = {seed: [runs["", name, seed] for name in (reference, arm)] for seed in common}
+            kept = [seed for seed in common if all(map(is_complete_run, places[seed]))]
             if not common:
                 continue
             found = disagreements(ours, theirs, (kept or common)[0], count)
             there = {
                 name: embedded(run)
-                for name, run in zip((reference, arm), runs[found.seed], strict=True)
+                for name, run in zip((reference, arm), places[found.seed], strict=True)
                 if is_complete_run(run)
             }
             if found.gains or found.losses:
                 yield disagreement_examples(shower, direction, found, (reference, arm), there)
 
 
-def _curves(folder: Path, verdicts: Json, warn: Warn) -> dict[str, LearningCurve]:
+def _curves(runs: Runs, verdicts: Json, warn: Warn) -> dict[str, LearningCurve]:
     """Of every arm whose finished runs are all still there."""
     curves = {}
     for arm in verdicts["arms"]:
         try:
-            runs = [read_validations(run_folder(folder, arm["arm"], seed)) for seed in arm["seeds"]]
+            logs = [read_validations(runs["", arm["arm"], seed]) for seed in arm["seeds"]]
         except DataError as problem:
             warn(f"no learning curve of arm {arm['arm']}: {problem}")
             continue
-        if curve := learning_curve(runs):
+        if curve := learning_curve(logs):
             curves[arm["arm"]] = curve
     return curves
 
 
-def _reliability(folder: Path, verdicts: Json, study: Json, warn: Warn) -> dict[str, dict[str, Reliability]]:
+def _reliability(runs: Runs, verdicts: Json, study: Json, warn: Warn) -> dict[str, dict[str, Reliability]]:
     """By direction, every arm whose evaluations are all still there."""
     by_direction: dict[str, dict[str, Reliability]] = {}
     for arm in verdicts["arms"]:
-        runs = [run_folder(folder, arm["arm"], seed) for seed in arm["seeds"]]
+        places = [runs["", arm["arm"], seed] for seed in arm["seeds"]]
         try:
             place = Path(study["store"]["path"]), study["store"]["content_hash"]
-            found = read_reliability(runs, *place, study["split"])
+            found = read_reliability(places, *place, study["split"])
         except DataError as problem:
             warn(f"no reliability of arm {arm['arm']}: {problem}")
             continue
@@ -168,10 +171,10 @@ def _reliability(folder: Path, verdicts: Json, study: Json, warn: Warn) -> dict[
     return by_direction
 
 
-def _records_of_a_run(folder: Path, verdicts: Json) -> tuple[Json, Json]:
+def _records_of_a_run(runs: Runs, verdicts: Json) -> tuple[Json, Json]:
     """Configuration and environment of the first finished run that is still there; empty when none is."""
     for arm in verdicts["arms"]:
-        for path in (run_folder(folder, arm["arm"], seed) for seed in arm["seeds"]):
+        for path in (runs["", arm["arm"], seed] for seed in arm["seeds"]):
             if is_complete_run(path):
                 environment = read_json(path / ENVIRONMENT, "run's environment")
                 kept = {key: value for key, value in environment.items() if key not in ("settings", "stage")}

@@ -168,7 +168,7 @@ def one_study(rng: Rng, model: Model) -> tuple[bool, bool, bool, float]:
                 for image_Q in image_DQ
             ]
             runs.append(ImageHits.of(image_DQ, rank_DQ, IMAGES))
-    recall_AS = np.array([run.mean_recall for run in runs]).reshape(2, SEEDS)
+    recall_AS = np.array([run.value for run in runs]).reshape(2, SEEDS)
     resampled_SB = np.subtract(*image_resamples(runs).reshape(2, SEEDS, -1)[::-1])
     delta_S = recall_AS[1] - recall_AS[0]
     low, high = t_interval(delta_S)

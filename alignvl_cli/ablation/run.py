@@ -1,18 +1,29 @@
 """A whole study: study file and store in, a folder of runs, records and verdicts out, events in between."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from alignvl_cli.ablation import jobs
-from alignvl_cli.ablation.jobs import Job, Made
+from alignvl_cli.ablation.jobs import Job, Made, Slot
 from alignvl_cli.ablation.plan import default_processes
 from alignvl_cli.ablation.processes import make_all
-from alignvl_cli.ablation.records import RANKS, RESULTS, STUDY, VERDICTS, creation_counter, write_outcomes
+from alignvl_cli.ablation.records import (
+    RANKS,
+    RESULTS,
+    STUDY,
+    VERDICTS,
+    Outcome,
+    creation_counter,
+    read_begun,
+    run_folders,
+    write_outcomes,
+)
 from alignvl_cli.ablation.setup import TEST, Setup, begin, runs_there
-from alignvl_cli.ablation.verdicts import StudyVerdicts, judge
+from alignvl_cli.ablation.study import Study, study_of
+from alignvl_cli.ablation.verdicts import CellFacts, StudyVerdicts, judge
 from alignvl_cli.artifacts import file_sha256, held, read_json, write_json
 from alignvl_cli.devices import visible_gpus
 from alignvl_cli.errors import DataError, DivergedError
@@ -20,6 +31,9 @@ from alignvl_cli.settings import Device
 from alignvl_cli.training.run_folder import is_complete_run
 
 LOCK = ".lock"
+SAME_IN_CELLS = ("split", "selection_split", "protocol")
+EVALUATED = (*SAME_IN_CELLS, "images", "captions", "repeated_captions")
+"""Of an evaluation, what verdicts keep."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,17 +128,72 @@ def _conclude(setup: Setup, folder: Path, every: Sequence[Job]) -> StudyVerdicts
     outcomes = [outcome for job in every if (outcome := jobs.read_outcome(job)) is not None]
     assert len(outcomes) == len(every)
     write_outcomes(folder, outcomes)
-    finished = [job for job, outcome in zip(every, outcomes, strict=True) if outcome.failure is None]
-    if not finished:
+    if all(outcome.failure is not None for outcome in outcomes):
         raise DivergedError(f"{folder}: every run of this study failed; the first: {outcomes[0].failure}")
-    evaluation = jobs.read_evaluation(finished[0])
-    facts = {key: evaluation[key] for key in ("split", "selection_split", "images", "captions", "repeated_captions")}
-    facts |= {"protocol": evaluation["protocol"], "store": setup.cells[0].store.name}
-    verdicts = judge(setup.study, outcomes, TEST, facts)
-    verdicts = replace(verdicts, warnings=(*verdicts.warnings, *evaluation["warnings"]))
+    verdicts = _judged(setup.study, every, outcomes, [cell.record() for cell in setup.cells])
     sha256 = {name: file_sha256(folder / name) for name in (RESULTS, RANKS)}
     write_json(folder / VERDICTS, {**verdicts.to_json(), "sha256": sha256})
     return verdicts
+
+
+def _judged(
+    study: Study, slots: Sequence[Slot], outcomes: Sequence[Outcome], cells: Sequence[Mapping[str, Any]]
+) -> StudyVerdicts:
+    """`cells` are as in `study.json`; DataError when no run of `outcomes` was evaluated."""
+    place = {(slot.cell, slot.arm, slot.seed): slot for slot in slots}
+    finished = [place[found.cell, found.arm, found.seed] for found in outcomes if found.failure is None]
+    first = {slot.cell: slot for slot in reversed(finished)}
+    facts, warnings = {}, []
+    for cell, slot in first.items():
+        evaluation = jobs.read_evaluation(slot)
+        facts[cell] = {key: evaluation[key] for key in EVALUATED} | {"store": slot.store.name}
+        warnings += [f"{cell}: {text}" if cell else text for text in evaluation["warnings"]]
+    if study.data is None:
+        verdicts = judge(study, outcomes, TEST, facts[""])
+    else:
+        shared = {key: value for key, value in next(iter(facts.values())).items() if key in SAME_IN_CELLS}
+        kept = [
+            CellFacts(
+                cell=cell["cell"],
+                set=cell["set"],
+                condition=cell["condition"],
+                pairs=cell["pairs"],
+                evaluation=facts.get(cell["cell"], {}),
+            )
+            for cell in cells
+        ]
+        verdicts = judge(study, outcomes, TEST, shared, kept)
+    return replace(verdicts, warnings=(*verdicts.warnings, *dict.fromkeys(warnings)))
+
+
+def partial_verdicts(folder: Path) -> StudyVerdicts:
+    """Of a study that is not finished, on the runs that are: marked so. Nothing is written. DataError when no run is
+    finished, or the folder holds no study."""
+    record = read_begun(folder)
+    study, places = study_of(record), run_folders(folder, record)
+    cells = record.get("cells") or [{"cell": "", **record["store"]}]
+    slots = [
+        Slot(
+            cell=cell["cell"],
+            arm=arm.name,
+            seed=seed,
+            store=Path(cell["path"]),
+            content_hash=cell["content_hash"],
+            split=record["split"],
+            folder=places[cell["cell"], arm.name, seed],
+        )
+        for seed in study.seeds
+        for cell in cells
+        for arm in study.arms
+    ]
+    outcomes = [outcome for slot in slots if (outcome := jobs.read_outcome(slot)) is not None]
+    if all(outcome.failure is not None for outcome in outcomes):
+        resume = f"resume it: `alignvl ablate` with its file and -o {folder}"
+        raise DataError(f"{folder}: this study is not finished, and none of its {len(slots):,} runs is; {resume}")
+    partial = {"runs": len(slots), "finished": len(outcomes)}
+    told = f"partial: {len(outcomes):,} of {len(slots):,} runs are finished, and all figures are of these"
+    verdicts = _judged(study, slots, outcomes, cells)
+    return replace(verdicts, partial=partial, warnings=(told, *verdicts.warnings))
 
 
 def _counter(folder: Path) -> int:

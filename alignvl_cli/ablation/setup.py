@@ -5,19 +5,21 @@ another reference more takes what is there, and a changed setting takes nothing 
 """
 
 import json
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from alignvl_cli.ablation.jobs import Job, identity_of
 from alignvl_cli.ablation.records import ARMS, STUDY, STUDY_FAMILY, STUDY_SCHEMA, run_folder
-from alignvl_cli.ablation.study import Arm, Settings, Study
+from alignvl_cli.ablation.study import Arm, Data, Settings, Study
 from alignvl_cli.artifacts import made_by, read_json
 from alignvl_cli.devices import choose_device
 from alignvl_cli.errors import UsageError
-from alignvl_cli.settings import Device, TrainConfig, subset_of
-from alignvl_cli.store.reader import open_store
-from alignvl_cli.training.data import require_split
+from alignvl_cli.settings import Device, SubsetKind, TrainConfig, subset_of
+from alignvl_cli.store.reader import Store, open_store
+from alignvl_cli.training.data import require_different, require_split
 from alignvl_cli.training.ingredients import steps_per_epoch
 from alignvl_cli.training.prepare import VAL
 from alignvl_cli.training.run import count_pairs
@@ -32,6 +34,10 @@ class Cell:
 
     name: str
     """Empty where a study has one store, whole."""
+    set: str
+    """What its store is called."""
+    condition: str
+    """Which of the pairs, and how many of them are wrong."""
     store: Path
     content_hash: str
     encoder_hash: str
@@ -42,6 +48,11 @@ class Cell:
 
     def record(self) -> dict[str, Any]:
         return {
+            "cell": self.name,
+            "set": self.set,
+            "condition": self.condition,
+            "pairs": self.pairs,
+            "settings": self.layer,
             "path": str(self.store.resolve()),
             "content_hash": self.content_hash,
             "encoder_hash": self.encoder_hash,
@@ -63,8 +74,8 @@ class Setup:
 
     @property
     def contrasts(self) -> int:
-        """To the reference, in one cell."""
-        return len(self.study.arms) - 1
+        """By which the floor of p is multiplied: 1 where the contrasts of several cells are tested at once."""
+        return 1 if self.study.data else len(self.study.arms) - 1
 
     def config(self, cell: Cell, arm: Arm, seed: int = 0) -> TrainConfig:
         return self.study.config(arm, seed, device=Device(self.device), pairs=cell.pairs, data=cell.layer)
@@ -104,24 +115,17 @@ class Setup:
 
     def record(self) -> dict[str, Any]:
         """`study.json`, see `ablation.records`; without the runs."""
-        arms = {}
+        record = self.study.record()
         largest = max(self.cells, key=lambda cell: cell.pairs)
         for arm in self.study.arms:
             settings = self.config(largest, arm).to_json()
             del settings["seed"]
-            arms[arm.name] = {"layers": list(arm.layers), "levels": list(arm.levels), "settings": settings}
-        study = self.study
+            record["arms"][arm.name]["settings"] = settings
         record = {
             "schema": STUDY_SCHEMA,
-            "name": study.name,
-            "question": study.question,
-            "reference": study.reference,
-            "seeds": list(study.seeds),
-            "margin": study.margin,
-            "base": study.base,
-            "factors": {factor: list(levels) for factor, levels in study.factors.items()},
-            "arms": arms,
-            "store": largest.record(),
+            **record,
+            "store": {key: largest.record()[key] for key in ("path", "content_hash", "encoder_hash")},
+            "cells": [cell.record() for cell in self.cells] if self.study.data else [],
             "split": TEST,
             "selection_split": VAL,
             "device": self.device,
@@ -132,33 +136,82 @@ class Setup:
         return dict(json.loads(json.dumps(record)))
 
 
-def set_up(study: Study, store_path: Path, device: Device, threads: int, given: Settings | None = None) -> Setup:
-    """Check a study against a store. UsageError for an arm that the store has too few pairs for, two arms that come to
-    the same on it, or a device that is not there; DataError for a store that is unreadable or lacks a split."""
+def set_up(
+    study: Study, stores: Path | Sequence[Path], device: Device, threads: int, given: Settings | None = None
+) -> Setup:
+    """Check a study against its stores. UsageError for an arm that a cell has too few pairs for, two arms that come to
+    the same in it, two stores of the same content, or a device that is not there; DataError for a store that is
+    unreadable or lacks a split."""
+    cells, left_out = _cells(study, [stores] if isinstance(stores, Path) else stores)
     setup = Setup(
         study=study,
-        cells=(_cell(store_path),),
+        cells=tuple(cells),
         device=choose_device(device),
         threads=threads,
         given=given or {},
+        left_out=tuple(left_out),
     )
     for cell in setup.cells:
         _check_arms(setup, cell)
     return setup
 
 
-def _cell(path: Path) -> Cell:
+def _cells(study: Study, paths: Sequence[Path]) -> tuple[list[Cell], list[str]]:
+    """Store by store; and a sentence for each combination that would be all of a store's pairs once more."""
+    cells: list[Cell] = []
+    left_out: list[str] = []
+    data = study.data or Data()
+    opened = [_opened(path) for path in paths]
+    require_different(opened)
+    names = _names(opened)
+    for path, store, name in zip(paths, opened, names, strict=True):
+        pairs = count_pairs([path])
+        for layer in data.layers():
+            kept = subset_of(layer.get("subset", "all"))
+            condition = " ".join(_condition(data, layer))
+            if kept is not None and kept[1] >= pairs:
+                left_out.append(f"left out: {name} {condition}, as the store has {pairs:,} training pairs")
+                continue
+            cells.append(
+                Cell(
+                    name=f"{name} {condition}".strip() if study.data else "",
+                    set=name,
+                    condition=condition,
+                    store=path,
+                    content_hash=store.content_hash,
+                    encoder_hash=store.encoder_hash,
+                    pairs=pairs,
+                    layer=layer,
+                )
+            )
+    if not cells:
+        raise UsageError(f'[data]: nothing is left to compare arms on ({"; ".join(left_out)}); add "all" to subsets')
+    return cells, left_out
+
+
+def _opened(path: Path) -> Store:
     store = open_store(path)
     for split in (VAL, TEST):
         require_split(store, split, f"a study selects on {VAL} and compares on {TEST}: name a store with both (--data)")
-    return Cell(
-        name="",
-        store=path,
-        content_hash=store.content_hash,
-        encoder_hash=store.encoder_hash,
-        pairs=count_pairs([path]),
-        layer={},
+    return store
+
+
+def _names(stores: Sequence[Store]) -> list[str]:
+    """The dataset's name, as far as it tells the stores apart; else the file's, else with the content's hash."""
+    stems = [store.path.stem for store in stores]
+    choices = (
+        [re.sub(r"-[0-9a-f]{8}$", "", stem) for stem in stems],
+        stems,
+        [f"{stem}-{store.content_hash[:8]}" for stem, store in zip(stems, stores, strict=True)],
     )
+    return next((names for names in choices if len(set(names)) == len(names)), choices[-1])
+
+
+def _condition(data: Data, layer: Settings) -> Iterator[str]:
+    if data.subsets:
+        yield layer["subset"].removeprefix(f"{SubsetKind.uniform}:")
+    if data.corrupt:
+        yield f"{layer.get('corrupt-captions', 0):.0%} wrong"
 
 
 def _check_arms(setup: Setup, cell: Cell) -> None:

@@ -7,6 +7,7 @@ import typer
 
 from alignvl_cli.cli.console import Session
 from alignvl_cli.declarations import given
+from alignvl_cli.errors import UsageError
 from alignvl_cli.settings import AblateSettings
 
 if TYPE_CHECKING:
@@ -35,11 +36,15 @@ def ablate(
 
     from alignvl_cli.ablation.setup import set_up
 
-    if data is None:
+    named = wanted.data.stores if wanted.data else ()
+    if named and data is not None:
+        raise UsageError(f"{study} names its stores under [data]; leave --data out, or `stores` in the file")
+    if data is None and not named:
         data = session.workspace.newest_store()
         session.note(f"on the newest store, {data}")
+    stores = [data] if data else [session.workspace.store_called(name, study.parent) for name in named]
     folder = output or session.workspace.root / "studies" / wanted.name
-    setup = set_up(wanted, data, asked.device, asked.threads, given=given(asked))
+    setup = set_up(wanted, stores, asked.device, asked.threads, given=given(asked))
     if asked.plan:
         _plan(session, setup, folder, asked.jobs, asked.as_json)
     else:

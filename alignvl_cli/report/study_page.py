@@ -19,7 +19,8 @@ from alignvl_cli.ablation.analysis import (
     read_reliability,
     read_validations,
 )
-from alignvl_cli.ablation.records import read_study, read_verdicts, run_folders
+from alignvl_cli.ablation.records import read_begun, run_folders
+from alignvl_cli.ablation.study import PRIMARIES
 from alignvl_cli.artifacts import canonical_json, read_json
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.report.artifacts import shown
@@ -45,7 +46,8 @@ from alignvl_cli.report.page import (
 )
 from alignvl_cli.report.plots import RELIABILITY, study_plots
 from alignvl_cli.report.reproduce import ablate_command, study_toml
-from alignvl_cli.report.study import study_notes, study_tables
+from alignvl_cli.report.study import study_notes, study_tables, verdicts_of
+from alignvl_cli.report.surface import surface_plots
 from alignvl_cli.report.tables import Cell, Table
 from alignvl_cli.report.text import counted
 from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
@@ -72,9 +74,12 @@ JUDGED = {"overconfidence": "overconfidence", "ece": "ECE", "ece_fitted": "ECE, 
 
 
 def study_views(folder: Path, data: Path | None, device: str, *, find: Find, warn: Warn) -> Views:
-    """Of a finished study; DataError for an unfinished one. Making the page raises MismatchError when `data` is another
-    store than the study's."""
-    verdicts, study = read_verdicts(folder), read_study(folder)
+    """Of a study, or the part that is finished; DataError when no run is. Making the page raises MismatchError when
+    `data` is another store than the study's."""
+    verdicts, study = verdicts_of(folder), read_begun(folder)
+    if verdicts.get("cells"):
+        plots = list(surface_plots(verdicts))
+        return Views(plots, lambda: surface_page(verdicts, study, plots, made_with=made_with_of(folder)))
     runs = run_folders(folder, study)
     curves, reliability = _curves(runs, verdicts, warn), _reliability(runs, verdicts, study, warn)
     plots = list(study_plots(verdicts, study, curves, reliability))
@@ -82,11 +87,14 @@ def study_views(folder: Path, data: Path | None, device: str, *, find: Find, war
     def page() -> Page:
         store = _store_of_study(folder, study["store"], data, find, warn)
         config, environment = _records_of_a_run(runs, verdicts)
+        examples: list[Block] = []
+        if store is not None and not verdicts.get("partial"):  # the ranks are gathered at the end
+            examples = list(_disagreements(folder, runs, verdicts, Shower.of(store), device))
         return study_page(
             verdicts,
             study,
             plots,
-            [] if store is None else list(_disagreements(folder, runs, verdicts, Shower.of(store), device)),
+            examples,
             encoders={side: config[side] for side in SIDES if side in config},
             machine=environment,
             commands=[*extraction_of(store), ablate_command(f"{verdicts['name']}.toml", study)],
@@ -94,6 +102,40 @@ def study_views(folder: Path, data: Path | None, device: str, *, find: Find, war
         )
 
     return Views(plots, page)
+
+
+def surface_page(verdicts: Json, study: Json, plots: Sequence[Plot], *, made_with: str) -> Page:
+    """Of a study of several cells."""
+    tables = [TableBlock(table) for table in study_tables(verdicts)]
+    drawings = [Drawing.of(plot) for plot in plots]
+    stores = {cell["set"]: {key: cell[key] for key in ("path", "content_hash", "pairs")} for cell in study["cells"]}
+    name = f"{verdicts['name']}.toml"
+    return Page(
+        kind="study",
+        title=verdicts["name"],
+        lead=verdicts["question"],
+        summary=_summary(verdicts["reference"], [f for f in verdicts["over_sets"] if f["condition"] is None]),
+        counts=(
+            f"{len(study['arms'])} arms, {counted(len(verdicts['cells']), 'cell')}, "
+            f"{counted(len(verdicts['seeds']), 'seed')} each",
+            f"stores {', '.join(stores)}",
+        ),
+        warnings=tuple(verdicts["warnings"]),
+        sections=sections(
+            section("verdicts", "Over sets", tables[0], drawings[0]),
+            section("cells", "Cell by cell", drawings[1], *tables[1:], Notes(tuple(study_notes(verdicts)))),
+            section("effects", "Effects", *drawings[2:]),
+            section("settings", "Settings", _varied(study), facts("Of all arms", _shared(study), is_folded=True)),
+            section("provenance", "Provenance", facts("Stores", stores), facts("Made by", study["made_by"])),
+            section(
+                "again",
+                "Make it again",
+                Code(f"The study, as {name}", study_toml(study)),
+                Code("The commands", ablate_command(name, study)),
+            ),
+        ),
+        footer=made_with,
+    )
 
 
 def _store_of_study(folder: Path, kept: Json, data: Path | None, find: Find, warn: Warn) -> Store | None:
@@ -204,7 +246,7 @@ def study_page(
         kind="study",
         title=verdicts["name"],
         lead=verdicts["question"],
-        summary=_summary(verdicts),
+        summary=_summary(verdicts["reference"], verdicts["arms"]),
         counts=(
             f"{len(verdicts['arms'])} arms, {counted(len(seeds), 'seed')} each",
             f"{evaluation['images']:,} images and {evaluation['captions']:,} captions of split {evaluation['split']}",
@@ -237,20 +279,21 @@ def study_page(
     )
 
 
-def _summary(verdicts: Json) -> str:
+def _summary(reference: str, arms: Sequence[Json]) -> str:
     """How many arms came out how, against the reference."""
-    found = Counter(arm["verdict"] for arm in verdicts["arms"] if arm["verdict"] is not None)
+    found = Counter(arm["verdict"] for arm in arms if arm["verdict"] is not None)
     parts = [f"{count} {verdict}" for verdict, count in found.items()]
-    return f"Against {verdicts['reference']}: " + "; ".join(parts) + "."
+    return f"Against {reference}: " + "; ".join(parts) + "."
 
 
 def _judgements(arms: Sequence[Json], primary: str) -> Judgements:
     rows = []
+    scale = PRIMARIES[primary].scale
     for arm in arms:
         tone, mark = TONES.get(arm["verdict"], OPEN)
         summary = arm["metrics"].get(primary)
-        spread = "" if summary is None or summary["sd"] is None else f" ± {summary['sd']:.1f}"
-        figure = "no finished run" if summary is None else f"{summary['mean']:.1f}{spread} %"
+        spread = "" if summary is None or summary["sd"] is None else f" ± {scale * summary['sd']:.1f}"
+        figure = "no finished run" if summary is None else f"{scale * summary['mean']:.1f}{spread} %"
         rows.append(Judgement(tone, mark, arm["arm"], arm["words"], figure))
     return Judgements(tuple(rows))
 

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from alignvl_cli.ablation.study import PRIMARIES
-from alignvl_cli.report.figures import COLOURS, INK, SOFT, Plot, label, new_figure
+from alignvl_cli.report.figures import COLOURS, SOFT, Plot, label, new_figure
 from alignvl_cli.report.plots import forest
 from alignvl_cli.report.study import MARKS, headed, interval, p_value, signed
 from alignvl_cli.report.tables import Cell, Table
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
 Verdicts = Mapping[str, Any]
 LEGEND = "+ better, - worse, = equivalent or within the margin, ? not distinguishable yet, x not tested"
 STYLES = {"+": "green", "-": "red"}
+PRINTED = "#111111"
+"""On the light colours of a heat map, which are the same on a dark page."""
+SHADES = 41
+"""Of colour; a bar of more would be drawn as a picture."""
+DARK = 0.6
+"""Share of the largest difference from which a cell's colour is dark."""
 PANELS = 3
 """Heat maps beside each other."""
 
@@ -177,7 +185,7 @@ def heat_map(verdicts: Verdicts, kind: str) -> "Figure":
     ends = COLOURS[1], "#f4f5f6", COLOURS[0]
     if PRIMARIES[verdicts["primary"]].lower_is_better:
         ends = ends[::-1]
-    colours = LinearSegmentedColormap.from_list("effect", ends).with_extremes(bad="none")
+    colours = LinearSegmentedColormap.from_list("effect", ends, N=SHADES).with_extremes(bad="none")
     norm = TwoSlopeNorm(0, -largest, largest)
     image = None
     for place, axis in enumerate(axes.flat):
@@ -186,16 +194,26 @@ def heat_map(verdicts: Verdicts, kind: str) -> "Figure":
             continue
         name, cells = list(found.items())[place]
         value_SC = [[_mean(cells.get((set_, condition))) for condition in conditions] for set_ in sets]
-        image = axis.imshow(value_SC, cmap=colours, norm=norm, aspect="auto")
+        image = axis.pcolormesh(value_SC, cmap=colours, norm=norm)
+        axis.invert_yaxis()
         for row, set_ in enumerate(sets):
             for column, condition in enumerate(conditions):
                 text, strength = _printed(cells.get((set_, condition))), abs(value_SC[row][column]) / largest
                 axis.text(
-                    column, row, text, ha="center", va="center", fontsize=7.5, color="white" if strength > 0.6 else INK
+                    column,
+                    row,
+                    text,
+                    ha="center",
+                    va="center",
+                    fontsize=7.5,
+                    color="white" if strength > 0.6 else PRINTED,
                 )
         axis.set_title(label(name), fontsize=9)
-        axis.set_xticks(range(len(conditions)), [label(condition or "all") for condition in conditions], fontsize=8)
-        axis.set_yticks(range(len(sets)), [label(set_) for set_ in sets] if place % columns == 0 else [], fontsize=8)
+        axis.set_xticks(
+            np.arange(len(conditions)) + 0.5, [label(condition or "all") for condition in conditions], fontsize=8
+        )
+        named = [label(set_) if place % columns == 0 else "" for set_ in sets]
+        axis.set_yticks(np.arange(len(sets)) + 0.5, named, fontsize=8)
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
     if image is not None:

@@ -198,16 +198,9 @@ def heat_map(verdicts: Verdicts, kind: str) -> "Figure":
         axis.invert_yaxis()
         for row, set_ in enumerate(sets):
             for column, condition in enumerate(conditions):
-                text, strength = _printed(cells.get((set_, condition))), abs(value_SC[row][column]) / largest
-                axis.text(
-                    column,
-                    row,
-                    text,
-                    ha="center",
-                    va="center",
-                    fontsize=7.5,
-                    color="white" if strength > 0.6 else PRINTED,
-                )
+                ink = "white" if abs(value_SC[row][column]) > DARK * largest else PRINTED
+                text = _printed(cells.get((set_, condition)))
+                axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7.5, color=ink)
         axis.set_title(label(name), fontsize=9)
         axis.set_xticks(
             np.arange(len(conditions)) + 0.5, [label(condition or "all") for condition in conditions], fontsize=8

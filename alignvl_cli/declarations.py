@@ -116,7 +116,7 @@ class Declared:
 
     def parse(self, value: Any) -> Any:
         """What was written, in a file, a study or after a flag, as the setting's type and in range; else UsageError."""
-        if self.said.read is not None and type(value) in (str, int):
+        if self.said.read is not None and type(value) in (str, int, float):
             return self.said.read(str(value))
         if issubclass(self.kind, StrEnum):
             if value not in list(self.kind):

@@ -3,8 +3,8 @@
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.settings import (
     AdapterKind,
     Init,
+    LatentNorm,
     Loss,
     Method,
     NoiseKind,
@@ -31,7 +32,7 @@ INGREDIENTS: dict[Recipe, dict[str, Any]] = {
     Recipe.fusemix: {"mix": True, "rp": False, "es": False},
     Recipe.clip: {"mix": False, "rp": False, "es": False},
     Recipe.sail: {"mix": False, "rp": False, "es": False},
-    Recipe.best: {"mix": True, "rp": False, "es": False},
+    Recipe.best: {"mix": True, "rp": True, "es": True},
 }
 RECIPE_DETAILS: dict[Recipe, dict[str, Any]] = {
     Recipe.sail: {"adapter": AdapterKind.glu, "loss": Loss.sigmoid},
@@ -55,6 +56,7 @@ DEFAULTS = {key: setting.default for key, setting in TRAIN.items() if setting.de
 class Shape:
     """What `--size` decides."""
 
+    latent_norm: LatentNorm
     latent_width: int
     """Wider latents are reduced to so many principal components of the training split; 0: never."""
     init: Init
@@ -65,9 +67,16 @@ class Shape:
     epochs: int
     batch_size: int
     lr: float
+    noise_std: float
+    """In units of the latents' RMS; where the noise is absolute it is the paper's, whatever the size."""
+    cca_weight: float | None
+    """Of the closed form that the adapters are joined with; None: by validation."""
 
 
+PAPER_NOISE = 0.01
+"""Align-VL's sigma, of latents as they are stored."""
 RELEASED_SHAPE = Shape(
+    latent_norm=LatentNorm.none,
     latent_width=0,
     init=Init.random,
     adapter_depth=4,
@@ -77,36 +86,39 @@ RELEASED_SHAPE = Shape(
     epochs=250,
     batch_size=20_480,
     lr=1e-3,
+    noise_std=0.7,
+    cca_weight=0.0,
 )
 """FuseMix release (Vouitsis et al., CVPR 2024): 40,960 drawn pairs for 500 epochs are 20,480 rows for 250 of ours."""
 
-SMALL_DATA = 20_000
-"""Pairs. Below it a drawn start takes a narrow block and a narrow space as well."""
-
 CAN_START_AT_CCA = (AdapterKind.fusemix, AdapterKind.linear)
 """Adapters that are one linear map when their residual branches give nothing."""
+LEAST_STEPS, LEAST_EPOCHS = 300, 20
 
 
-def auto_shape(pairs: int, init: Init = Init.cca) -> Shape:
-    """Adapter and schedule for `pairs` training pairs: one block, batches of about a seventh of the pairs up to 4,096.
+def shape_for(pairs: int) -> Shape:
+    """Adapter and schedule for `pairs` training pairs: one block on 512 principal components, from a drawn start, for
+    300 steps or 20 epochs, whichever is more (10 epochs of 100,000 pairs and more).
 
-    From a start at CCA one narrow block and ten short epochs for any number: chosen on the demo's training and
-    validation splits, at about 3,700 pairs, and on synthetic pairs, 3,000 to 100,000 (`benchmarks/sizes.py`,
-    docs/LOG.md). From a drawn start, `init` random, the size for many pairs is a guess.
+    Chosen on the validation splits of four sets of 560 to 5,133 pairs (docs/training.md); above that it is a guess.
     """
-    seventh = 1 << round(math.log2(max(pairs, 8) / 7))
-    starts_at_cca = init is Init.cca
-    is_narrow = starts_at_cca or pairs < SMALL_DATA
+    batch_size = 256 if pairs < 4096 else 512 if pairs < 20_000 else 1024 if pairs < 100_000 else 4096
+    batch_size = max(2, min(batch_size, pairs // 2))
+    steps = max(1, pairs // batch_size)
+    epochs = LEAST_EPOCHS if pairs < 100_000 else LEAST_EPOCHS // 2
     return Shape(
-        latent_width=512 if is_narrow else 0,
-        init=init,
+        latent_norm=LatentNorm.rms,
+        latent_width=512 if pairs < 20_000 else 1024,
+        init=Init.random,
         adapter_depth=1,
-        adapter_expansion=1 if is_narrow else 4,
-        embed_dim=256 if is_narrow else 512,
-        dropout=0.6,
-        epochs=10 if is_narrow else 20,
-        batch_size=max(2, min(4096, pairs // 2, seventh)),
-        lr=2e-4 if starts_at_cca else 3e-3 if is_narrow else 1e-3,
+        adapter_expansion=1 if pairs < 20_000 else 2,
+        embed_dim=512,
+        dropout=0.5,
+        epochs=max(epochs, math.ceil(LEAST_STEPS / steps)),
+        batch_size=batch_size,
+        lr=2e-3 if pairs < 20_000 else 1e-3,
+        noise_std=0.7 if pairs < 10_000 else 0.3,
+        cca_weight=0.0,
     )
 
 
@@ -151,16 +163,110 @@ def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> Train
     pairs = pairs if kept is None else kept[1] if pairs is None else min(kept[1], pairs)
     size = asked.get("size", Size.auto)
     can_start_at_cca = values["adapter"] in CAN_START_AT_CCA and not is_solved
-    start = asked.get("init", Init.cca if can_start_at_cca else Init.random)
-    if start is Init.cca and not can_start_at_cca:
+    if asked.get("init") is Init.cca and not can_start_at_cca:
         raise UsageError(f"--init cca starts one linear map, which --adapter {values['adapter']} is not; leave one out")
-    shape = RELEASED_SHAPE if size is Size.released else auto_shape(10_000 if pairs is None else pairs, start)
-    values = by_flag(asdict(shape)) | values | {"recipe": recipe, "size": size, "mix": on["mix"]}
+    shape = RELEASED_SHAPE if size is Size.released else shape_for(10_000 if pairs is None else pairs)
+    if size is Size.auto:
+        shape = replace(shape, cca_weight=None)
+    sized = by_flag(asdict(shape))
+    if values["noise-units"] is NoiseUnits.absolute:
+        sized["noise-std"] = PAPER_NOISE
+    values = sized | values | {"recipe": recipe, "size": size, "mix": on["mix"]}
     if is_solved:
         values |= {"adapter": AdapterKind.linear, "epochs": 0, "latent-width": 0, "init": Init.random}
+        values |= {"cca-weight": 0.0, "latent-norm": asked.get("latent-norm", LatentNorm.none)}
     values["noise"] = values["noise"] if on["rp"] else NoiseKind.none
     values["smoothing"] = values["smoothing"] if on["es"] else 0.0
     return TrainConfig(**{field.name: values[field.name.replace("_", "-")] for field in fields(TrainConfig)})
+
+
+CANDIDATES: tuple[dict[str, Any], ...] = (
+    {"noise_std": 0.3},
+    {"adapter_expansion": 4, "lr": 1e-3},
+    {"adapter_expansion": 4, "lr": 1e-3, "noise_std": 0.3},
+)
+"""What `--size auto` tries besides the shape for the number of pairs."""
+
+
+def candidates(*layers: Mapping[str, Any], pairs: int) -> list[TrainConfig]:
+    """The shape for `pairs` training pairs, by what `layers` ask for, and the others that `--size auto` compares it
+    with; that one alone where nothing is compared."""
+    usual = resolve_train(*layers, pairs=pairs)
+    if usual.size is not Size.auto or usual.method is not Method.contrastive or usual.recipe is Recipe.best:
+        return [usual]
+    settled = _settled(usual, layers)
+    found = [usual]
+    for changes in CANDIDATES:
+        if not changes.keys() & settled and (other := replace(usual, **changes)) not in found:
+            found.append(other)
+    return found
+
+
+MEMBERS: tuple[dict[str, Any], ...] = (
+    {"mix": True, "noise_std": 0.7, "smoothing": 0.05},
+    {"mix": False, "noise_std": 0.3, "smoothing": 0.05},
+    {"mix": True, "noise_std": 0.3, "smoothing": 0.1},
+    {"mix": True, "noise_std": 0.7, "smoothing": 0.0},
+)
+"""What `--recipe best` trains: from much modesty to little."""
+SECOND_SEEDS = 2
+"""How many of the best of them it trains again, from another seed."""
+
+
+def members(*layers: Mapping[str, Any], pairs: int) -> list[TrainConfig]:
+    """The pairs that `--recipe best` trains and joins, by what `layers` ask for in all of them; empty for another
+    recipe."""
+    usual = resolve_train(*layers, pairs=pairs)
+    if usual.recipe is not Recipe.best:
+        return []
+    settled = _settled(usual, layers)
+    found: list[TrainConfig] = []
+    for changes in MEMBERS:
+        kept = {name: value for name, value in changes.items() if name not in settled}
+        if (member := replace(usual, **kept)) not in found:
+            found.append(member)
+    return found
+
+
+def _settled(usual: TrainConfig, layers: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Settings that nothing may be chosen for: what `layers` ask for, and what has no effect beside it."""
+    settled = {key.replace("-", "_") for layer in layers for key in layer}
+    settled |= {key.replace("-", "_") for key in NOT_IN_ADAPTER.get(usual.adapter, ())}
+    if usual.noise is NoiseKind.none or usual.noise_units is NoiseUnits.absolute:
+        settled.add("noise_std")
+    if not usual.smoothing:
+        settled.add("smoothing")
+    if usual.adapter not in CAN_START_AT_CCA:
+        settled.add("init")
+    return settled
+
+
+def next_member(ladder: Sequence[TrainConfig], recalls: Sequence[float]) -> TrainConfig | None:
+    """What to train after members that reached these validation `recalls`: the rest of the ladder, then the best of it
+    from another seed; None when all are trained."""
+    if len(recalls) < len(ladder):
+        return ladder[len(recalls)]
+    again = len(recalls) - len(ladder)
+    if again >= min(SECOND_SEEDS, len(ladder)):
+        return None
+    order = sorted(range(len(ladder)), key=lambda number: -recalls[number])
+    return replace(ladder[order[again]], seed=(ladder[0].seed + 1) % 2**63)
+
+
+def departures(config: TrainConfig, usual: TrainConfig) -> dict[str, Any]:
+    """The settings of `config` that are not those of `usual`, by flag."""
+    there = by_flag(usual.to_json())
+    return {key: value for key, value in by_flag(config.to_json()).items() if value != there.get(key)}
+
+
+SAME_PAIRS = ("seed", "embed_dim", "memory_budget", "corrupt_captions", "corrupt_kind", "subset")
+SAME_PARTS = ("image_parts", "text_parts")
+
+
+def closed_form_beside(config: TrainConfig) -> TrainConfig:
+    """The canonical correlations of the very pairs and parts that `config` trains on."""
+    kept = {name: getattr(config, name) for name in (*SAME_PAIRS, *SAME_PARTS)}
+    return replace(resolve_train({"method": Method.cca}), **kept)
 
 
 def one_layer(*layers: Mapping[str, Any]) -> dict[str, Any]:

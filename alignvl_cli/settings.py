@@ -182,6 +182,8 @@ class LatentNorm(StrEnum):
     none = "none"
     l2 = "l2"
     standardize = "standardize"
+    rms = "rms"
+    """Centred, and scaled by one number, so that an entry's mean square is 1; again after `--latent-width`."""
 
 
 class Loss(StrEnum):
@@ -205,8 +207,14 @@ class Recipe(StrEnum):
 
 
 class Size(StrEnum):
+    """What decides shape and schedule (`--size`)."""
+
     auto = "auto"
+    """The best of a few on the validation split."""
+    pairs = "pairs"
+    """The number of training pairs alone: the same in every arm of a study."""
     released = "released"
+    """As FuseMix released them."""
 
 
 class ReportTo(StrEnum):
@@ -295,6 +303,19 @@ def _temperature(text: str) -> float | None:
     return tau
 
 
+def _cca_weight(text: str) -> float | None:
+    """None for `auto`."""
+    if text == "auto":
+        return None
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight <= 10:
+        raise UsageError(f"--cca-weight: wanted 'auto' or a number from 0 (none) to 10, got '{text}'")
+    return weight
+
+
 def _loss_tile(text: str) -> int | None:
     """None for `auto`."""
     if text == "auto":
@@ -304,8 +325,8 @@ def _loss_tile(text: str) -> int | None:
     return int(text)
 
 
-PARTS = {"image_parts": ALL_PARTS, "text_parts": ALL_PARTS}
-"""Settings that a training's record leaves out where they are these."""
+LEFT_OUT: dict[str, Any] = {"image_parts": ALL_PARTS, "text_parts": ALL_PARTS, "cca_weight": 0.0}
+"""Settings that a training's record leaves out where they are these: earlier versions had none of them."""
 SMALLEST_SUBSET = 4
 """Two batches of two pairs."""
 
@@ -522,9 +543,12 @@ class TrainConfig:
     rp: ClassVar[bool] = setting("Add noise to the latents.", panel=PERTURBATION, says=BY_RECIPE)
     """A flag alone: off is `noise` none."""
     noise: NoiseKind = setting("Its shape.", NoiseKind.gaussian, PERTURBATION)
-    noise_std: float = setting("Its standard deviation, sigma.", 0.01, PERTURBATION, within=NOISE_STD)
+    noise_std: float = setting(
+        "Its standard deviation, sigma.", panel=PERTURBATION, within=NOISE_STD, says=f"{BY_SIZE}; 0.01 if absolute"
+    )
     noise_units: NoiseUnits = setting(
-        "sigma as it is, or times the RMS of that modality's training latents.", NoiseUnits.absolute, PERTURBATION
+        "sigma times the RMS of that modality's training latents, or as it is (the paper).",
+        *(NoiseUnits.rms, PERTURBATION),
     )
     noise_match: NoiseMatch = setting(
         "Uniform noise: the gaussian's variance, or U(-sigma, sigma).", NoiseMatch.variance, PERTURBATION
@@ -552,11 +576,11 @@ class TrainConfig:
         metavar="all|NAMES",
         read=_parts,
     )
-    latent_norm: LatentNorm = setting("What is done to the stored latents first.", LatentNorm.none, MODEL)
+    latent_norm: LatentNorm = setting("What is done to the stored latents first.", panel=MODEL, says=BY_SIZE)
     loss: Loss = setting("Softmax over the batch, or SigLIP's sigmoid.", Loss.infonce, MODEL, says=BY_RECIPE)
     adapter: AdapterKind = setting("Kind of the two adapters.", AdapterKind.fusemix, MODEL, says=BY_RECIPE)
     size: Size = setting(
-        "Depth, width, dropout, epochs, batch and rate: by the number of pairs, or as FuseMix released them.",
+        "Shape and schedule: the best of a few on validation, by the number of pairs, or as FuseMix released them.",
         *(Size.auto, MODEL),
     )
     latent_width: int = setting(
@@ -574,6 +598,14 @@ class TrainConfig:
     adapter_expansion: int = setting("Hidden width over the latent's.", panel=MODEL, within=at_least(1), says=BY_SIZE)
     embed_dim: int = setting("Width of the shared space.", panel=MODEL, within=at_least(1), says=BY_SIZE)
     dropout: float = setting("In the adapters.", panel=MODEL, within=DROPOUT, says=BY_SIZE)
+    cca_weight: float | None = setting(
+        "Join the adapters with the closed form: weight of its cosines; auto: by validation; 0: trained alone.",
+        panel=MODEL,
+        says=BY_SIZE,
+        metavar="W|auto",
+        read=_cca_weight,
+    )
+    """None: 0.25, 0.5 or 1, by validation."""
     temperature: float | None = setting(
         "'learned' or 'fixed:TAU'.", None, MODEL, says="learned", metavar="learned|fixed:TAU", read=_temperature
     )
@@ -619,14 +651,14 @@ class TrainConfig:
     """Bytes; beyond them blocks of the store are in memory, one after the other. None: all are."""
 
     def to_json(self) -> dict[str, Any]:
-        """Without the parts where all are taken: records of stores of one part are as they always were."""
-        return {name: value for name, value in asdict(self).items() if (name, value) not in PARTS.items()}
+        """Without the parts where all are taken: a record says what departs from them."""
+        return {name: value for name, value in asdict(self).items() if (name, value) not in LEFT_OUT.items()}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "TrainConfig":
         """The settings that `to_json` gave; KeyError, TypeError or ValueError when they are of another version."""
         kinds = {field.name: declared(cls)[field.name].kind for field in fields(cls)}
-        record = PARTS | dict(record)
+        record = LEFT_OUT | dict(record)
         if record.keys() != kinds.keys():
             raise KeyError(f"settings of another version: {sorted(record.keys() ^ kinds.keys())}")
         is_enum = {name: issubclass(kind, StrEnum) for name, kind in kinds.items()}

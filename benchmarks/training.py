@@ -41,8 +41,8 @@ from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.ingredients import epoch_slices
 from alignvl_cli.training.loop import take_step
 from alignvl_cli.training.prepare import prepare
-from alignvl_cli.training.run import matmul_peak, step_flops
 from alignvl_cli.training.state import Plan, TrainState
+from alignvl_cli.training.throughput import matmul_peak, step_flops
 
 PAPER = (1536, 1024, 512)
 NARROW = (128, 96, 64)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.recipes import one_layer, parse_setting, resolve_train
-from alignvl_cli.settings import DEFAULT_MARGIN, Device, SubsetKind, TrainConfig, by_flag, did_you_mean
+from alignvl_cli.settings import DEFAULT_MARGIN, Device, Size, SubsetKind, TrainConfig, by_flag, did_you_mean
 
 KEYS = ("name", "question", "reference", "seeds", "margin", "primary", "base", "data", "arms", "factors")
 LONGEST_NAME = 100
@@ -20,6 +20,8 @@ LARGEST_SEED = 2**63 - 1
 KEPT_OUT = ("seed", "device")
 """Settings that belong to the whole study, and not to an arm."""
 
+ONE_SHAPE = {"size": Size.pairs}
+"""Arms are compared at the same shape: it is not searched for in each."""
 LIKE = "like"
 """Key of an arm: the arm whose settings it starts from."""
 
@@ -123,7 +125,10 @@ class Study:
         data: Settings | None = None,
     ) -> TrainConfig:
         """Every setting of one run; `pairs` as in `resolve_train`, `data` the settings of its cell."""
-        return resolve_train(*self._layers(arm, seed, device, data), pairs=pairs)
+        config = resolve_train(*self._layers(arm, seed, device, data), pairs=pairs)
+        if config.size is Size.auto:
+            raise UsageError("size auto chooses a shape for each run, and arms are compared at one; leave it out")
+        return config
 
     def given(self, arm: Arm, seed: int, device: Device, data: Settings | None = None) -> Settings:
         """What one run is asked for, by flag."""
@@ -133,7 +138,7 @@ class Study:
         base = self.base
         if self.data is not None and self.data.corrupt and "corrupt-captions" not in (data or {}):
             base = {key: value for key, value in base.items() if key != "corrupt-kind"}  # of no wrong pair
-        return [base, data or {}, *arm.layers, {"seed": seed, "device": device}]
+        return [ONE_SHAPE, base, data or {}, *arm.layers, {"seed": seed, "device": device}]
 
     def changed(self, seeds: Sequence[int] | None = None, margin: float | None = None) -> "Study":
         """With other seeds, another margin; None: its own. UsageError as in `load_study`."""

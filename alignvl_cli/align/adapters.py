@@ -10,7 +10,7 @@ Letters: N rows, D width of a latent, H hidden width, K width kept of a latent, 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,11 @@ class AsStored(nn.Module):
 
     def fit(self, blocks: Iterable[Tensor]) -> None:
         """Nothing to learn from the training latents."""
+
+    @property
+    def factor(self) -> float:
+        """By how much distances grow; 1 where directions differ in it, or none is meant."""
+        return 1.0
 
 
 class Columns(AsStored):
@@ -91,17 +96,36 @@ class Standardize(AsStored):
         self.scale_D.copy_(torch.where(scale_D > SMALLEST_SCALE, scale_D, 1.0))
 
 
-class PrincipalComponents(AsStored):
-    """The leading K principal components of the training latents: centred, rotated, cut, and not rescaled.
+class UnitMeanSquare(Standardize):
+    """Each coordinate centred, and all divided by one number: the mean square of an entry in training is then 1.
 
-    Distances within the kept subspace are those of the latents, so noise of a given size means the same.
+    What a residual block adds is of that size whatever the encoder's own, and directions keep their proportions.
+    """
+
+    def fit(self, blocks: Iterable[Tensor]) -> None:
+        super().fit(blocks)
+        varies_D = self.scale_D.square()
+        mean_square = varies_D.mean()
+        self.scale_D.fill_(mean_square.sqrt() if mean_square > SMALLEST_SCALE**2 else 1.0)
+
+    @property
+    def factor(self) -> float:
+        return 1 / self.scale_D[0].item()
+
+
+class PrincipalComponents(AsStored):
+    """The leading K principal components of the training latents: centred, rotated and cut.
+
+    Distances within the kept subspace are those of the latents, so noise of a given size means the same; all but for
+    one factor where `rescales`, which makes the mean square of an entry 1 again.
     """
 
     mean_D: Tensor
     basis_DK: Tensor
 
-    def __init__(self, width: int, kept: int) -> None:
+    def __init__(self, width: int, kept: int, *, rescales: bool = False) -> None:
         super().__init__(width)
+        self.rescales = rescales
         self.register_buffer("mean_D", torch.zeros(width))
         self.register_buffer("basis_DK", torch.zeros(width, kept))
 
@@ -127,17 +151,26 @@ class PrincipalComponents(AsStored):
             product_DD.addmm_(block_64.T, block_64)
             rows += len(block_ND)
         mean_D = sum_D / rows
-        basis_DK = torch.linalg.eigh(product_DD / rows - mean_D.outer(mean_D)).eigenvectors
-        basis_DK = basis_DK.flip(1)[:, : self.basis_DK.shape[1]]
+        kept = self.basis_DK.shape[1]
+        variance_D, basis_DK = torch.linalg.eigh(product_DD / rows - mean_D.outer(mean_D))
+        basis_DK, mean_square = basis_DK.flip(1)[:, :kept], variance_D.flip(0)[:kept].mean()
         largest_1K = basis_DK.abs().argmax(dim=0, keepdim=True)
+        basis_DK = basis_DK * basis_DK.gather(0, largest_1K).sign()
+        if self.rescales and mean_square > SMALLEST_SCALE**2:
+            basis_DK /= mean_square.sqrt()
         self.mean_D.copy_(mean_D)
-        self.basis_DK.copy_(basis_DK * basis_DK.gather(0, largest_1K).sign())
+        self.basis_DK.copy_(basis_DK)
+
+    @property
+    def factor(self) -> float:
+        return self.basis_DK[:, 0].norm().item() if self.rescales else 1.0
 
 
 LATENT_NORM: dict[LatentNorm, Callable[[int], AsStored]] = {
     LatentNorm.none: AsStored,
     LatentNorm.l2: UnitLength,
     LatentNorm.standardize: Standardize,
+    LatentNorm.rms: UnitMeanSquare,
 }
 assert LATENT_NORM.keys() == set(LatentNorm)
 
@@ -219,10 +252,15 @@ class AdapterShape:
     image_columns: Runs | None = None
     """What of the stored latent is taken, of the parts that were asked for; None: all of it."""
     text_columns: Runs | None = None
+    members: tuple["AdapterShape", ...] = ()
+    """Of an ensemble (`Joined`): the pairs that it is made of. What is said above is then of the first of them, but for
+    the widths in and out."""
 
     def to_json(self) -> dict[str, Any]:
-        """Without columns where all are taken."""
-        return {name: value for name, value in asdict(self).items() if value is not None or "columns" not in name}
+        """Without columns where all are taken, and members where there are none."""
+        left_out = {"image_columns": None, "text_columns": None, "members": ()}
+        record = {name: value for name, value in asdict(self).items() if (name, value) not in left_out.items()}
+        return record | ({"members": [member.to_json() for member in self.members]} if self.members else {})
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "AdapterShape":
@@ -234,7 +272,8 @@ class AdapterShape:
             if record.get(name) is not None
         }
         loss = Loss(record.get("loss", Loss.infonce))
-        return cls(**{**record, **columns, "kind": kind, "latent_norm": norm, "loss": loss})
+        members = tuple(cls.from_json(member) for member in record.get("members", ()))
+        return cls(**{**record, **columns, "kind": kind, "latent_norm": norm, "loss": loss, "members": members})
 
 
 class InvertedBottleneck(nn.Module):
@@ -297,17 +336,51 @@ ADAPTERS: dict[AdapterKind, Callable[[int, AdapterShape], nn.Module]] = {
 assert ADAPTERS.keys() == set(AdapterKind)
 
 
+class Joined(nn.Module):
+    """An ensemble: members' unit embeddings, each times the root of its weight, side by side, then one linear map.
+
+    Before that map the product of two such rows is the weighted sum of the members' cosines.
+    """
+
+    root_M: Tensor
+    map_ES: Tensor
+
+    def __init__(self, members: Sequence["Adapter"], widths: Sequence[int], embed_dim: int) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.register_buffer("root_M", torch.ones(len(members)))
+        self.register_buffer("map_ES", torch.zeros(embed_dim, sum(widths)))
+
+    def side_by_side(self, latent_ND: Tensor) -> Tensor:
+        """Weighted members (N, S), S the sum of their widths."""
+        unit = [F.normalize(member(latent_ND), dim=1) for member in self.members]
+        return torch.cat([root * rows_NE for root, rows_NE in zip(self.root_M, unit, strict=True)], dim=1)
+
+    def forward(self, latent_ND: Tensor) -> Tensor:
+        return self.side_by_side(latent_ND) @ self.map_ES.T
+
+
 class Adapter(nn.Module):
     """Stored latents in, embeddings out (not normalised). `body` alone takes latents that are prepared already: cut to
-    the parts that are taken (`select`), normalised (`norm`), and then reduced (`reduce`)."""
+    the parts that are taken (`select`), normalised (`norm`), and then reduced (`reduce`). Of an ensemble, whose members
+    prepare for themselves, `body` is all there is."""
 
-    def __init__(self, width: int, shape: AdapterShape, columns: Runs | None = None) -> None:
+    def __init__(self, side: Literal["image", "text"], shape: AdapterShape) -> None:
         super().__init__()
+        width = shape.image_width if side == "image" else shape.text_width
+        self.body: nn.Module
+        if shape.members:
+            self.select, self.norm, self.reduce = AsStored(width), AsStored(width), AsStored(width)
+            members = [Adapter(side, member) for member in shape.members]
+            self.body = Joined(members, [member.embed_dim for member in shape.members], shape.embed_dim)
+            return
+        columns = shape.image_columns if side == "image" else shape.text_columns
         self.select = AsStored(width) if columns is None else Columns(width, columns)
         width = width if columns is None else sum(stop - start for start, stop in columns)
         self.norm = LATENT_NORM[shape.latent_norm](width)
         kept = min(width, shape.latent_width or width)
-        self.reduce = PrincipalComponents(width, kept) if kept < width else AsStored(width)
+        rescales = shape.latent_norm is LatentNorm.rms
+        self.reduce = PrincipalComponents(width, kept, rescales=rescales) if kept < width else AsStored(width)
         self.body = ADAPTERS[shape.kind](kept, shape)
 
     def forward(self, latent_ND: Tensor) -> Tensor:
@@ -333,8 +406,7 @@ class AdapterPair(nn.Module):
         super().__init__()
         self.shape = shape
         with torch.device("meta"):  # torch's constructors would draw from the global generator
-            self.image = Adapter(shape.image_width, shape, shape.image_columns)
-            self.text = Adapter(shape.text_width, shape, shape.text_columns)
+            self.image, self.text = Adapter("image", shape), Adapter("text", shape)
         if shape.loss is Loss.infonce:
             self._hold("tau", TAU_INIT if shape.temperature is None else shape.temperature)
         else:

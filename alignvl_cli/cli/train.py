@@ -12,7 +12,7 @@ from alignvl_cli.cli.console import Session
 from alignvl_cli.cli.workspace import MARKS
 from alignvl_cli.declarations import given
 from alignvl_cli.errors import UsageError
-from alignvl_cli.recipes import one_layer, read_settings, resolve_train, run_name
+from alignvl_cli.recipes import candidates, members, one_layer, read_settings, resolve_train, run_name
 from alignvl_cli.settings import ReportTo, RunSettings, TrainConfig
 
 if TYPE_CHECKING:
@@ -85,11 +85,12 @@ def train(
     if not stores:
         stores = [session.workspace.newest_store()]
         session.note(f"training on the newest store, {stores[0]}")
-    settings = resolve_train(*layers, flags, pairs=count_pairs(stores))
+    pairs = count_pairs(stores)
+    settings, *others = members(*layers, flags, pairs=pairs) or candidates(*layers, flags, pairs=pairs)
     place = session.workspace.place_for(output, "runs", run_name(settings)) if session.is_main else nullcontext(Path())
     with place as run:
         asked_for = one_layer(*layers, flags)
-        records = train_run(stores, run, settings, val=val, overwrite=asked.overwrite, given=asked_for)
+        records = train_run(stores, run, settings, val=val, overwrite=asked.overwrite, given=asked_for, others=others)
         show_training(session, run, records, tensorboard=asked.report_to is ReportTo.tensorboard)
     session.result(run)
 

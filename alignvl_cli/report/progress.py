@@ -172,6 +172,9 @@ class TrainingProgress(Display):
             "Step": self._stepped,
             "Validated": self._validated,
             "Tried": self._tried,
+            "Member": self._member,
+            "Weighed": self._weighed,
+            "Compared": self._compared,
             "Warned": self._warned,
             "Finished": self._finished,
         }
@@ -212,6 +215,27 @@ class TrainingProgress(Display):
         ridge = "" if tried.ridge is None else f"ridge {tried.ridge:g}: "
         best = " (the best so far)" if tried.best else ""
         self._say(f"{ridge}validation mean recall {tried.metrics['mean_recall']:.2f}{best}")
+
+    def _member(self, member: "records.Member") -> None:
+        settings = " ".join(f"--{key} {value}" for key, value in member.settings.items()) or "the first"
+        self._say(f"pair {member.number} of {member.of}: {settings}")
+        self._last = self._best = None
+
+    def _weighed(self, weighed: "records.Weighed") -> None:
+        if self._bar:
+            self._bar.stop()
+        many = len(weighed.members)
+        what = f"the best {many} pairs" if many > 1 else "the trained pair"
+        closed = f" and the closed form, weight {weighed.weight:g}" if weighed.weight else " alone"
+        kept = " (kept)" if weighed.chosen else ""
+        self._say(f"{what}{closed}: validation mean recall {weighed.metrics['mean_recall']:.2f}{kept}")
+
+    def _compared(self, compared: "records.Compared") -> None:
+        settings = " ".join(f"--{key} {value}" for key, value in compared.settings.items()) or "the usual settings"
+        self._say(
+            f"compared, {compared.share:.0%} of the epochs: {settings}: "
+            f"validation mean recall {compared.metrics['mean_recall']:.2f}"
+        )
 
     def _validated(self, validated: "records.Validated") -> None:
         self._last = validated

@@ -8,7 +8,7 @@ from typing import Any
 
 from alignvl_cli.ablation.study import DATA_KEYS
 from alignvl_cli.recipes import ACT_ON_CLOSED_FORMS, DEFAULTS, NOT_IN_ADAPTER, SWITCHED_BY, resolve_train
-from alignvl_cli.settings import PARTS, AdapterKind, Method, by_flag
+from alignvl_cli.settings import LEFT_OUT, AdapterKind, Method, by_flag
 
 Json = Mapping[str, Any]
 DEMO = "demo-"
@@ -23,7 +23,11 @@ def _bytes(count: int) -> str:
     return f"{count / 1024!r}KiB"  # a power of two: exact
 
 
-SPELLED: dict[str, Callable[[Any], str]] = {"temperature": "fixed:{!r}".format, "memory-budget": _bytes}
+SPELLED: dict[str, Callable[[Any], str]] = {
+    "temperature": "fixed:{!r}".format,
+    "memory-budget": _bytes,
+    "cca-weight": lambda weight: "auto" if weight is None else repr(weight),
+}
 """Settings whose flag is no plain number or word."""
 
 
@@ -69,14 +73,14 @@ def flags_of(asked: Json) -> Iterator[str]:
 
 def departing_settings(settings: Json, pairs: int) -> dict[str, Any]:
     """Flags for a run that did not keep what it was given: every setting that its recipe and size do not have."""
-    kept = by_flag(settings)
+    kept = by_flag(LEFT_OUT | dict(settings))
     base: dict[str, Any] = {"recipe": kept["recipe"]} | {
         key: kept[key] for key in ("method", "size", "subset") if kept.get(key, DEFAULTS[key]) != DEFAULTS[key]
     }
     if base.get("method", Method.contrastive) != Method.contrastive:
         base = {key: value for key, value in base.items() if key in ACT_ON_CLOSED_FORMS}
         kept = {key: value for key, value in kept.items() if key in ACT_ON_CLOSED_FORMS}
-    plain = by_flag(PARTS | resolve_train(base, pairs=pairs).to_json())
+    plain = by_flag(LEFT_OUT | resolve_train(base, pairs=pairs).to_json())
     asked = base | {
         key: SPELLED[key](value) if key in SPELLED else value
         for key, value in kept.items()

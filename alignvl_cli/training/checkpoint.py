@@ -18,10 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from alignvl_cli.align.adapters import AdapterShape
 from alignvl_cli.align.streams import Stream
 from alignvl_cli.artifacts import READ_BYTES, committed, read_json, write_json
 from alignvl_cli.errors import DataError
-from alignvl_cli.training.state import Best, Plan, Record, Step, TrainState, Validated
+from alignvl_cli.training.state import Best, Plan, Record, Step, Trained, TrainState, Validated
 
 if TYPE_CHECKING:
     from alignvl_cli.training.run_folder import RunWriter
@@ -109,6 +110,10 @@ class Checkpoints:
         """Write one if it is time and `record`, just logged, leaves nothing half done."""
         if time.perf_counter() - self._last < self._pause or not is_resting_point(record, plan):
             return
+        self.write(plan, state)
+
+    def write(self, plan: Plan, state: TrainState) -> None:
+        """Write one now; `state` must be at a resting point."""
         began = time.perf_counter()
         tensors, values = take(plan, state)
         self._writer.save_checkpoint(state.step, tensors, {**values, "wall_s": self.wall_s})
@@ -136,12 +141,23 @@ def take(plan: Plan, state: TrainState) -> tuple[dict[str, Tensor], dict[str, An
     if state.step % plan.steps_per_epoch:
         streams[Stream.permutation.value] = state.epoch_began  # the epoch's order is drawn again, and gone through
     tensors |= {f"streams/{name}": tensor for name, tensor in streams.items()}
+    for number, trained in enumerate(state.done):
+        tensors |= {f"done/{number}/{name}": tensor for name, tensor in trained.best.weights.items()}
     best = state.best and {"step": state.best.step, "epoch": state.best.epoch, "metrics": state.best.metrics}
     return tensors, {
         "step": state.step,
         "best": best,
         "validations_since_best": state.validations_since_best,
         "warned": sorted(state.warned),
+        "done": [
+            {
+                "shape": trained.shape.to_json(),
+                "step": trained.best.step,
+                "epoch": trained.best.epoch,
+                "metrics": trained.best.metrics,
+            }
+            for trained in state.done
+        ],
     }
 
 
@@ -163,6 +179,10 @@ def restore(state: TrainState, tensors: Mapping[str, Tensor], values: Mapping[st
         state.best = Best(weights=weights, **values["best"])
     state.validations_since_best = values["validations_since_best"]
     state.warned = set(values["warned"])
+    for number, trained in enumerate(values.get("done", ())):
+        kept = {name: _own(tensor, torch.device("cpu")) for name, tensor in _below(tensors, f"done/{number}/").items()}
+        best = Best(weights=kept, step=trained["step"], epoch=trained["epoch"], metrics=trained["metrics"])
+        state.done.append(Trained(AdapterShape.from_json(trained["shape"]), best))
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ Anchors and partners of one step are disjoint, and every arm takes equally many 
 Letters: P pairs, N rows of a batch, D and C widths of image and text latents, E shared width; K keys a row.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -125,33 +125,44 @@ class Perturb:
         return torch.addcmul(latent_ND, latent_ND, noise_ND) if self.multiplies else latent_ND + noise_ND
 
 
-def noise_std(config: TrainConfig, latent_rms: dict[str, float]) -> dict[str, float]:
-    """The noise's standard deviation by modality, in the units of the latents."""
-    std = standard_deviation(config.noise_std, config.noise_match)
-    return {side: std * (rms if config.noise_units is NoiseUnits.rms else 1.0) for side, rms in latent_rms.items()}
+class Scale(NamedTuple):
+    """Of one modality's training latents, as prepared."""
+
+    rms: float
+    """Root mean square of an entry."""
+    factor: float = 1.0
+    """By how much the preparation has enlarged them: absolute noise is in units of the latents as stored."""
 
 
-def input_transforms(
-    config: TrainConfig, gather: Gather, latent_rms: dict[str, float], streams: Streams
-) -> Iterator[Transform]:
+Scales = Mapping[str, Scale]
+"""By modality."""
+
+
+def noise_std(config: TrainConfig, scales: Scales) -> dict[str, float]:
+    """The noise's standard deviation by modality, in the units of the prepared latents."""
+    std, is_relative = standard_deviation(config.noise_std, config.noise_match), config.noise_units is NoiseUnits.rms
+    return {side: std * (scale.rms if is_relative else scale.factor) for side, scale in scales.items()}
+
+
+def input_transforms(config: TrainConfig, gather: Gather, scales: Scales, streams: Streams) -> Iterator[Transform]:
     """What is done to the latents, in this order, before the adapters."""
     if config.mix:
         yield FuseMix(gather, config.mix_alpha, config.mix_coefficient, streams)
     if config.smoothing and config.es_target is EsTarget.similarity:
         yield remember_resemblance
     if config.noise is not NoiseKind.none and config.noise_position is NoisePosition.input:
-        yield _perturb(config, latent_rms, streams)
+        yield _perturb(config, scales, streams)
 
 
-def output_transforms(config: TrainConfig, latent_rms: dict[str, float], streams: Streams) -> Iterator[Transform]:
+def output_transforms(config: TrainConfig, scales: Scales, streams: Streams) -> Iterator[Transform]:
     """What is done to the embeddings before they are normalised."""
     if config.noise is not NoiseKind.none and config.noise_position is NoisePosition.output:
-        yield _perturb(config, latent_rms, streams)
+        yield _perturb(config, {side: scale._replace(factor=1.0) for side, scale in scales.items()}, streams)
 
 
-def _perturb(config: TrainConfig, latent_rms: dict[str, float], streams: Streams) -> Perturb:
-    std = noise_std(config, latent_rms)
+def _perturb(config: TrainConfig, scales: Scales, streams: Streams) -> Perturb:
+    std = noise_std(config, scales)
     multiplies = config.noise in MULTIPLICATIVE
     if multiplies:
-        std = {side: std[side] / rms if rms else 0.0 for side, rms in latent_rms.items()}
+        std = {side: std[side] / scale.rms if scale.rms else 0.0 for side, scale in scales.items()}
     return Perturb(NOISE[config.noise], std["image"], std["text"], streams, multiplies)

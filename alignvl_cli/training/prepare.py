@@ -1,5 +1,6 @@
 """From open stores and settings to the first step: the plan of a training and its initial state."""
 
+import math
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -8,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from alignvl_cli.align.adapters import Adapter, AdapterShape, Runs, new_pair
+from alignvl_cli.align.adapters import Adapter, AdapterPair, AdapterShape, Runs, new_pair
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.devices import automatic_tile, choose_precision, fits_on
 from alignvl_cli.errors import UsageError
@@ -40,9 +41,17 @@ from alignvl_cli.training.data import (
     shared_images,
 )
 from alignvl_cli.training.data_parallel import DataParallel
-from alignvl_cli.training.ingredients import Gather, input_transforms, noise_std, output_transforms, steps_per_epoch
+from alignvl_cli.training.ingredients import (
+    Gather,
+    Scale,
+    Scales,
+    input_transforms,
+    noise_std,
+    output_transforms,
+    steps_per_epoch,
+)
 from alignvl_cli.training.optimizer import Average, adamw
-from alignvl_cli.training.state import Plan, Started, TrainState
+from alignvl_cli.training.state import Loaded, Plan, Started, TrainState
 from alignvl_cli.training.subsets import SelectedPairs, select_pairs
 from alignvl_cli.training.validation import Skips
 
@@ -53,16 +62,24 @@ VAL_REMEDY = (
     "training selects its epoch there: name a store that has it with --val, or declare it and extract again "
     "(where no split is declared, extract divides the images)"
 )
+PREPARES = (["norm"], ["reduce"])
+"""What of an adapter is fitted to the latents before training."""
 FAINT_NOISE = 0.05
 """Below this share of the latents' RMS the noise is said to be faint."""
 
 
 def prepare(
-    stores: Sequence[Store], val_store: Store, config: TrainConfig, device: str, parallel: DataParallel = ALONE
+    stores: Sequence[Store],
+    val_store: Store,
+    config: TrainConfig,
+    device: str,
+    parallel: DataParallel = ALONE,
+    loaded: Loaded | None = None,
 ) -> tuple[Plan, TrainState, Started]:
     """Everything before the first step: data resident and normalised, adapters initialised, ingredients collected.
 
-    `device` is one that is there. Raises as `train_run` does.
+    `device` is one that is there; rows that are `loaded` already are used again where they are the same. Raises as
+    `train_run` does.
     """
     require_same_encoders([*stores, val_store])
     require_different(stores)
@@ -77,11 +94,67 @@ def prepare(
         parallel.require_shares(config.batch_size)
         epoch_steps = steps_per_epoch(pairs, config.batch_size)
     streams = Streams(config.seed, device)
+    adapters = new_pair(_shape(config, stores[0]), streams)
+    if loaded is None or not loaded.serves(config):
+        loaded = _load(stores, val_store, config, device, streams, adapters)
+    else:
+        adapters.load_state_dict(loaded.preparation, strict=False)
+    gather, scales = loaded.gather, loaded.scales
+    adapters.to(device)
+    parallel.place_dropout(adapters)
+    plan = Plan(
+        config=config,
+        gather=gather,
+        inputs=tuple(input_transforms(config, gather, scales, streams)),
+        outputs=tuple(output_transforms(config, scales, streams)),
+        val=loaded.val,
+        steps_per_epoch=epoch_steps,
+        precision=precision,
+        parallel=parallel,
+        loss_tile=config.loss_tile or automatic_tile(config.batch_size, device),
+        loss_rounds=precision is Precision.bf16 and device == "cuda",
+        corrupted_P=loaded.corrupted_P,
+        loaded=loaded,
+    )
+    if config.init is Init.cca:
+        start_at_cca(plan, adapters)
+    noise_share = _noise_share(config, scales)
+    started = Started(
+        pairs=pairs,
+        images=len(gather.data.image_ID),
+        val_images=len(plan.val.image_ID),
+        val_captions=plan.val.pairs,
+        epochs=config.epochs,
+        steps_per_epoch=epoch_steps,
+        total_steps=plan.total_steps,
+        batch_size=config.batch_size,
+        parameters=sum(parameter.numel() for parameter in adapters.parameters()),
+        device=device,
+        precision=precision.value,
+        threads=torch.get_num_threads(),
+        latent_rms={side: scale.rms for side, scale in scales.items()},
+        noise_share=noise_share,
+        first_step=0,
+        notes=tuple(_notes(stores, val_store, noise_share, isinstance(gather.data, ShuffleBuffer))),
+        selection=loaded.record,
+    )
+    state = TrainState(
+        adapters=adapters,
+        optimiser=adamw(adapters),
+        streams=streams,
+        average=Average(adapters, config.ema) if config.ema else None,
+        skips=Skips(device),
+    )
+    return plan, state, started
+
+
+def _load(
+    stores: Sequence[Store], val_store: Store, config: TrainConfig, device: str, streams: Streams, adapters: AdapterPair
+) -> Loaded:
+    """Read both splits, and fit what comes before the bodies of `adapters`."""
     selected = select_pairs(stores, TRAIN, config, streams)
     image, text = _training_rows(selected, config.memory_budget)
     text_image_T, val = selected.text_image_T, load_split([val_store], VAL)
-    columns = (_columns(stores[0], "image", config.image_parts), _columns(stores[0], "text", config.text_parts))
-    adapters = new_pair(_shape(config, image.shape[1], text.shape[1], *columns), streams)
     image, val_image_ID = _prepared(adapters.image, image, val.image_ID)
     text, val_text_TC = _prepared(adapters.text, text, val.text_TC)
     val = replace(val, image_ID=val_image_ID, text_TC=val_text_TC)
@@ -92,59 +165,27 @@ def prepare(
         assert isinstance(image, Tensor)
         assert isinstance(text, Tensor)
         train = SplitLatents(image, text, text_image_T)
-    latent_rms = {"image": root_mean_square(train.image_ID), "text": root_mean_square(train.text_TC)}
+    scales = {
+        "image": Scale(root_mean_square(train.image_ID), _factor(adapters.image)),
+        "text": Scale(root_mean_square(train.text_TC), _factor(adapters.text)),
+    }
     keys, corrupted_P = selected.keys_KP if config.mask_duplicates else None, selected.corrupted_P
     if isinstance(train, ShuffleBuffer):
         keys = None if keys is None else keys[:, train.pair_text_P]
         corrupted_P = None if corrupted_P is None else corrupted_P[train.pair_text_P]
     elif fits_on(device, FLOAT_BYTES * (train.image_ID.numel() + train.text_TC.numel())):
         train, keys = train.to(device), None if keys is None else keys.to(device)
-    gather = Gather(train, keys, device)
-    adapters.to(device)
-    parallel.place_dropout(adapters)
-    plan = Plan(
+    return Loaded(
         config=config,
-        gather=gather,
-        inputs=tuple(input_transforms(config, gather, latent_rms, streams)),
-        outputs=tuple(output_transforms(config, latent_rms, streams)),
+        gather=Gather(train, keys, device),
         val=val.to(device),
-        steps_per_epoch=epoch_steps,
-        precision=precision,
-        parallel=parallel,
-        loss_tile=config.loss_tile or automatic_tile(config.batch_size, device),
-        loss_rounds=precision is Precision.bf16 and device == "cuda",
         corrupted_P=corrupted_P,
+        scales=scales,
+        record=selected.record,
+        preparation={
+            name: tensor.clone() for name, tensor in adapters.named_buffers() if name.split(".")[1:2] in PREPARES
+        },
     )
-    if config.init is Init.cca:
-        start_at_cca(plan, adapters)
-    noise_share = _noise_share(config, latent_rms)
-    started = Started(
-        pairs=pairs,
-        images=len(train.image_ID),
-        val_images=len(val.image_ID),
-        val_captions=val.pairs,
-        epochs=config.epochs,
-        steps_per_epoch=epoch_steps,
-        total_steps=plan.total_steps,
-        batch_size=config.batch_size,
-        parameters=sum(parameter.numel() for parameter in adapters.parameters()),
-        device=device,
-        precision=precision.value,
-        threads=torch.get_num_threads(),
-        latent_rms=latent_rms,
-        noise_share=noise_share,
-        first_step=0,
-        notes=tuple(_notes(stores, val_store, noise_share, isinstance(train, ShuffleBuffer))),
-        selection=selected.record,
-    )
-    state = TrainState(
-        adapters=adapters,
-        optimiser=adamw(adapters),
-        streams=streams,
-        average=Average(adapters, config.ema) if config.ema else None,
-        skips=Skips(device),
-    )
-    return plan, state, started
 
 
 def _pairs(stores: Sequence[Store], config: TrainConfig) -> int:
@@ -203,9 +244,12 @@ def _width(stored: int, columns: Runs | None) -> int:
     return stored if columns is None else sum(stop - start for start, stop in columns)
 
 
-def _shape(
-    config: TrainConfig, image_width: int, text_width: int, image_columns: Runs | None, text_columns: Runs | None
-) -> AdapterShape:
+def _shape(config: TrainConfig, store: Store) -> AdapterShape:
+    image_columns, text_columns = (
+        _columns(store, "image", config.image_parts),
+        _columns(store, "text", config.text_parts),
+    )
+    image_width, text_width = store.image_latent.shape[1], store.text_latent.shape[1]
     taken = min(_width(image_width, image_columns), _width(text_width, text_columns))
     widest = config.embed_dim if config.method is Method.contrastive else taken
     return AdapterShape(
@@ -225,11 +269,15 @@ def _shape(
     )
 
 
-def _noise_share(config: TrainConfig, latent_rms: dict[str, float]) -> dict[str, float] | None:
+def _factor(adapter: Adapter) -> float:
+    return math.prod(step.factor for step in adapter.preparation)
+
+
+def _noise_share(config: TrainConfig, scales: Scales) -> dict[str, float] | None:
     if config.noise is NoiseKind.none or config.noise_position is NoisePosition.output:
         return None
-    std = noise_std(config, latent_rms)
-    return {side: std[side] / rms if rms else 0.0 for side, rms in latent_rms.items()}
+    std = noise_std(config, scales)
+    return {side: std[side] / scale.rms if scale.rms else 0.0 for side, scale in scales.items()}
 
 
 def _notes(
@@ -242,6 +290,9 @@ def _notes(
     if buffered:
         yield "the latents are larger than --memory-budget: blocks of them are shuffled, and read as they are needed"
     if noise_share is not None and max(noise_share.values()) < FAINT_NOISE:
-        yield "so little noise can hardly act; --noise-units rms makes --noise-std a share of the latents' RMS"
+        yield (
+            "so little noise can hardly act; try a larger --noise-std, which --noise-units rms makes a share of the "
+            "latents' RMS"
+        )
     if shared := shared_images(stores, TRAIN, val_store, VAL):
         yield f"{shared} validation images are training images too: the selected epoch is flattered"

@@ -10,10 +10,9 @@ Letters: P training pairs, N rows of a batch, B rows of a block, E shared width.
 import json
 import statistics
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
-from functools import cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,17 @@ from torch import Tensor
 from alignvl_cli.align.adapters import AdapterPair, temperature_of
 from alignvl_cli.align.streams import stream_seed
 from alignvl_cli.artifacts import made_by
-from alignvl_cli.devices import choose_device, computing_with, device_name, is_out_of_memory, peak_memory_bytes
+from alignvl_cli.devices import choose_device, computing_with, device_name, peak_memory_bytes
 from alignvl_cli.errors import AlignvlError, DataError, MismatchError
-from alignvl_cli.settings import AdapterKind, Device, Loss, Method, Precision, TrainConfig
+from alignvl_cli.recipes import SECOND_SEEDS, departures, next_member
+from alignvl_cli.settings import Device, Loss, Method, Recipe, TrainConfig
 from alignvl_cli.store.reader import Store, open_store
+from alignvl_cli.training.candidates import Comparison, compare
 from alignvl_cli.training.checkpoint import CHECKPOINT_SECONDS, Checkpoints, read_checkpoint, restore
 from alignvl_cli.training.closed_form import solve
 from alignvl_cli.training.data import require_split
 from alignvl_cli.training.data_parallel import joined
+from alignvl_cli.training.ensemble import join_trained
 from alignvl_cli.training.loop import diverged, fit
 from alignvl_cli.training.prepare import TRAIN, TRAIN_REMEDY, VAL, prepare
 from alignvl_cli.training.run_folder import (
@@ -44,7 +46,20 @@ from alignvl_cli.training.run_folder import (
     held_run,
     load_unfinished,
 )
-from alignvl_cli.training.state import Finished, Plan, Record, Started, Step, TrainState, log_line
+from alignvl_cli.training.state import (
+    Compared,
+    Finished,
+    Member,
+    Plan,
+    Record,
+    Started,
+    Step,
+    Trained,
+    TrainState,
+    Weighed,
+    log_line,
+)
+from alignvl_cli.training.throughput import peak_of, share_of_peak
 
 BLOCK_ROWS = 1024
 
@@ -109,11 +124,14 @@ def train_run(
     val: Path | None = None,
     overwrite: bool = False,
     given: Mapping[str, Any] | None = None,
+    others: Sequence[TrainConfig] = (),
     checkpoint_s: float = CHECKPOINT_SECONDS,
 ) -> Generator[Record, None, None]:
     """Train on the "train" split of all `stores`, select on "val" of the store `val` (default: the first), and
     fill the run folder `output` as the records pass; a checkpoint is written every `checkpoint_s` seconds or so.
-    `given`, the flags and file that `config` was resolved of, is kept with the run, for its page.
+    `given`, the flags and file that `config` was resolved of, is kept with the run, for its page. `config` is compared
+    with `others` by short trainings, and the better one is trained (`candidates`); of `--recipe best` all are trained,
+    and joined (`ensemble`).
 
     Raises UsageError (batch larger than the data allow, device not there, output taken), DataError (store
     unreadable, split absent, another process in the folder), MismatchError (stores of other encoders), all before
@@ -128,56 +146,172 @@ def train_run(
     opened = [store if isinstance(store, Store) else open_store(store) for store in stores]
     val_store = opened[0] if val is None else open_store(val)
     with joined(device) as parallel:
-        plan, state, started = prepare(opened, val_store, config, device, parallel)
-        if not parallel.is_main:
-            yield from follow(plan, state)
-            return
-        claim_run(output, overwrite)
-        with held_run(output):
+        with ExitStack() as held_open:
+            compared: list[Compared] = []
+            plan, state, started = prepare(opened, val_store, config, device, parallel)
+            is_ladder = config.recipe is Recipe.best
+            members = Members(opened, val_store, [config, *others] if is_ladder else [])
+            if parallel.is_main:
+                claim_run(output, overwrite)
+                held_open.enter_context(held_run(output))
+            if others and not is_ladder:
+                comparison = compare(opened, val_store, [config, *others], plan, started.pairs, device)
+                config = yield from _told(comparison, compared, parallel.is_main)
+                plan, state, started = prepare(opened, val_store, config, device, parallel, plan.loaded)
+            if not parallel.is_main:
+                yield from follow(members, plan, state)
+                return
             environment = made_by("train", config.to_json(), device=device_name(device), threads=started.threads)
-            with RunWriter(output, _describe(opened, val_store, state, config, started, given), environment) as writer:
+            described = _describe(opened, val_store, state, config, started, given)
+            if is_ladder:
+                described["members"] = [member.to_json() for member in members.ladder]
+            if compared:
+                described["candidates"] = [log_line(record) for record in compared]
+            with RunWriter(output, described, environment) as writer:
                 checkpoints = Checkpoints(writer, checkpoint_s, wall_s=time.perf_counter() - began)
-                yield from fill(writer, plan, state, started, checkpoints, rates=[])
+                yield from fill(writer, members, plan, state, started, checkpoints, rates=[])
 
 
-def follow(plan: Plan, state: TrainState) -> Generator[Record, None, None]:
+def _told(comparison: Comparison, compared: list[Compared], is_main: bool) -> Generator[Record, None, TrainConfig]:
+    """Pass on what was compared, in the first process, and keep it."""
+    while True:
+        try:
+            record = next(comparison)
+        except StopIteration as done:
+            return done.value
+        compared.append(record)
+        if is_main:
+            yield record
+
+
+def follow(members: "Members", plan: Plan, state: TrainState) -> Generator[Record, None, None]:
     """Take part in the training as another rank than 0: nothing is written, and no record passes."""
-    plan.parallel.broadcast_weights(state.adapters)
-    if plan.config.method is Method.contrastive:  # a closed form is solved by rank 0 alone
-        for _ in fit(plan, state):
-            pass
-    yield from ()
+    while True:
+        plan.parallel.broadcast_weights(state.adapters)
+        if plan.config.method is Method.contrastive:  # a closed form is solved by rank 0 alone
+            for _ in fit(plan, state):
+                pass
+        if (following := members.after(plan, state)) is None:
+            return
+        plan, state = following
+        yield from ()
+
+
+@dataclass(frozen=True)
+class Members:
+    """What is trained one after the other (`--recipe best`), on the same rows; of any other run one pair alone."""
+
+    stores: Sequence[Store]
+    val_store: Store
+    ladder: Sequence[TrainConfig]
+    """Empty but for `--recipe best`."""
+
+    @property
+    def count(self) -> int:
+        return len(self.ladder) + min(SECOND_SEEDS, len(self.ladder))
+
+    def after(self, plan: Plan, state: TrainState) -> tuple[Plan, TrainState] | None:
+        """Plan and state of the member after this one, which is done; None when all are."""
+        if not self.ladder or state.best is None:
+            return None
+        done = [*state.done, Trained(state.adapters.shape, state.best)]
+        config = next_member(self.ladder, [trained.best.metrics["mean_recall"] for trained in done])
+        return None if config is None else self.begin(config, plan, done)
+
+    def begin(self, config: TrainConfig, plan: Plan, done: Sequence[Trained]) -> tuple[Plan, TrainState]:
+        """Plan and state of the member of `config`, on the rows of `plan`."""
+        new, state, _ = prepare(self.stores, self.val_store, config, plan.gather.device, plan.parallel, plan.loaded)
+        state.done = [Trained(one.shape, replace(one.best, weights=_on_cpu(one.best.weights))) for one in done]
+        return new, state
+
+
+def _on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in weights.items()}
 
 
 def fill(
     writer: RunWriter,
+    members: Members,
     plan: Plan,
     state: TrainState,
     started: Started,
     checkpoints: Checkpoints,
     rates: list[float],
 ) -> Generator[Record, None, None]:
-    """Train from where `state` stands to the end, and complete the run folder. `rates` are those logged before."""
+    """Train from where `state` stands to the end, join what is to be joined, and complete the run folder. `rates` are
+    those logged before."""
     yield started
-    plan.parallel.broadcast_weights(state.adapters)
-    try:
-        for record in fit(plan, state) if plan.config.method is Method.contrastive else solve(plan, state):
-            writer.log(log_line(record))
-            if isinstance(record, Step):
-                rates.append(record.pairs_per_s)
-            checkpoints.consider(record, plan, state)
-            yield record
-    finally:
-        if state.best is not None:
-            writer.save_adapters(state.best.weights)
-    if not rates and plan.config.method is Method.contrastive:
-        raise diverged("no step had a finite loss", plan, state)
+    first = members.ladder[0] if members.ladder else plan.config
+    while True:
+        if members.ladder:
+            member = Member(
+                number=len(state.done) + 1,
+                of=members.count,
+                settings=departures(plan.config, first),
+                total_steps=plan.total_steps,
+            )
+            yield member
+        plan.parallel.broadcast_weights(state.adapters)
+        try:
+            for record in fit(plan, state) if plan.config.method is Method.contrastive else solve(plan, state):
+                writer.log(log_line(record))
+                if isinstance(record, Step):
+                    rates.append(record.pairs_per_s)
+                checkpoints.consider(record, plan, state)
+                yield record
+        finally:
+            if state.best is not None and not members.ladder:
+                writer.save_adapters(state.best.weights)
+        if not rates and plan.config.method is Method.contrastive:
+            raise diverged("no step had a finite loss", plan, state)
+        if (following := members.after(plan, state)) is None:
+            break
+        plan, state = following
+        checkpoints.write(plan, state)
     result = _result(plan, state, started, rates, checkpoints.wall_s)
-    if plan.corrupted_P is not None and state.best is not None:
+    yield from _joined(writer, members, plan, state, result)
+    if plan.corrupted_P is not None and state.best is not None and not members.ladder:
         state.adapters.load_state_dict(state.best.weights)
         result["positives"] = clean_and_corrupted(plan, plan.corrupted_P, state.adapters)
+    result["wall_s"] = checkpoints.wall_s
     writer.finish(result)
     yield Finished(result=result)
+
+
+def _joined(
+    writer: RunWriter, members: Members, plan: Plan, state: TrainState, result: dict[str, Any]
+) -> Iterator[Record]:
+    """Put what was trained, joined with the closed form where that is asked for, in the place of the run's adapters,
+    and say so in `result`: `best` is then of the joined pair, `trained` of the pairs that were trained."""
+    assert state.best is not None
+    trained = [*state.done, Trained(state.adapters.shape, replace(state.best, weights=_on_cpu(state.best.weights)))]
+    if not members.ladder and plan.config.cca_weight == 0:
+        return
+    choices = []
+    pairs = [(one.pair(), float(one.best.metrics["mean_recall"])) for one in trained]
+    result["trained"] = [{"step": one.best.step, "epoch": one.best.epoch, **one.best.metrics} for one in trained]
+    alone: Weighed | None = None
+    for record in join_trained(members.stores, members.val_store, plan.config, pairs):
+        if isinstance(record, Weighed):
+            choices.append(
+                {"members": record.members, "weight": record.weight, "chosen": record.chosen} | record.metrics
+            )
+            alone = record if record.chosen else alone
+            writer.log(log_line(record))
+            yield record
+            continue
+        joined, metrics = record
+        alone = None
+        writer.save_adapters(joined.state_dict(), joined.shape)
+        result["best"] = {"step": state.best.step, "epoch": state.best.epoch, **metrics}
+        result["tau"] = joined.temperature.item()
+        result["parameters"] = sum(tensor.numel() for tensor in joined.state_dict().values())
+    result["ensembles"] = choices
+    if members.ladder and alone is not None:  # of all the ensembles one pair by itself
+        one = trained[alone.members[0] - 1]
+        writer.save_adapters(one.best.weights, one.shape)
+        result["best"] = {"step": one.best.step, "epoch": one.best.epoch, **one.best.metrics}
+        result["tau"] = temperature_of(one.best.weights)
 
 
 def _describe(
@@ -267,21 +401,29 @@ def resume_run(
         val_store = _open(unfinished.selection_store, elsewhere, unfinished.config["encoder_hash"])
         settings = replace(unfinished.settings, precision=unfinished.precision)
         plan, state, started = prepare(stores, val_store, settings, device, parallel)
-        before_s, length, sha256 = _restore(run, state)
+        ladder = [TrainConfig.from_json(member) for member in unfinished.config.get("members", ())]
+        ladder = [replace(member, precision=unfinished.precision) for member in ladder]
+        members = Members(stores, val_store, ladder)
+        point = read_checkpoint(run)
+        if point is not None and (done := point[1].get("done")):
+            reached = [trained["metrics"]["mean_recall"] for trained in done]
+            plan, state = members.begin(next_member(ladder, reached) or settings, plan, ())
+        before_s, length, sha256 = _restore(run, point, state)
         if not parallel.is_main:
-            yield from follow(plan, state)
+            yield from follow(members, plan, state)
             return
         with RunWriter.reopen(run, unfinished.config, length, sha256) as writer:
             lines = (json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines())
             rates = [line["pairs_per_s"] for line in lines if line["kind"] == "step"]
             checkpoints = Checkpoints(writer, checkpoint_s, wall_s=before_s + time.perf_counter() - began)
             started = replace(started, first_step=state.step, notes=(*started.notes, *_what_differs(run, device)))
-            yield from fill(writer, plan, state, started, checkpoints, rates)
+            yield from fill(writer, members, plan, state, started, checkpoints, rates)
 
 
-def _restore(run: Path, state: TrainState) -> tuple[float, int, str | None]:
+def _restore(
+    run: Path, point: tuple[dict[str, Tensor], dict[str, Any]] | None, state: TrainState
+) -> tuple[float, int, str | None]:
     """Bring `state` to the checkpoint, if there is one: seconds that the run had taken, length and hash of its log."""
-    point = read_checkpoint(run)
     if point is None:
         return 0.0, 0, None
     tensors, values = point
@@ -336,66 +478,3 @@ def _what_differs(run: Path, device: str) -> Iterator[str]:
     changed = [f"{name} {was} -> {is_now}" for name, was, is_now in pairs if was != is_now]
     if changed:
         yield f"the run was begun elsewhere ({', '.join(changed)}): its numbers may differ in the last bits"
-
-
-SMALLEST_SIDE, CPU_SIDE, ACCELERATOR_SIDE = 256, 2048, 4096
-"""Of the square products that are timed: the largest reach the peak, where they take a moment."""
-TRIED_S = 0.3
-DTYPE = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
-
-
-def step_flops(adapters: AdapterPair, rows: int) -> int:
-    """Of the matrix products of one step: forward, and twice that backward, or once in a `linear` adapter, before which
-    nothing is trained. What a tiled loss computes again is not counted, nor is the `similarity` target."""
-    weights = sum(parameter.numel() for parameter in adapters.parameters() if parameter.ndim == 2)
-    an_entry = 4 if adapters.shape.kind is AdapterKind.linear else 6
-    return an_entry * rows * weights + 6 * rows**2 * adapters.shape.embed_dim
-
-
-def matmul_peak(device: str, precision: Precision, largest: int, tried_s: float = TRIED_S) -> float:
-    """FLOP/s of the best of the square products that fit into `tried_s`: of growing sides, up to `largest` where there
-    is time for it. A processor that has bf16 by emulation alone would take minutes for one."""
-    side, peak, left = min(SMALLEST_SIDE, largest), 0.0, tried_s
-    multiply = _square_product(device, precision, side)
-    multiply()  # the first one loads what it needs
-    while left > 0:
-        seconds = _seconds(multiply)
-        peak, left = max(peak, 2 * side**3 / seconds), left - seconds
-        if 2 * side <= largest and 8 * seconds < left:
-            side *= 2
-            multiply = _square_product(device, precision, side)
-    return peak
-
-
-@cache
-def peak_of(device: str, precision: Precision, threads: int) -> float | None:
-    """`matmul_peak` of this process with so many threads, which it has; measured once. None where there is no room for
-    it: a device may be full of other work."""
-    try:
-        return matmul_peak(device, precision, CPU_SIDE if device == "cpu" else ACCELERATOR_SIDE)
-    except (RuntimeError, MemoryError) as problem:
-        if not is_out_of_memory(problem):
-            raise
-        return None
-
-
-def share_of_peak(adapters: AdapterPair, rows: int, pairs_per_s: float, peak: float | None) -> float | None:
-    """What part of `peak` FLOP/s the matrix products of so many rows a second make; None when they make more: then
-    the device was busy with other work when the peak was measured. None without a peak."""
-    if peak is None:
-        return None
-    share = step_flops(adapters, rows) * pairs_per_s / rows / peak
-    return share if share <= 1 else None
-
-
-def _square_product(device: str, precision: Precision, side: int) -> Callable[[], float]:
-    # Of numbers that differ: on equal ones a GPU draws less power, and is faster than on any training's.
-    draw = torch.Generator(device).manual_seed(0)
-    one, other = (torch.randn(side, side, generator=draw, device=device).to(DTYPE[precision]) for _ in range(2))
-    return lambda: (one @ other)[0, 0].item()
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began

@@ -280,10 +280,13 @@ class RunWriter:
         log = {"metrics_bytes": size, "metrics_sha256": file_sha256(self.path / METRICS)}
         write_checkpoint(self.path, step, tensors, {**state, **log})
 
-    def save_adapters(self, weights: Mapping[str, Tensor]) -> None:
-        """Write the weights, whole or not at all, and their sha256. Equal weights are equal bytes."""
+    def save_adapters(self, weights: Mapping[str, Tensor], shape: AdapterShape | None = None) -> None:
+        """Write the weights, whole or not at all, and their sha256, and the shape that they are of, if it is another
+        now. Equal weights are equal bytes."""
         with committed(self.path / ADAPTERS) as scratch:
             scratch.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
+        if shape is not None:
+            self._config["adapters"] = shape.to_json()
         self._config["adapters_sha256"] = file_sha256(self.path / ADAPTERS)
         write_json(self.path / CONFIG, self._config)
 

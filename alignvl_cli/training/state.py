@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignvl_cli.align.adapters import AdapterPair
+from alignvl_cli.align.adapters import AdapterPair, AdapterShape
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.settings import Precision, TrainConfig
 from alignvl_cli.training.data import SplitLatents
 from alignvl_cli.training.data_parallel import DataParallel
-from alignvl_cli.training.ingredients import Gather, Transform
+from alignvl_cli.training.ingredients import Gather, Scales, Transform
 from alignvl_cli.training.optimizer import Average
 from alignvl_cli.training.validation import Skips, is_validation_epoch
 
@@ -101,6 +101,45 @@ class Tried:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Member:
+    """`--recipe best`: the next of the pairs that are trained to be joined."""
+
+    number: int
+    """From 1."""
+    of: int
+    settings: dict[str, Any]
+    """In what it departs from the first, by flag."""
+    total_steps: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weighed:
+    """Trained adapters joined with the closed form, and the validation recall."""
+
+    members: tuple[int, ...]
+    """Which of the trained pairs, from 1; their cosines have equal weights, 1 together."""
+    weight: float
+    """Of the closed form's cosines; 0: without it."""
+    metrics: dict[str, Any]
+    """As `Validated.metrics`; of the sum of cosines, before it is reduced to the shared width."""
+    chosen: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compared:
+    """A candidate of `--size auto`, after a share of its training, and its recall on the validation split."""
+
+    candidate: int
+    """From 1."""
+    settings: dict[str, Any]
+    """In what it departs from the first candidate, by flag."""
+    share: float
+    """Of its epochs, in a schedule of its own."""
+    metrics: dict[str, Any]
+    """As `Validated.metrics`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Finished:
     """Said once, when the run is complete."""
 
@@ -108,10 +147,10 @@ class Finished:
     """What `result.json` holds."""
 
 
-Record = Started | Step | Validated | Tried | Warned | Finished
+Record = Started | Step | Validated | Tried | Member | Weighed | Compared | Warned | Finished
 
 
-def log_line(record: Step | Validated | Tried | Warned) -> dict[str, Any]:
+def log_line(record: Step | Validated | Tried | Member | Weighed | Compared | Warned) -> dict[str, Any]:
     """The line of `metrics.jsonl` for a record."""
     return {"kind": type(record).__name__.lower(), **asdict(record)}
 
@@ -128,6 +167,20 @@ class Best:
     step: int
     epoch: int
     metrics: dict[str, Any]
+
+
+@dataclass
+class Trained:
+    """A member of `--recipe best` that is done."""
+
+    shape: AdapterShape
+    best: Best
+
+    def pair(self) -> AdapterPair:
+        """Rebuilt on the CPU, in eval mode."""
+        adapters = AdapterPair(self.shape).to_empty(device="cpu").eval().requires_grad_(False)
+        adapters.load_state_dict(self.best.weights)
+        return adapters
 
 
 def copied(adapters: AdapterPair) -> dict[str, Tensor]:
@@ -152,11 +205,40 @@ class TrainState:
     """State of the permutation's stream before it drew the order of the present epoch."""
     warned: set[str] = field(default_factory=set)
     """Causes that were warned about: each is said once."""
+    done: list[Trained] = field(default_factory=list)
+    """`--recipe best`: the members trained before this one."""
 
     @property
     def judged(self) -> AdapterPair:
         """The adapters that are validated and kept."""
         return self.adapters if self.average is None else self.average.adapters
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The latents of a training, prepared, where they are computed with; candidates of one shape of data share them."""
+
+    config: TrainConfig
+    gather: Gather
+    val: SplitLatents
+    corrupted_P: Tensor | None
+    scales: Scales
+    record: dict[str, Any]
+    """What a run's configuration says of the pairs selected."""
+    preparation: dict[str, Tensor]
+    """Buffers of what comes before the adapters' bodies, fitted."""
+
+    def serves(self, config: TrainConfig) -> bool:
+        """Whether a training by `config`, be it of another seed, can be on these very rows."""
+        is_resident = isinstance(self.gather.data, SplitLatents)
+        names = DECIDES_ROWS if is_resident else (*DECIDES_ROWS, "batch_size")
+        return all(getattr(self.config, name) == getattr(config, name) for name in names)
+
+
+DECIDES_ROWS = (
+    *("subset", "corrupt_captions", "corrupt_kind", "mask_duplicates", "memory_budget"),
+    *("image_parts", "text_parts", "latent_norm", "latent_width"),
+)
 
 
 @dataclass(frozen=True)
@@ -177,6 +259,8 @@ class Plan:
     """Whether the loss takes its products in fewer digits, as the adapters do."""
     corrupted_P: Tensor | None = None
     """Which training pairs were corrupted; None without `--corrupt-captions`."""
+    loaded: Loaded | None = None
+    """What a plan of another shape can be made of (`prepare`)."""
 
     @property
     def total_steps(self) -> int:

@@ -4,6 +4,7 @@ steps that are not finite, a temperature at its bound, embeddings that collapse.
 Letters: I images, T captions, N rows, E shared width.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,9 +37,14 @@ def validate(adapters: AdapterPair, latents: SplitLatents) -> dict[str, Any]:
     img_IE = _unit_rows(adapters.image, latents.image_ID)
     txt_TE = _unit_rows(adapters.text, latents.text_TC)
     adapters.train()
+    return measured(img_IE, txt_TE, latents.text_image_T)
+
+
+def measured(img_IE: Tensor, txt_TE: Tensor, text_image_T: Tensor) -> dict[str, Any]:
+    """What `validate` gives, of unit embeddings."""
     by_direction = {
-        "image_to_text": recalls(image_to_text_ranks(img_IE, txt_TE, latents.text_image_T).rank_Q),
-        "text_to_image": recalls(text_to_image_ranks(img_IE, txt_TE, latents.text_image_T).rank_Q),
+        "image_to_text": recalls(image_to_text_ranks(img_IE, txt_TE, text_image_T).rank_Q),
+        "text_to_image": recalls(text_to_image_ranks(img_IE, txt_TE, text_image_T).rank_Q),
     }
     every = [recall for recalls_at in by_direction.values() for recall in recalls_at.values()]
     spread = {"image": mean_squared_cosine(img_IE), "text": mean_squared_cosine(txt_TE)}
@@ -48,6 +54,24 @@ def validate(adapters: AdapterPair, latents: SplitLatents) -> dict[str, Any]:
         "mean_recall": sum(every) / len(every),
         "mean_squared_cosine": spread,
     }
+
+
+def standard_error(metrics: dict[str, Any], latents: SplitLatents) -> float:
+    """Of the mean recall, in points, as if its queries were drawn at random: binomial by direction; the recalls of one
+    direction are of the same queries, and rise and fall together."""
+    queries = {"image_to_text": len(latents.text_image_T.unique()), "text_to_image": latents.pairs}
+    by_direction = [
+        sum((recall * (100 - recall) / count) ** 0.5 for recall in metrics[direction].values())
+        / len(metrics[direction])
+        for direction, count in queries.items()
+    ]
+    return math.hypot(*by_direction) / len(by_direction)
+
+
+def is_clearly_better(new: dict[str, Any], old: dict[str, Any], latents: SplitLatents) -> bool:
+    """Whether the mean recall is higher by more than the standard error: less is chance, with few validation pairs most
+    of all, and then what is usually better is kept."""
+    return bool(new["mean_recall"] - old["mean_recall"] > standard_error(old, latents))
 
 
 def _unit_rows(adapter: Adapter, latent_ND: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from alignvl_cli.training.run_folder import ADAPTERS, CONFIG, METRICS
 from support.fakes import make_store
 
 SETTINGS = {
+    "size": "pairs",
     "epochs": 5, "batch-size": 24, "embed-dim": 8, "lr": 3e-3, "ema": 0.9, "noise-std": 0.3, "mask-duplicates": True,
     "device": "cpu", "precision": "fp32",
 }  # fmt: skip

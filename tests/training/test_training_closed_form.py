@@ -121,7 +121,16 @@ def test_torch_is_left_as_it_was(store, tmp_path):
 
 def test_training_starts_where_the_closed_form_ends(store, tmp_path):
     """With one linear map the start is `--method cca` itself; a step of next to no size leaves it there."""
-    still = {"epochs": 1, "lr": 1e-12, "batch-size": 16, "embed-dim": 6, "noise-std": 1e-9, "device": "cpu"}
+    still = {
+        "size": "pairs",
+        "latent-norm": "none",
+        "epochs": 1,
+        "lr": 1e-12,
+        "batch-size": 16,
+        "embed-dim": 6,
+        "noise-std": 1e-9,
+        "device": "cpu",
+    }
     started = resolve_train({"adapter": "linear", "init": "cca", "latent-width": 0, **still})
     list(train_run([store], tmp_path / "started", started))
     list(
@@ -136,7 +145,16 @@ def test_training_starts_where_the_closed_form_ends(store, tmp_path):
 
 
 def test_residual_branches_start_at_nothing_and_the_ridge_is_the_best_on_validation(store, tmp_path):
-    still = {"epochs": 1, "lr": 1e-12, "batch-size": 16, "embed-dim": 6, "adapter-depth": 2, "device": "cpu"}
+    still = {
+        "size": "pairs",
+        "latent-norm": "none",
+        "epochs": 1,
+        "lr": 1e-12,
+        "batch-size": 16,
+        "embed-dim": 6,
+        "adapter-depth": 2,
+        "device": "cpu",
+    }
     list(train_run([store], tmp_path / "run", resolve_train({"init": "cca", **still}, pairs=100)))
     run = load_run(tmp_path / "run")
     weights = run.adapters.state_dict()

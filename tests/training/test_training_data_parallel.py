@@ -18,6 +18,7 @@ from alignvl_cli.errors import UsageError
 from alignvl_cli.training.data_parallel import DataParallel, joined
 
 SETTINGS = {
+    "size": "pairs", "latent-norm": "none", "noise-units": "absolute",
     "batch-size": 24, "epochs": 4, "embed-dim": 8, "lr": 3e-3, "dropout": 0.5, "noise-std": 0.3, "ema": 0.5,
     "mix-coefficient": "pair", "mask-duplicates": True, "device": "cpu", "precision": "fp32",
 }  # fmt: skip

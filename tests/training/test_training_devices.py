@@ -26,7 +26,15 @@ def store(tmp_path_factory):
 
 
 def settings(device, **asked):
-    size = {"epochs": 3, "batch-size": 24, "embed-dim": 8, "lr": 3e-3, "precision": "fp32", "noise-std": 0.3}
+    size = {
+        "size": "pairs",
+        "epochs": 3,
+        "batch-size": 24,
+        "embed-dim": 8,
+        "lr": 3e-3,
+        "precision": "fp32",
+        "noise-std": 0.3,
+    }
     return resolve_train(size | asked | {"device": device}, pairs=144)
 
 

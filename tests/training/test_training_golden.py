@@ -16,16 +16,24 @@ from alignvl_cli.training.run import train_run
 from alignvl_cli.training.state import Step, Validated
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
+PAPER = {"noise-std": 0.01, "noise-units": "absolute"}
 ARMS = {
-    "alignvl": {},
+    "alignvl": PAPER,
     "fusemix": {"recipe": "fusemix"},
     "clip": {"recipe": "clip"},
-    "alignvl-from-cca": {"init": "cca"},
-    "no-mix-uniform": {"mix": False, "noise": "uniform", "noise-std": 0.3},
-    "pair-coefficient-output-noise": {"mix-coefficient": "pair", "noise-std": 0.3, "noise-position": "output"},
-    "masked-standardized-linear": {"mask-duplicates": True, "latent-norm": "standardize", "adapter": "linear"},
+    "alignvl-from-cca": PAPER | {"init": "cca"},
+    "no-mix-uniform": {"mix": False, "noise": "uniform", "noise-std": 0.3, "noise-units": "absolute"},
+    "pair-coefficient-output-noise": {
+        "mix-coefficient": "pair",
+        "noise-std": 0.3,
+        "noise-units": "absolute",
+        "noise-position": "output",
+    },
+    "masked-standardized-linear": {"mask-duplicates": True, "latent-norm": "standardize", "adapter": "linear"} | PAPER,
 }
 SIZE = {
+    "size": "pairs",
+    "latent-norm": "none",
     "init": "random",
     "epochs": 12,
     "batch-size": 24,

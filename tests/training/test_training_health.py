@@ -27,7 +27,15 @@ from alignvl_cli.training.validation import (
     tau_warnings,
 )
 
-SIZE = {"batch-size": 24, "embed-dim": 8, "lr": 3e-3, "device": "cpu", "precision": "fp32"}
+SIZE = {
+    "size": "pairs",
+    "latent-norm": "none",
+    "batch-size": 24,
+    "embed-dim": 8,
+    "lr": 3e-3,
+    "device": "cpu",
+    "precision": "fp32",
+}
 
 
 @pytest.fixture(scope="module")

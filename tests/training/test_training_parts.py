@@ -32,6 +32,7 @@ from alignvl_cli.training.ingredients import (
     FuseMix,
     Gather,
     Perturb,
+    Scale,
     Slices,
     epoch_slices,
     input_transforms,
@@ -42,7 +43,7 @@ from alignvl_cli.training.ingredients import (
 from alignvl_cli.training.optimizer import WEIGHT_DECAY, adamw, learning_rate
 from alignvl_cli.training.validation import is_validation_epoch
 
-RMS = {"image": 2.0, "text": 0.5}
+SCALES = {"image": Scale(2.0), "text": Scale(0.5)}
 
 
 @pytest.mark.parametrize(("pairs", "batch_size"), [(100, 50), (103, 10), (7, 3), (2, 1)])
@@ -156,14 +157,17 @@ def config(**asked):
 def test_an_ablated_ingredient_is_absent(asked, inputs, outputs):
     gather = Gather(SplitLatents(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1, dtype=torch.long)), None)
     streams = Streams(0)
-    assert [type(step) for step in input_transforms(config(**asked), gather, RMS, streams)] == inputs
-    assert [type(step) for step in output_transforms(config(**asked), RMS, streams)] == outputs
+    assert [type(step) for step in input_transforms(config(**asked), gather, SCALES, streams)] == inputs
+    assert [type(step) for step in output_transforms(config(**asked), SCALES, streams)] == outputs
 
 
 def test_noise_units_and_match():
-    assert noise_std(config(noise_std=0.3), RMS) == {"image": 0.3, "text": 0.3}
-    assert noise_std(config(noise_std=0.3, noise_units="rms"), RMS) == {"image": 0.6, "text": 0.15}
-    matched = noise_std(config(noise="uniform", noise_std=0.3, noise_match="range"), RMS)
+    assert noise_std(config(noise_std=0.3), SCALES) == {"image": 0.6, "text": 0.15}, "units of the SCALES by default"
+    assert noise_std(config(noise_std=0.3, noise_units="absolute"), SCALES) == {"image": 0.3, "text": 0.3}
+    enlarged = {side: scale._replace(factor=4.0) for side, scale in SCALES.items()}
+    assert noise_std(config(noise_std=0.3, noise_units="absolute"), enlarged) == {"image": 1.2, "text": 1.2}
+    assert noise_std(config(noise_units="absolute"), SCALES) == {"image": 0.01, "text": 0.01}, "the paper's sigma"
+    matched = noise_std(config(noise="uniform", noise_std=0.3, noise_match="range", noise_units="absolute"), SCALES)
     assert matched["image"] == pytest.approx(0.3 / math.sqrt(3))
 
 
@@ -205,8 +209,8 @@ def test_a_mixed_row_stands_for_its_dominant_component(latents):
 def test_perturbing_is_independent_by_modality_and_leaves_the_latents(latents):
     gather = Gather(latents, None)
     slices = Slices(torch.arange(6), torch.arange(6, 12))
-    settings = config(noise="uniform", noise_std=0.1)
-    (perturb,) = input_transforms(replace(settings, mix=False), gather, RMS, Streams(0))
+    settings = config(noise="uniform", noise_std=0.1, noise_units="absolute")
+    (perturb,) = input_transforms(replace(settings, mix=False), gather, SCALES, Streams(0))
     plain = gather(slices.anchor_N)
     noisy = perturb(plain, slices)
     for before, after in ((plain.image, noisy.image), (plain.text, noisy.text)):
@@ -220,8 +224,8 @@ def test_dropout_noise_multiplies_and_adds_sigma_on_average(latents):
     slices = Slices(torch.arange(6).repeat(3000), torch.arange(6))
     plain = gather(slices.anchor_N)
     rms = {"image": plain.image.square().mean().sqrt().item(), "text": plain.text.square().mean().sqrt().item()}
-    settings = replace(config(noise="dropout", noise_std=0.4), mix=False)
-    (perturb,) = input_transforms(settings, gather, rms, Streams(0))
+    settings = replace(config(noise="dropout", noise_std=0.4, noise_units="absolute"), mix=False)
+    (perturb,) = input_transforms(settings, gather, {side: Scale(value) for side, value in rms.items()}, Streams(0))
     noisy = perturb(plain, slices)
     for side, before, after in (("image", plain.image, noisy.image), ("text", plain.text, noisy.text)):
         added = after - before
@@ -235,13 +239,13 @@ def test_who_resembles_whom_is_told_by_the_mixed_latents_without_noise(latents):
     gather = Gather(latents, None)
     slices = Slices(torch.arange(6), torch.arange(6, 12))
     settings = config(noise="uniform", noise_std=0.5, es_target="similarity")
-    mix, remember, perturb = input_transforms(settings, gather, RMS, Streams(0))
+    mix, remember, perturb = input_transforms(settings, gather, SCALES, Streams(0))
     mixed = mix(gather(slices.anchor_N), slices)
     seen = perturb(remember(mixed, slices), slices)
     assert torch.allclose(seen.frozen.image_ND, F.normalize(mixed.image, dim=1))
     assert torch.allclose(seen.frozen.text_NC, F.normalize(mixed.text, dim=1))
     assert not torch.allclose(seen.image, mixed.image)
-    assert len(list(input_transforms(replace(settings, smoothing=0.0), gather, RMS, Streams(0)))) == 2
+    assert len(list(input_transforms(replace(settings, smoothing=0.0), gather, SCALES, Streams(0)))) == 2
 
 
 def test_the_learning_rate_warms_up_and_ends_at_the_floor():

@@ -25,6 +25,7 @@ def store(tmp_path_factory):
 
 def settings(store, **asked):
     small = {
+        "size": "pairs", "latent_norm": "none",
         "init": "random", "epochs": 3, "batch_size": 32, "embed_dim": 8, "adapter_depth": 1, "device": "cpu",
         "precision": "fp32",
     }  # fmt: skip

@@ -18,7 +18,15 @@ from alignvl_cli.training.run import count_pairs, train_run
 from alignvl_cli.training.run_folder import CONFIG, load_run
 from alignvl_cli.training.subsets import SUBSETS, Latents, agreement, corrupt, select_pairs
 
-SMALL = {"epochs": 3, "batch-size": 16, "embed-dim": 8, "adapter-depth": 1, "device": "cpu", "precision": "fp32"}
+SMALL = {
+    "size": "pairs",
+    "epochs": 3,
+    "batch-size": 16,
+    "embed-dim": 8,
+    "adapter-depth": 1,
+    "device": "cpu",
+    "precision": "fp32",
+}
 
 
 def seeded(seed: int = 0) -> torch.Generator:

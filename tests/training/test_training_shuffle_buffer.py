@@ -82,7 +82,15 @@ def test_a_budget_too_small_for_the_batch_says_what_it_takes(stores):
 
 
 def settings(**asked):
-    size = {"epochs": 2, "batch-size": ROWS, "embed-dim": 8, "device": "cpu", "precision": "fp32"}
+    size = {
+        "size": "pairs",
+        "latent-norm": "none",
+        "epochs": 2,
+        "batch-size": ROWS,
+        "embed-dim": 8,
+        "device": "cpu",
+        "precision": "fp32",
+    }
     return resolve_train(size | asked, pairs=1000)
 
 

@@ -14,13 +14,21 @@ from alignvl_cli.training import run as speed
 from alignvl_cli.training.ingredients import epoch_slices
 from alignvl_cli.training.loop import take_step
 from alignvl_cli.training.prepare import prepare
-from alignvl_cli.training.run import matmul_peak, peak_of, share_of_peak, step_flops
+from alignvl_cli.training.throughput import matmul_peak, peak_of, share_of_peak, step_flops
 
 
 @pytest.mark.parametrize("adapter", ["fusemix", "linear", "glu"])
 def test_the_products_of_a_step_are_those_that_torch_counts(tmp_path, adapter):
     store = open_store(make_store(tmp_path / "s.h5", images=60, dim=12, text_dim=10))
-    settings = {"adapter": adapter, "init": "random", "batch-size": 24, "embed-dim": 8, "device": "cpu"}
+    settings = {
+        "adapter": adapter,
+        "size": "pairs",
+        "latent-norm": "none",
+        "init": "random",
+        "batch-size": 24,
+        "embed-dim": 8,
+        "device": "cpu",
+    }
     config = resolve_train({**settings, "precision": "fp32"}, pairs=len(store.rows("train").text))
     plan, state, _ = prepare([store], store, config, "cpu")
     slices = next(epoch_slices(plan.gather.data.epoch_order(torch.Generator().manual_seed(0)), 24))

@@ -37,7 +37,16 @@ def adapter(weights: dict[str, torch.Tensor], tower: str, x: torch.Tensor) -> to
 def test_a_fusemix_step_equals_the_rewrite_in_loss_and_gradients(tmp_path):
     store = open_store(make_store(tmp_path / "s.h5", images=40, dim=12, text_dim=10))
     config = resolve_train(
-        {"recipe": "fusemix", "seed": SEED, "batch-size": ROWS, "dropout": 0.0, "embed-dim": 8, "adapter-depth": 1},
+        {
+            "size": "pairs",
+            "latent-norm": "none",
+            "recipe": "fusemix",
+            "seed": SEED,
+            "batch-size": ROWS,
+            "dropout": 0.0,
+            "embed-dim": 8,
+            "adapter-depth": 1,
+        },
         {"device": "cpu", "precision": "fp32"},
         pairs=len(store.rows("train").text),
     )

@@ -1,0 +1,72 @@
+"""What `--size auto` does: a few shapes and schedules compared by short trainings on the validation split.
+
+Successive halving (Jamieson and Talwalkar, 2016) in two rounds: all candidates train for a tenth of their epochs, then
+the usual one and the best other for a quarter, each in a learning rate schedule of its own; together that costs about
+one training. The usual one stays unless the other is clearly better. Large data are stood for by a uniform subset.
+"""
+
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from alignvl_cli.recipes import departures, shape_for
+from alignvl_cli.settings import SubsetKind, TrainConfig
+from alignvl_cli.store.reader import Store
+from alignvl_cli.training.loop import fit
+from alignvl_cli.training.prepare import prepare
+from alignvl_cli.training.state import Compared, Plan
+from alignvl_cli.training.validation import is_clearly_better
+
+FIRST_SHARE, SECOND_SHARE = 0.1, 0.25
+"""Of a candidate's epochs, in the two rounds."""
+SAMPLED_PAIRS = 20_000
+"""More pairs than these are compared on so many."""
+
+Comparison = Generator[Compared, None, TrainConfig]
+
+
+def compare(
+    stores: Sequence[Store],
+    val_store: Store,
+    candidates: Sequence[TrainConfig],
+    usual: Plan,
+    pairs: int,
+    device: str,
+) -> Comparison:
+    """Train the `candidates`, the first being the usual one, for a while, and say what each reached.
+
+    Returns the one to train in full. `usual` is the plan of the first, on `pairs` pairs, whose rows are used. Raises as
+    `prepare` and `fit` do.
+    """
+    loaded, parallel = usual.loaded, usual.parallel
+
+    def tried(number: int, share: float) -> Generator[Compared, None, dict[str, Any]]:
+        nonlocal loaded
+        short = _short(candidates[number], pairs, share)
+        plan, state, _ = prepare(stores, val_store, short, device, parallel, loaded)
+        loaded = plan.loaded
+        parallel.broadcast_weights(state.adapters)
+        for _ in fit(plan, state):
+            pass
+        assert state.best is not None
+        settings = departures(candidates[number], candidates[0])
+        yield Compared(candidate=number + 1, settings=settings, share=share, metrics=state.best.metrics)
+        return state.best.metrics
+
+    first: list[dict[str, Any]] = []
+    for number in range(len(candidates)):
+        first.append((yield from tried(number, FIRST_SHARE)))
+    other = max(range(1, len(candidates)), key=lambda number: first[number]["mean_recall"])
+    usual_metrics = yield from tried(0, SECOND_SHARE)
+    other_metrics = yield from tried(other, SECOND_SHARE)
+    return candidates[other if is_clearly_better(other_metrics, usual_metrics, usual.val) else 0]
+
+
+def _short(config: TrainConfig, pairs: int, share: float) -> TrainConfig:
+    """The same for a share of its epochs, on a subset where there are many pairs."""
+    if pairs > SAMPLED_PAIRS and config.subset == "all":
+        shape = shape_for(SAMPLED_PAIRS)
+        batch_size = min(config.batch_size, shape.batch_size)
+        subset = f"{SubsetKind.uniform}:{SAMPLED_PAIRS}"
+        config = replace(config, subset=subset, batch_size=batch_size, epochs=min(config.epochs, shape.epochs))
+    return replace(config, epochs=max(1, round(config.epochs * share)))

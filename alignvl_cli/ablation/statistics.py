@@ -89,7 +89,7 @@ def max_t(delta_CS: np.ndarray) -> np.ndarray:
     once.
 
     Holm multiplies the floor of p, 2^(1-S), by the number of contrasts, so that a hundred of them, of several stores
-    and sizes, need fourteen seeds; here the floor stays what it is for one, as what contrasts share (seeds, reference,
+    and sizes, need thirteen seeds; here the floor stays what it is for one, as what contrasts share (seeds, reference,
     test images) is kept. Assumes that a seed's differences are jointly as likely all negative.
     """
     is_there_CS = ~np.isnan(delta_CS)

@@ -3,7 +3,12 @@ study that was run at once.
 """
 
 import json
+import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -161,6 +166,25 @@ def test_a_study_that_names_no_runs_as_those_of_earlier_versions_is_extended(cop
         )
     events = ablate(copied, MORE, seeds="[0, 1, 2]")
     assert events[0].reused == 6
+    assert records(copied) == records(at_once)
+
+
+def test_killed_at_random_while_it_is_extended_it_ends_as_if_undisturbed(copied, at_once, store, ablate, tmp_path):
+    study = write_study(tmp_path / "more.toml", MORE, seeds="[0, 1, 2]")
+    words = ["ablate", study, "--data", store, "-o", copied, "--device", "cpu", "--jobs", "2"]
+    draw = random.Random(0)
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "alignvl_cli", *map(str, words)], stderr=subprocess.PIPE, text=True
+        )
+        for line in process.stderr:
+            if " at a time" in line or "/12 " in line:  # begun, or one run more is made
+                break
+        time.sleep(draw.uniform(0, 2))
+        process.send_signal(signal.SIGKILL)
+        process.stderr.close()
+        process.wait()
+    ablate(copied, MORE, seeds="[0, 1, 2]")
     assert records(copied) == records(at_once)
 
 

@@ -33,9 +33,9 @@ from alignvl_cli.retrieval.dual_encoder import DualEncoder
 from alignvl_cli.retrieval.factory import AUTO
 from alignvl_cli.retrieval.metrics import RECALL_AT, Protocol
 from alignvl_cli.settings import (
+    AUTO_LAYERS,
     DEFAULT_TEXT,
     DEFAULT_VISION,
-    LAST_LAYER,
     DatasetFormat,
     DatasetOptions,
     Device,
@@ -49,6 +49,7 @@ from alignvl_cli.settings import (
     Trust,
     by_flag,
     layers_asked,
+    views_asked,
 )
 from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.run import count_pairs, train_run
@@ -77,8 +78,9 @@ def extract(
     text: str = DEFAULT_TEXT,
     image_pooling: Pooling | str | None = None,
     text_pooling: Pooling | str | None = None,
-    image_layers: str = LAST_LAYER,
-    text_layers: str = LAST_LAYER,
+    image_layers: str = AUTO_LAYERS,
+    text_layers: str = AUTO_LAYERS,
+    views: int = 1,
     text_prefix: str | None = None,
     format: DatasetFormat | str | None = None,
     image_root: str | Path | None = None,
@@ -124,6 +126,7 @@ def extract(
         vision,
         pooling=pooling,
         layers=layers_asked(image_layers, "image-layers"),
+        views=views_asked(str(views)),
         device=place,
         precision=number,
         trust=trust,

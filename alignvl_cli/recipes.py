@@ -97,7 +97,7 @@ LEAST_STEPS, LEAST_EPOCHS = 300, 20
 
 
 def shape_for(pairs: int) -> Shape:
-    """Adapter and schedule for `pairs` training pairs: one block on 512 principal components, from a drawn start, for
+    """Adapter and schedule for `pairs` training pairs: one block on 1,024 principal components, from a drawn start, for
     300 steps or 20 epochs, whichever is more (10 epochs of 100,000 pairs and more).
 
     Chosen on the validation splits of four sets of 560 to 5,133 pairs (docs/training.md); above that it is a guess.
@@ -108,7 +108,7 @@ def shape_for(pairs: int) -> Shape:
     epochs = LEAST_EPOCHS if pairs < 100_000 else LEAST_EPOCHS // 2
     return Shape(
         latent_norm=LatentNorm.rms,
-        latent_width=512 if pairs < 20_000 else 1024,
+        latent_width=1024,
         init=Init.random,
         adapter_depth=1,
         adapter_expansion=1 if pairs < 20_000 else 2,

@@ -27,6 +27,8 @@ DEFAULT_VISION = BUNDLED + "efficientnet-lite0"
 DEFAULT_TEXT = BUNDLED + "all-minilm-l6-v2"
 LAST_LAYER = "last"
 """The part of a latent that is its encoder's own vector."""
+AUTO_LAYERS = "auto"
+"""A few layers from early to last, by the depth of the model: see `encoders.layers`."""
 ALL_PARTS = "all"
 ALWAYS_FORGIVEN = 10
 """Images that may be unreadable however small the dataset is."""
@@ -276,6 +278,13 @@ def layers_asked(text: str, flag: str) -> str:
     return ",".join(name if name == LAST_LAYER or not is_listed else str(int(name)) for name in names)
 
 
+def views_asked(text: str) -> int:
+    """How many views of a picture; UsageError for a number that there is not."""
+    if text.strip() not in ("1", "2", "4"):
+        raise UsageError(f"--views: wanted 1, 2 or 4, got '{text}'")
+    return int(text)
+
+
 def _parts(text: str) -> str:
     return ",".join(name.strip() for name in text.split(","))
 
@@ -440,15 +449,21 @@ class EncoderSettings:
     text_pooling: Pooling | None = setting("Which vector is the latent.", None, ENCODERS, says="the model's")
     image_layers: str = setting(
         "Layers that make the latent: last, auto, all, or 0 (the stem) and up.",
-        *(LAST_LAYER, ENCODERS),
+        *(AUTO_LAYERS, ENCODERS),
         metavar="LAYERS",
         read=partial(layers_asked, flag="image-layers"),
     )
     text_layers: str = setting(
         "Layers that make the latent: last, auto, all, or 0 (the embeddings) and up.",
-        *(LAST_LAYER, ENCODERS),
+        *(AUTO_LAYERS, ENCODERS),
         metavar="LAYERS",
         read=partial(layers_asked, flag="text-layers"),
+    )
+    views: int = setting(
+        "Views of a picture that its latent is the mean of: as it is, mirrored, inner part, on white.",
+        *(1, ENCODERS),
+        metavar="1|2|4",
+        read=views_asked,
     )
     text_prefix: str | None = setting(
         "Put before every caption and query, as in 'query: '.",

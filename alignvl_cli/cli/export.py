@@ -31,4 +31,9 @@ def export(
         session.note("the store it was trained on is not here: compared on random latents and a few captions")
     for found in export_run(trained, store, asked.to, output, Trust(pickle=asked.allow_pickle)):
         session.note(f"parity: {found.what}, {found.rows} rows: largest difference {found.largest:.2g}")
+    if any(output.glob("*.py")):
+        session.note(
+            "the folder brings alignvl_blocks.py, modules that sentence-transformers lacks: load it with "
+            "SentenceTransformer(FOLDER, trust_remote_code=True)"
+        )
     session.result(output)

@@ -83,6 +83,7 @@ def extract(
         encoders.vision,
         pooling=encoders.image_pooling,
         layers=encoders.image_layers,
+        views=encoders.views,
         device=place,
         precision=asked.precision,
         trust=trust,
@@ -96,6 +97,8 @@ def extract(
         precision=asked.precision,
         trust=trust,
     )
+    for note in filter(None, (images.layers.note, captions.layers.note)):
+        session.note(note)
     plan = make_plan(pairs, images, captions, config)
     store = output or session.workspace.store_path(pairs.name, plan.encoder_hash)
     if asked.plan:

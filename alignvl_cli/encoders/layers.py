@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignvl_cli.encoders.folders import Side
+from alignvl_cli.encoders.towers import CANNOT_RUN
 from alignvl_cli.errors import UsageError
 from alignvl_cli.settings import LAST_LAYER
 
@@ -38,6 +39,8 @@ class Layers:
 
     names: tuple[str, ...] = (LAST_LAYER,)
     widths: tuple[int, ...] = ()
+    note: str = ""
+    """Why `auto` stands for `last` alone; empty where it does not."""
 
     @property
     def arguments(self) -> dict[str, bool]:
@@ -59,30 +62,51 @@ class Layers:
             part_BP = [F.normalize(vector_BP, dim=1) for vector_BP in part_BP]
         return torch.cat(part_BP, dim=1)
 
+    def mean(self, views_VBD: Tensor) -> Tensor:
+        """Latents (B, D) of pictures from those of their views: of each part the mean direction, of unit length."""
+        part_VBP = views_VBD.split(self.widths or views_VBD.shape[2], dim=2)
+        return torch.cat([F.normalize(F.normalize(one, dim=2).mean(dim=0), dim=1) for one in part_VBP], dim=1)
+
 
 def layers_on_record(record: Mapping[str, Any]) -> str:
     """What to ask for to get the parts of a recorded encoder again."""
     return ",".join(part["name"] for part in record["parts"]) if "parts" in record else LAST_LAYER
 
 
+def run_probe(forward: Callable[..., Any], asked: str) -> Any:
+    """The output of `forward`, with hidden states where other layers than the last are `asked` for and the model can
+    give them: `choose_layers` says what follows where it cannot."""
+    if asked != LAST_LAYER:
+        try:
+            return forward(output_hidden_states=True)
+        except CANNOT_RUN:  # so it may without
+            pass
+    return forward()
+
+
 def choose_layers(
-    side: Side, spec: str, asked: str, output: Any, last_BP: Tensor, pool: Pool, *, of_one_token: bool
+    side: Side, spec: str, asked: str, output: Any, last_BP: Tensor, pool: Pool | None, *, of_one_token: bool
 ) -> Layers:
     """The layers that are `asked` for (`last`, `all`, `auto`, or names with commas), by a probe's `output`.
 
-    The highest layer is called `last` where it is the encoder's own vector. `of_one_token`: the encoder is read at one
-    token, which before the first layer says nothing of its input. UsageError for layers that are not there.
+    The highest layer is called `last` where it is the encoder's own vector. `pool` is None where nothing tells how to.
+    `of_one_token`: the encoder is read at one token, which before the first layer says nothing of its input. UsageError
+    for layers that are not there; where a model has none to show, `auto` is `last`.
     """
     if asked == LAST_LAYER:
         return Layers()
     states = getattr(output, "hidden_states", None)
+    problem = ""
     if not states:
-        raise UsageError(f"{spec} shows none of its layers; leave {FLAGS[side]} out, or choose another model")
-    if any(state.ndim != output.last_hidden_state.ndim for state in states):
-        raise UsageError(
-            f"{spec}: its layers are laid out otherwise than its output, so nothing tells how to pool them; leave "
-            f"{FLAGS[side]} out, or choose another model"
-        )
+        problem = "it shows none of its layers"
+    elif any(state.ndim != output.last_hidden_state.ndim for state in states):
+        problem = "its layers are laid out otherwise than its output, so nothing tells how to pool them"
+    elif pool is None:
+        problem = "nothing tells how to pool its layers"
+    if problem and asked == "auto":
+        return Layers(note=f"{FLAGS[side]} auto takes the last layer alone of {spec}: {problem}")
+    if not states or pool is None or problem:
+        raise UsageError(f"{spec}: {problem}; give {FLAGS[side]} last, or choose another model")
     top = str(len(states) - 1)
     top_BP = pool(states[-1])
     is_top_last = top_BP.shape == last_BP.shape and bool((top_BP - last_BP).abs().max() <= SAME * last_BP.abs().max())

@@ -4,11 +4,12 @@ A plain resize and crop needs Pillow and numpy alone, so that workers start in a
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from alignvl_cli.encoders.decoding import UnreadableImage
 
@@ -27,7 +28,8 @@ TENSORS_ALONE = ("TimmWrapperImageProcessor",)
 
 class Preprocess(Protocol):
     """Picklable; RGB picture in, (H, W, 3) uint8 out, or (3, H, W) float32 where the processor has steps of its own; H
-    and W the same for every picture. UnreadableImage for one that those steps cannot take."""
+    and W the same for every picture. Several views of a picture are stacked, (V, ...). UnreadableImage for a picture
+    that those steps cannot take."""
 
     @property
     def value_C256(self) -> np.ndarray | None:
@@ -115,3 +117,50 @@ class ProcessorCall:
         kind = "pt" if type(self.processor).__name__ in TENSORS_ALONE else "np"
         pixels = self.processor(images=image, return_tensors=kind)["pixel_values"][0]
         return np.ascontiguousarray(pixels, dtype=np.float32)
+
+
+def _inner(image: Image.Image) -> Image.Image:
+    """Without the outer 12 % at each side, rounded down, so that something of a picture of one pixel is left."""
+    left, top = image.width * 12 // 100, image.height * 12 // 100
+    return image.crop((left, top, image.width - left, image.height - top))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """In the middle of a ground 1.3 times as wide and as high, rounded up."""
+    ground = Image.new("RGB", (-(-image.width * 13 // 10), -(-image.height * 13 // 10)), "white")
+    ground.paste(image, ((ground.width - image.width) // 2, (ground.height - image.height) // 2))
+    return ground
+
+
+VIEWS: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "as it is": lambda image: image,
+    "mirrored": ImageOps.mirror,
+    "inner 76 %": _inner,
+    "on white, 1.3 times as large": _on_white,
+}
+"""Name in an encoder's record -> the view; N views are the first N. A view that changes gets another name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """The first `count` views of a picture, each prepared as the encoder prepares a picture: (V, ...)."""
+
+    preprocess: Preprocess
+    count: int
+
+    @property
+    def value_C256(self) -> np.ndarray | None:
+        return self.preprocess.value_C256
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        return np.stack([self.preprocess(view(image)) for view in [*VIEWS.values()][: self.count]])
+
+
+def views_record(count: int) -> dict[str, list[str]]:
+    """What the encoder's record says of `count` views; nothing where a picture is seen as it is."""
+    return {"views": [*VIEWS][:count]} if count > 1 else {}
+
+
+def views_on_record(record: Mapping[str, Any]) -> int:
+    """How many views of a picture the latents of a recorded encoder are the mean of."""
+    return len(record.get("views", [""]))

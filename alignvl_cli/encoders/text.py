@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from alignvl_cli.artifacts import read_json
 from alignvl_cli.devices import choose_precision, is_out_of_memory
 from alignvl_cli.encoders.folders import NO_TRUST, ModelFolder, Side, code_record, find_model, reason_of, spec_of
-from alignvl_cli.encoders.layers import Hidden, Layers, choose_layers, layers_on_record
+from alignvl_cli.encoders.layers import Hidden, Layers, choose_layers, layers_on_record, run_probe
 from alignvl_cli.encoders.pooling import OF_ONE_TOKEN, TEXT_VECTORS, choose_pooling, inner_pooling
 from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.encoders.records import about, require_known, require_same, tokenizer_record
@@ -306,7 +306,8 @@ class TextEncoder:
         for rows, longest in parts_of(batch["attention_mask"].sum(dim=1).tolist()):
             part = {name: tensor[rows, :longest].to(self.device) for name, tensor in batch.items()}
             try:
-                output, mask_BL = _forward(self.model, self.reader, part, self.layers.arguments)
+                output = _forward(self.model, self.reader, part, **self.layers.arguments)
+                mask_BL = part["attention_mask"]
                 last_BP = TEXT_VECTORS[self.pooling](output, mask_BL)
                 pool = partial(_pooled, self.inner, mask_BL)
                 latent_BC[rows] = self.layers.vectors(output, last_BP, pool).cpu().numpy()
@@ -343,8 +344,8 @@ def load_text(
     tower = load_tower(found, Side.text, pooling, trust)
     reader = load_reader(found, modules, prefix, tower.config, trust)
     with probed(found, tower):
-        arguments = {} if layers == LAST_LAYER else {"output_hidden_states": True}
-        output, mask_BL = _forward(tower.model, reader, reader.batch(PROBE_TEXTS, "cpu"), arguments)
+        batch = reader.batch(PROBE_TEXTS, "cpu")
+        output = run_probe(partial(_forward, tower.model, reader, batch), layers)
         hidden = output.last_hidden_state
     require_steady(found, tower, hidden)
     chosen, source = choose_pooling(
@@ -358,7 +359,8 @@ def load_text(
     )
     if tower.model_type in PROJECTED and chosen in (Pooling.pooler, Pooling.projection):
         _require_end(found, tower, reader)
-    last_2P = TEXT_VECTORS[chosen](output, mask_BL)
+    mask_2L = batch["attention_mask"]
+    last_2P = TEXT_VECTORS[chosen](output, mask_2L)
     inner = inner_pooling(Side.text, chosen, tower.model_type, None) or chosen
     parts = choose_layers(
         Side.text,
@@ -366,7 +368,7 @@ def load_text(
         layers,
         output,
         last_2P,
-        partial(_pooled, inner, mask_BL),
+        partial(_pooled, inner, mask_2L),
         of_one_token=inner in OF_ONE_TOKEN,
     )
     precision = choose_precision(precision, device)
@@ -423,14 +425,11 @@ def _pooled(pooling: Pooling, mask_BL: Tensor, state: Tensor) -> Tensor:
     return TEXT_VECTORS[pooling](Hidden(state), mask_BL)
 
 
-def _forward(
-    model: nn.Module, reader: CaptionReader, batch: dict[str, Tensor], arguments: Mapping[str, bool]
-) -> tuple[Any, Tensor]:
-    """The model's output and the mask that its pooling needs, (B, L)."""
-    mask_BL = batch["attention_mask"]
+def _forward(model: nn.Module, reader: CaptionReader, batch: dict[str, Tensor], **arguments: bool) -> Any:
+    """The model's output."""
     if reader.full_length:
         batch = {"input_ids": batch["input_ids"]}
-    return model(**batch, **arguments), mask_BL
+    return model(**batch, **arguments)
 
 
 def _require_end(found: ModelFolder, tower: Tower, reader: CaptionReader) -> None:

@@ -116,13 +116,17 @@ def load_tower(found: ModelFolder, side: Side, asked: Pooling | None, trust: Tru
     return Tower(model, config, has_pooler=not missing, weights=weights_sha256(model, unused=missing))
 
 
+CANNOT_RUN = (ValueError, RuntimeError, TypeError, LookupError, AttributeError)
+"""What a model raises on input, or on an argument, that is not for it."""
+
+
 @contextmanager
 def probed(found: ModelFolder, tower: Tower) -> Iterator[None]:
     """Around the first forward pass: a model that cannot take its own input is the user's to replace (DataError)."""
     try:
         with torch.inference_mode(), quiet():
             yield
-    except (ValueError, RuntimeError, TypeError, LookupError, AttributeError) as problem:
+    except CANNOT_RUN as problem:
         raise DataError(
             f"{found.spec}: {type(tower.model).__name__} does not take what its own folder prepares for it: "
             f"{reason_of(problem)}"

@@ -21,13 +21,12 @@ from transformers.models.efficientnet.modeling_efficientnet import EfficientNetS
 
 from alignvl_cli.devices import choose_precision
 from alignvl_cli.encoders.folders import NO_TRUST, Side, code_record, find_model, spec_of
-from alignvl_cli.encoders.layers import Hidden, Layers, Pool, choose_layers, layers_on_record
-from alignvl_cli.encoders.pixels import Preprocess
+from alignvl_cli.encoders.layers import Hidden, Layers, Pool, choose_layers, layers_on_record, run_probe
+from alignvl_cli.encoders.pixels import Preprocess, Views, views_on_record, views_record
 from alignvl_cli.encoders.pooling import IMAGE_VECTORS, OF_ONE_TOKEN, choose_pooling, inner_pooling
 from alignvl_cli.encoders.preprocessing import PROBES, load_processor, preprocess_of, processor_record
 from alignvl_cli.encoders.records import about, require_known, require_same
 from alignvl_cli.encoders.towers import DTYPES, PROJECTED, Tower, load_tower, probed, require_steady
-from alignvl_cli.errors import UsageError
 from alignvl_cli.settings import LAST_LAYER, Pooling, Precision, Trust
 
 Values = Callable[[np.ndarray], Tensor]
@@ -129,20 +128,31 @@ class VisionEncoder:
     """The parts of a latent."""
     pool: Pool
     """How a layer below the last is read."""
+    views: int
+    """Views of a picture that its latent is the mean of."""
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """An RGB picture as `encode` takes it: (H, W, 3) uint8, or (3, H, W) float32 for a model whose image processor
-        has steps of its own; H and W the same for every picture."""
+        has steps of its own; H and W the same for every picture. Several views are stacked: (V, ...)."""
         return self.preprocess(image)
 
     @torch.inference_mode()
     def encode(self, pictures_B: np.ndarray) -> np.ndarray:
-        """Latents (B, D) float32 of prepared pictures, or of (B, 3, H, W) float32 values; raw, unless of several parts:
-        each is then of unit length. They do not depend on the rest of the batch beyond rounding (in float32 about 1e-6
-        of their length)."""
+        """Latents (B, D) float32 of prepared pictures, or of (B, 3, H, W) float32 values; raw, unless of several parts
+        or views: each part is then of unit length. They do not depend on the rest of the batch beyond rounding (in
+        float32 about 1e-6 of their length).
+
+        Of several views, (B, V, ...), each goes through the model by itself: a forward has B pictures in any case.
+        """
+        if self.views == 1:
+            return self._vectors(pictures_B).cpu().numpy()
+        return self.layers.mean(torch.stack([*map(self._vectors, pictures_B.swapaxes(0, 1))])).cpu().numpy()
+
+    def _vectors(self, pictures_B: np.ndarray) -> Tensor:
+        """Latents (B, D) of one view of each picture."""
         output = self.model(pixel_values=self.values(pictures_B), **self.layers.arguments)
         last_BP = IMAGE_VECTORS[self.pooling](output, self.prefix)
-        return self.layers.vectors(output, last_BP, self.pool).cpu().numpy()
+        return self.layers.vectors(output, last_BP, self.pool)
 
 
 def load_vision(
@@ -150,14 +160,15 @@ def load_vision(
     *,
     pooling: Pooling | None,
     layers: str = LAST_LAYER,
+    views: int = 1,
     device: str,
     precision: Precision,
     trust: Trust = NO_TRUST,
 ) -> VisionEncoder:
     """The vision tower of a Hub id, `id@revision`, local folder or bundled name, on a torch device.
 
-    Without `pooling` the table by model type decides; `layers` as `--image-layers` has them. UsageError, DataError: see
-    `find_model`, `load_tower`, `preprocess_of`, `choose_pooling` and `choose_layers`.
+    Without `pooling` the table by model type decides; `layers` as `--image-layers` has them, `views` as `--views`.
+    UsageError, DataError: see `find_model`, `load_tower`, `preprocess_of`, `choose_pooling` and `choose_layers`.
     """
     found = find_model(model_id, Side.vision, trust)
     tower = load_tower(found, Side.vision, pooling, trust)
@@ -165,9 +176,7 @@ def load_vision(
     preprocess = preprocess_of(processor, found.spec)
     pixels_2CHW = values_of(preprocess, "cpu", torch.float32)(np.stack([preprocess(PROBES[0])] * 2))
     with probed(found, tower):
-        output = tower.model(
-            pixel_values=pixels_2CHW, **({} if layers == LAST_LAYER else {"output_hidden_states": True})
-        )
+        output = run_probe(partial(tower.model, pixel_values=pixels_2CHW), layers)
         hidden = output.last_hidden_state
     require_steady(found, tower, hidden)
     prefix = _prefix_tokens(hidden, _patches(tower, pixels_2CHW))
@@ -182,11 +191,16 @@ def load_vision(
     )
     last_2P = IMAGE_VECTORS[chosen](output, prefix or 0)
     inner = inner_pooling(Side.vision, chosen, tower.model_type, prefix)
-    if inner is None and layers != LAST_LAYER:
-        raise UsageError(f"{found.spec}: nothing tells how to pool its layers; leave --image-layers out")
-
     pool = partial(_pooled, inner or chosen, prefix or 0)
-    parts = choose_layers(Side.vision, found.spec, layers, output, last_2P, pool, of_one_token=inner in OF_ONE_TOKEN)
+    parts = choose_layers(
+        Side.vision,
+        found.spec,
+        layers,
+        output,
+        last_2P,
+        None if inner is None else pool,
+        of_one_token=inner in OF_ONE_TOKEN,
+    )
     precision = choose_precision(precision, device)
     model = folded(tower.model, pixels_2CHW)
     layout = torch.contiguous_format if model is tower.model else torch.channels_last
@@ -194,18 +208,20 @@ def load_vision(
         record=tower.record
         | code_record(found, tower.model, processor)
         | {"processor": processor_record(processor), "pooling": chosen.value}
-        | parts.record,
+        | parts.record
+        | views_record(views),
         about=about(found.id, found.commit, precision.value, device, source, trust),
         width=sum(parts.widths) or last_2P.shape[1],
         device=device,
         precision=precision,
-        preprocess=preprocess,
+        preprocess=preprocess if views == 1 else Views(preprocess, views),
         model=model.to(device, DTYPES[precision]),
         pooling=chosen,
         prefix=prefix or 0,
         values=values_of(preprocess, device, DTYPES[precision], layout),
         layers=parts,
         pool=pool,
+        views=views,
     )
 
 
@@ -220,6 +236,7 @@ def reload_vision(
         spec,
         pooling=Pooling(record["pooling"]),
         layers=layers_on_record(record),
+        views=views_on_record(record),
         device=device,
         precision=precision,
         trust=trust,

@@ -52,7 +52,8 @@ def model_card(run: Run, target: ExportTarget, compared: Sequence[Parity], folde
         trust=", trust_remote_code=True" if has_code else "",
     )
     code = (
-        "\n`alignvl_blocks.py` holds two layers that sentence-transformers lacks; it is the only code here.\n"
+        "\n`alignvl_blocks.py` holds modules that sentence-transformers lacks; it is the only code here, and\n"
+        "`trust_remote_code=True` lets it run.\n"
         if has_code
         else ""
     )
@@ -79,7 +80,7 @@ and `softmax(cosine / {run.temperature:.4g})` are the run's probabilities.
 Both were frozen. Their licences hold for what is made with them.
 
 {_table(("side", "model", "revision", "pooling", "layers", "width"), encoders)}
-
+{_views(run.vision["record"])}
 ## Training
 
 {_training(run)}
@@ -103,6 +104,15 @@ def _encoder(side: str, encoder: dict[str, Any], width: int) -> tuple[object, ..
     name = Path(about["id"]).name if Path(about["id"]).is_absolute() else about["id"]
     layers = ", ".join(_parts(encoder))
     return (side, name, about.get("commit") or "not pinned", record.get("pooling", "unknown"), layers, width)
+
+
+def _views(record: dict[str, Any]) -> str:
+    """How an image latent is made of several views of a picture."""
+    if "views" not in record:
+        return ""
+    views = record["views"]
+    named = "; ".join(views)
+    return f"\nAn image latent is the mean direction, part by part, of {len(views)} views of a picture: {named}.\n"
 
 
 def _parts(encoder: dict[str, Any]) -> list[str]:

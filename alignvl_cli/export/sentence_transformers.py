@@ -21,12 +21,14 @@ from alignvl_cli.align.adapters import (
     Columns,
     GatedUnit,
     InvertedBottleneck,
+    Joined,
     PrincipalComponents,
     Standardize,
     StreamDropout,
     UnitLength,
+    UnitMeanSquare,
 )
-from alignvl_cli.artifacts import write_foreign_json
+from alignvl_cli.artifacts import read_json, write_foreign_json
 from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.encoders.text import TextEncoder, reload_text
 from alignvl_cli.errors import UsageError
@@ -119,6 +121,24 @@ def _gated(layer: GatedUnit, following: nn.Module | None) -> list[Module]:
     return [Module(f"{OURS}GatedUnit", sizes, weights)]
 
 
+def _joined(layer: Joined, following: nn.Module | None) -> list[Module]:
+    """Each member's own chain, nested; the names of its layers' weights say where they are."""
+    members, weights = [], {"reduce.weight": layer.map_ES}
+    for number, member in enumerate(layer.members):
+        assert isinstance(member, Adapter)
+        modules = chain(member)
+        members.append([{"kind": module.type.rsplit(".", 1)[1], **module.config} for module in modules])
+        for place, module in enumerate(modules):
+            prefix = f"chains.{number}.layers.{place}."
+            names = {"linear.": "0.", "norm.": "" if module.type.endswith(".LayerNorm") else "norm."}
+            for name, tensor in module.weights.items():
+                known = next((part for part in names if name.startswith(part)), None)
+                weights[prefix + (name if known is None else names[known] + name.removeprefix(known))] = tensor
+    config = {"width": members[0][0].get("in_features", 0), "hidden": layer.map_ES.shape[1]}
+    config |= {"out": layer.map_ES.shape[0], "members": members, "roots": layer.root_M.tolist()}
+    return [Module(f"{OURS}Joined", config, weights)]
+
+
 def _nothing(layer: nn.Module, following: nn.Module | None) -> list[Module]:
     """The identity once training is over, or done by the layer before."""
     return []
@@ -129,6 +149,7 @@ MODULES: dict[type[nn.Module], Callable[[Any, nn.Module | None], list[Module]]] 
     Columns: _columns,
     UnitLength: lambda layer, following: [Module(f"{THEIRS}Normalize")],
     Standardize: _standardize,
+    UnitMeanSquare: _standardize,
     PrincipalComponents: _principal,
     nn.Linear: _linear,
     nn.GELU: _nothing,
@@ -136,6 +157,7 @@ MODULES: dict[type[nn.Module], Callable[[Any, nn.Module | None], list[Module]]] 
     StreamDropout: _nothing,
     InvertedBottleneck: _bottleneck,
     GatedUnit: _gated,
+    Joined: _joined,
 }
 """Layer -> (the layer, the one after it) -> modules; a new adapter made of other layers adds its line."""
 
@@ -168,11 +190,6 @@ def write_sentence(run: Run, store: Store | None, folder: Path, trust: Trust) ->
             f"--to sentence-transformers: {run.text['about']['id']} has Python code of its own, which is not copied;"
             " --to onnx and --to safetensors work for this run"
         )
-    if "parts" in run.text["record"]:
-        raise UsageError(
-            "--to sentence-transformers: this run's text latents are of several layers, or of another than the last,"
-            " and it pools the last one alone; --to onnx and --to safetensors work for this run"
-        )
     encoder = reload_text(**run.text, device="cpu", precision=Precision.fp32, trust=trust)
     _write(encoder, chain(run.adapters.text), folder)
     texts = probe_texts(store)
@@ -192,10 +209,14 @@ def _own(run: Run, encoder: TextEncoder, texts: list[str]) -> np.ndarray:
 
 def _write(encoder: TextEncoder, modules: list[Module], folder: Path) -> None:
     """The layout: the transformer in the root, each other module in a numbered folder, `modules.json` naming them."""
+    pooling = _pooling(encoder)
     with quiet():
         model: Any = encoder.model
         model.save_pretrained(folder)
         encoder.reader.tokenizer.save_pretrained(folder)
+    if pooling.needs_code:
+        config = folder / "config.json"
+        write_foreign_json(config, read_json(config, "model configuration") | {"output_hidden_states": True})
     write_foreign_json(
         folder / "sentence_bert_config.json",
         {"max_seq_length": encoder.max_length, "do_lower_case": encoder.reader.lowercase},
@@ -203,13 +224,16 @@ def _write(encoder: TextEncoder, modules: list[Module], folder: Path) -> None:
     prefix = encoder.reader.prefix
     prompts = {"prompts": {"caption": prefix}, "default_prompt_name": "caption"} if prefix else {}
     write_foreign_json(folder / "config_sentence_transformers.json", {**prompts, "similarity_fn_name": "cosine"})
-    _write_modules([Module(f"{THEIRS}Transformer"), _pooling(encoder), *modules], folder)
+    _write_modules([Module(f"{THEIRS}Transformer"), pooling, *modules], folder)
 
 
 def _pooling(encoder: TextEncoder) -> Module:
-    """By the flags that every version reads."""
+    """Of the last layer by the flags that every version reads; of others by a module of ours."""
     modes = MODES[encoder.pooling]
     chosen = [modes] if isinstance(modes, str) else modes
+    if encoder.layers.record:
+        layers = {"layers": list(encoder.layers.names), "modes": chosen, "width": encoder.width}
+        return Module(f"{OURS}LayerPooling", layers)
     width = encoder.width // len(chosen)
     flags: dict[str, Any] = {f"pooling_mode_{flag}": mode in chosen for mode, flag in MODE_FLAGS.items()}
     return Module(f"{THEIRS}Pooling", {"word_embedding_dimension": width, **flags, "include_prompt": True})

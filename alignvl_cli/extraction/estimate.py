@@ -18,6 +18,7 @@ from PIL import Image
 from alignvl_cli.datasets.dataset import MOST_BYTES, Dataset, Item
 from alignvl_cli.devices import is_out_of_memory, peak_resident_bytes
 from alignvl_cli.distributed import ALONE, Ranks, choose_workers
+from alignvl_cli.encoders.pixels import views_on_record
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.encoding import open_lanes, within_memory
 from alignvl_cli.extraction.images import read_pictures
@@ -220,19 +221,24 @@ def choose_batches(
     return Batches(
         images=plan.image_batch
         if plan.device["vision"] == "cpu"
-        else measured_size(lambda size: vision.encode(np.stack([pixels] * size))),
+        else measured_size(
+            lambda size: vision.encode(np.stack([pixels] * size)), most=LARGEST // views_on_record(vision.record)
+        ),
         texts=plan.text_batch if plan.device["text"] == "cpu" else measured_size(lambda size: text.encode(long[:size])),
     )
 
 
-def measured_size(encode: Callable[[int], object], clock: Callable[[], float] = time.perf_counter) -> int:
-    """The size from which on doubling no longer makes `encode(size)` faster an item, or no longer fits in memory.
+def measured_size(
+    encode: Callable[[int], object], clock: Callable[[], float] = time.perf_counter, most: int = LARGEST
+) -> int:
+    """The size, at `most`, from which on doubling no longer makes `encode(size)` faster an item, or no longer fits in
+    memory.
 
     DataError when not even the smallest fits.
     """
     best, best_rate = 0, 0.0
     size = SMALLEST
-    while size <= LARGEST:
+    while size <= most:
         try:
             encode(size)  # kernels are chosen, memory is taken
             rate = size / min(_seconds(encode, size, clock) for _ in range(TIMED))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignvl_cli.artifacts import fingerprint, library_versions
 from alignvl_cli.datasets.dataset import Dataset
+from alignvl_cli.encoders.pixels import views_on_record
 from alignvl_cli.encoders.records import VERSIONS
 from alignvl_cli.settings import ExtractConfig
 from alignvl_cli.store.reader import read_made_by
@@ -23,7 +24,7 @@ convolutions, and more bring nothing (docs/LOG.md)."""
 TEXTS = 32
 """Captions in a forward on a CPU, by default."""
 IMAGE_SHARD_BATCHES = 16
-"""256 pictures a shard on a CPU, a few seconds of work; more on a GPU."""
+"""256 pictures a shard on a CPU, a few seconds of work; more on a GPU, fewer of several views."""
 TEXT_SHARD_BATCHES = 64
 """Shards long enough that sorting by length leaves next to no padding."""
 CONTENT = ("dataset", "images", "encoder_hash", "vision", "text", "precision", "max_pixels", "dtype")
@@ -99,7 +100,7 @@ def make_plan(
         libraries={name: versions[name] for name in VERSIONS if name in versions},
         image_batch=image_batch,
         text_batch=text_batch,
-        image_shard=IMAGE_SHARD_BATCHES * image_batch,
+        image_shard=IMAGE_SHARD_BATCHES // views_on_record(vision.record) * image_batch,
         text_shard=TEXT_SHARD_BATCHES * text_batch,
     )
 

@@ -21,7 +21,7 @@ from alignvl_cli.settings import by_flag
 if TYPE_CHECKING:
     import pandas
 
-    from alignvl_cli.retrieval.probe import Probe
+    from alignvl_cli.retrieval.probe import Agreement, Probe
 
 CONFIG, ENVIRONMENT, RESULT = "config.json", "environment.json", "result.json"
 """Records of a run; said here again because the room that writes them loads torch."""
@@ -173,6 +173,19 @@ def _below(root: str, path: str) -> str:
     return str(PurePath(path).relative_to(root)) if PurePath(path).is_relative_to(root) else path
 
 
+def _agreement_table(found: "Agreement") -> Table:
+    columns = next(iter(found.parts.values()))
+    rows: list[list[str | Cell]] = [
+        [name, *(Cell(f"{one.value:.3f}", below=f"{one.shuffled_mean:.3f}") for one in by_text.values())]
+        for name, by_text in found.parts.items()
+    ]
+    return Table.of(
+        f"Which layers agree? Mutual {found.neighbours}-nearest neighbours on train; below them, shuffled",
+        ("image layer", *(f"text {name}" for name in columns)),
+        rows,
+    )
+
+
 def probe_tables(found: "Probe") -> RenderableType:
     """The measures beside those of shuffled pairs; the recall of a linear map beside chance, and the reading."""
     measures = {"mutual 10-nearest neighbours": found.mutual_knn, "linear CKA, debiased": found.cka}
@@ -200,6 +213,7 @@ def probe_tables(found: "Probe") -> RenderableType:
         Table.of(
             "Do the frozen spaces agree?", ("measure", "split", "value", "shuffled", "largest of 20"), rows, (0, 1)
         ),
+        *([] if found.layers is None else [_agreement_table(found.layers)]),
         Table.of(
             f"Recall of one linear map (CCA) on {held}; below it, by chance",
             ("direction", *found.cca.image_to_text),

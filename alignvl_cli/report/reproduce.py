@@ -40,6 +40,8 @@ def extract_command(dataset: Json, vision: Json, text: Json) -> str:
     for flag, side in (("--image-layers", vision), ("--text-layers", text)):
         if parts := side.get("record", {}).get("parts"):
             words += [flag, ",".join(part["name"] for part in parts)]
+    if views := vision.get("record", {}).get("views"):
+        words += ["--views", str(len(views))]
     return shlex.join(words)
 
 

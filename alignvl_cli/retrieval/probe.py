@@ -4,6 +4,7 @@ give, and what that says of training on it.
 Letters: N pairs, D and C widths of image and text latents, I images, T captions, K neighbours or shared width.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -44,16 +45,56 @@ class Measured:
 def mutual_knn(image_ND: Tensor, text_NC: Tensor, generator: torch.Generator) -> Measured:
     """Mean share of a pair's ten nearest others by image cosine that are among the ten by text cosine, 0 to 1; chance
     is 10 / (N - 1). After Huh et al., "The Platonic Representation Hypothesis" (ICML 2024), section 2."""
-    kept = min(NEIGHBOURS, len(image_ND) - 1)
-    every_N = torch.arange(len(image_ND))
-    image_NK, text_NK = (nearest_others(x.__getitem__, len(x), every_N, kept) for x in (image_ND, text_NC))
+    return _shared(_neighbours(image_ND, NEIGHBOURS), _neighbours(text_NC, NEIGHBOURS), generator)
+
+
+def _neighbours(x_ND: Tensor, most: int) -> Tensor:
+    """Rows nearest each row by cosine, ascending by number: (N, K)."""
+    kept = min(most, len(x_ND) - 1)
+    return nearest_others(x_ND.__getitem__, len(x_ND), torch.arange(len(x_ND)), kept).sort(dim=1).values
+
+
+def _shared(image_NK: Tensor, text_NK: Tensor, generator: torch.Generator) -> Measured:
+    """Mean share of the neighbours of a row on one side that it has on the other, too."""
+    image_NK = image_NK.contiguous()
 
     def overlap(order_N: Tensor) -> float:
         place_N = order_N.argsort()  # where each row of the texts stands once they are shuffled
         moved_NK = place_N[text_NK[order_N]]
-        return (image_NK[:, :, None] == moved_NK[:, None, :]).any(dim=2).float().mean().item()
+        at_NK = torch.searchsorted(image_NK, moved_NK).clamp_(max=image_NK.shape[1] - 1)
+        return (image_NK.gather(1, at_NK) == moved_NK).float().mean().item()
 
-    return _measured(overlap, len(image_ND), generator)
+    return _measured(overlap, len(image_NK), generator)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Mutual nearest neighbours of each part of the image latents with each of the text latents, on training pairs."""
+
+    neighbours: int
+    """The least K of at least 2 N^(1/3): more pairs are looked at more widely, each within a smaller share."""
+    pairs: int
+    parts: dict[str, dict[str, Measured]]
+    """Image part -> text part."""
+
+
+def agreement(
+    image_ND: Tensor,
+    image_parts: dict[str, slice],
+    text_NC: Tensor,
+    text_parts: dict[str, slice],
+    generator: torch.Generator,
+) -> Agreement:
+    """Which layers arrange the pairs alike: mutual nearest neighbours of each two of them, by which STRUCTURE (NeurIPS
+    2025) chooses layers."""
+    pairs = len(image_ND)
+    kept = min(next(k for k in itertools.count(1) if k**3 >= 8 * pairs), pairs - 1)
+    text = {name: _neighbours(text_NC[:, columns], kept) for name, columns in text_parts.items()}
+    found = {}
+    for name, columns in image_parts.items():
+        image_NK = _neighbours(image_ND[:, columns], kept)
+        found[name] = {other: _shared(image_NK, text_NK, generator) for other, text_NK in text.items()}
+    return Agreement(kept, pairs, found)
 
 
 def cka(image_ND: Tensor, text_NC: Tensor, generator: torch.Generator) -> Measured:
@@ -141,6 +182,8 @@ class Probe:
     mutual_knn: dict[str, Measured]
     cka: dict[str, Measured]
     cca: LinearRecall
+    layers: Agreement | None
+    """None where both sides are of one part."""
 
     @property
     def verdict(self) -> str:
@@ -172,6 +215,7 @@ def probe(store: Store, sample: int = SAMPLE, seed: int = 0) -> Probe:
     generator = torch.Generator().manual_seed(seed)
     found = {split: _sampled(store, split, sample, generator) for split in ("train", held)}
     train, val = found["train"], found[held]
+    (image_ND, text_NC), parts = train.pairs, (store.image_parts, store.text_parts)
     return Probe(
         store=str(store.path),
         vision=str(store.vision["about"].get("id")),
@@ -182,6 +226,7 @@ def probe(store: Store, sample: int = SAMPLE, seed: int = 0) -> Probe:
         mutual_knn={split: mutual_knn(*pairs.pairs, generator) for split, pairs in found.items()},
         cka={split: cka(*pairs.pairs, generator) for split, pairs in found.items()},
         cca=_linear_recall(train, val),
+        layers=agreement(image_ND, parts[0], text_NC, parts[1], generator) if max(map(len, parts)) > 1 else None,
     )
 
 

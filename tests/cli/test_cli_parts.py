@@ -5,6 +5,7 @@ import json
 import numpy as np
 import onnxruntime
 import pytest
+from sentence_transformers import SentenceTransformer
 from support.coloured_squares import train_on_colours
 from support.command_line import CommandLine
 from support.stored import differing, stored_datasets
@@ -106,11 +107,23 @@ def test_a_closed_form_takes_parts_too(several, tmp_path):
     assert load_run(tmp_path / "cca").adapters.shape.text_columns == ((0, 24),)
 
 
-def test_sentence_transformers_says_why_not(several, tmp_path):
-    result = several("export", "-o", tmp_path / "model", "--to", "sentence-transformers")
-    assert result.exit_code == 2
-    assert "layers" in result.stderr
-    assert not (tmp_path / "model").exists()
+def test_sentence_transformers_pools_the_layers(several, tmp_path):
+    run = tmp_path / "run"
+    several.succeeds("train", *QUICK, "--text-parts", "last,0", "--adapter", "linear", "-o", run)
+    result = several("export", run, "-o", tmp_path / "model", "--to", "sentence-transformers")
+    assert result.exit_code == 0, result.output
+    assert "trust_remote_code=True" in result.stderr
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert 'SentenceTransformer(".", trust_remote_code=True)' in card
+    assert "`trust_remote_code=True` lets it run" in card
+    model = SentenceTransformer(str(tmp_path / "model"), device="cpu", trust_remote_code=True)
+    texts = ["red", "a Green square", "", "blue square 7 " * 30]
+    wanted = DualEncoder.load(run, "cpu").encode_text(texts)
+    np.testing.assert_allclose(model.encode(texts), wanted, atol=1e-5)
+    assert model.get_embedding_dimension() == 8
+    model.save(str(tmp_path / "again"))
+    again = SentenceTransformer(str(tmp_path / "again"), device="cpu", trust_remote_code=True)
+    np.testing.assert_allclose(again.encode(texts), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", ["npy", "safetensors"])

@@ -1,14 +1,13 @@
 """Whatever setting of a model moves its output is in its record, and nothing that depends on how a file is written."""
 
-import copy
 import json
 
 import pytest
 import torch
 import transformers
 from support import tiny_models
-from transformers import AutoConfig, AutoModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+from support.families import FAMILIES, built
+from transformers import AutoConfig
 
 from alignvl_cli.encoders.records import HOUSEKEEPING, computation_record
 from alignvl_cli.encoders.text import load_text, reload_text
@@ -16,48 +15,6 @@ from alignvl_cli.encoders.vision import load_vision, reload_vision
 from alignvl_cli.errors import MismatchError
 from alignvl_cli.settings import Pooling, Precision
 
-DECODER = tiny_models.TEXT | {"num_key_value_heads": 1, "head_dim": 12, "sliding_window": 4}
-STAGES = {"hidden_sizes": [8, 12], "depths": [1, 1]}
-WINDOWS = {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [2, 2], "num_heads": [1, 2], "window_size": 4}
-T5 = {"vocab_size": 60, "d_model": 24, "d_kv": 12, "d_ff": 40, "num_layers": 2, "num_heads": 2}
-FAMILIES = {
-    "bert": tiny_models.TEXT,
-    "roberta": tiny_models.TEXT,
-    "xlm-roberta": tiny_models.TEXT,
-    "mpnet": tiny_models.TEXT,
-    "distilbert": {"vocab_size": 60, "dim": 24, "n_heads": 2, "n_layers": 2, "hidden_dim": 40},
-    "albert": tiny_models.TEXT | {"embedding_size": 24},
-    "deberta-v2": tiny_models.TEXT | {"relative_attention": True, "pos_att_type": ["c2p"], "position_buckets": 8},
-    "modernbert": tiny_models.TEXT | {"local_attention": 4, "global_attn_every_n_layers": 2},
-    "nomic_bert": DECODER,
-    "t5": T5,
-    "mt5": T5,
-    "gpt2": {"n_embd": 24, "n_head": 2, "n_layer": 2, "vocab_size": 60, "n_positions": 40},
-    "qwen2": DECODER | {"use_sliding_window": True, "max_window_layers": 1},
-    "qwen3": DECODER | {"use_sliding_window": True, "max_window_layers": 1},
-    "mistral": DECODER,
-    "llama": DECODER,
-    "gemma2": DECODER,
-    "gemma3_text": DECODER,
-    "granite": DECODER,
-    "clip_text_model": tiny_models.TEXT,
-    "clip_vision_model": tiny_models.VISION,
-    "siglip_vision_model": tiny_models.VISION,
-    "vit": tiny_models.VISION,
-    "deit": tiny_models.VISION,
-    "dinov2": tiny_models.VISION | {"mlp_ratio": 2},
-    "dinov2_with_registers": tiny_models.VISION | {"mlp_ratio": 2},
-    "dinov3_vit": tiny_models.VISION | {"num_register_tokens": 2},
-    "beit": tiny_models.VISION | {"use_relative_position_bias": True},
-    "swin": WINDOWS,
-    "swinv2": WINDOWS,
-    "convnext": STAGES | {"num_stages": 2},
-    "convnextv2": STAGES | {"num_stages": 2},
-    "resnet": STAGES | {"embedding_size": 8, "layer_type": "bottleneck"},
-    "regnet": STAGES | {"embedding_size": 8, "groups_width": 4},
-    "efficientnet": {"image_size": 32, "width_coefficient": 0.3, "depth_coefficient": 0.2, "hidden_dim": 384},
-}
-"""Model types that `DECISIVE` was held to, each with the settings of a tiny one."""
 READ_UNDECLARED = {"is_causal": None, "sliding_window": None}
 """Settings that transformers reads in decoders whether or not their configurations have them."""
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "silu", "swish", "relu", "tanh", "gated-gelu")
@@ -81,13 +38,6 @@ def variants(value):
         places = {0, len(value) - 1} if value else set()
         return [[*value[:at], other, *value[at + 1 :]] for at in places for other in variants(value[at])]
     return [False, 2]
-
-
-def built(name, settings):
-    config = AutoConfig.for_model(name, **copy.deepcopy(settings))
-    if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
-        return MODEL_FOR_TEXT_ENCODING_MAPPING[type(config)](config).eval()
-    return AutoModel.from_config(config).eval()
 
 
 @torch.inference_mode()

@@ -25,7 +25,8 @@ TEXTS = ["red", "a Green square", "", "blue square 7 " * 30]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> CommandLine:
-    """A workspace with runs of every adapter, fusemix last, and the folder of their text encoder beside it."""
+    """A workspace with runs of every adapter, fusemix last and joined, and the folder of their text
+    encoder beside it."""
     folder = tmp_path_factory.mktemp("export")
     alignvl = CommandLine(folder / "workspace")
     save_dinov2(folder / "vision")
@@ -34,10 +35,10 @@ def trained(tmp_path_factory) -> CommandLine:
         alignvl, folder, ["--vision", str(folder / "vision"), "--text", str(folder / "sentences"), "--device", "cpu"]
     )
     for words in (
-        ["--adapter", "linear", "--latent-norm", "standardize"],
-        ["--adapter", "mlp"],
-        ["--recipe", "sail"],
-        [],
+        ["--adapter", "linear", "--latent-norm", "standardize", "--size", "pairs"],
+        ["--adapter", "mlp", "--size", "pairs"],
+        ["--recipe", "sail", "--size", "pairs"],
+        ["--cca-weight", "0.5", "--size", "pairs"],
     ):
         alignvl.succeeds("train", "--epochs", 1, "--batch-size", 8, "--embed-dim", 8, "--device", "cpu", *words)
     return alignvl
@@ -66,6 +67,9 @@ def test_sentence_transformers_gives_the_runs_embeddings(trained, tmp_path, numb
     wanted = DualEncoder.load(run, "cpu").encode_text(TEXTS)
     np.testing.assert_allclose(model.encode(TEXTS), wanted, atol=1e-4)
     assert model.get_embedding_dimension() == 8
+    model.save(str(tmp_path / "again"))
+    again = SentenceTransformer(str(tmp_path / "again"), device="cpu", trust_remote_code=needs_code)
+    np.testing.assert_allclose(again.encode(TEXTS), model.encode(TEXTS), atol=1e-6)
 
 
 def test_onnx_gives_the_runs_embeddings_for_any_number_of_rows(trained, tmp_path):
@@ -91,7 +95,7 @@ def test_the_card_tells_the_runs_record(trained, tmp_path):
         run.name,
         "| image | vision |",
         "| text | sentences |",
-        "| noise_std | 0.01 |",
+        "| noise_std | 0.7 |",
         "| temperature | learned |",
         "the epoch was selected on the split",
         "-test |",

@@ -5,13 +5,16 @@ from importlib import import_module
 
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
+from support import tiny_models
 from torch import nn
 
-from alignvl_cli.align.adapters import AdapterShape, AsStored, Columns, new_pair
+from alignvl_cli.align.adapters import AdapterShape, AsStored, Columns, Joined, new_pair
 from alignvl_cli.align.streams import Streams
+from alignvl_cli.encoders.text import load_text
 from alignvl_cli.export import alignvl_blocks
-from alignvl_cli.export.sentence_transformers import MODULES, OURS, chain
-from alignvl_cli.settings import AdapterKind, LatentNorm, Loss
+from alignvl_cli.export.sentence_transformers import MODULES, OURS, _write, chain
+from alignvl_cli.settings import AdapterKind, LatentNorm, Loss, Pooling, Precision
 
 WIDTH, ROWS = 12, 40
 
@@ -75,6 +78,19 @@ def test_the_chain_takes_the_columns_of_a_run():
     assert torch.equal(found, latent_ND[:, [column for column in range(WIDTH) if column != 2]])
 
 
+def test_the_chain_of_an_ensemble_is_the_ensemble():
+    """Of members of every kind, norm and reduction."""
+    made = [adapter_of(*which) for which in itertools.product(AdapterKind, LatentNorm, [0, 8])]
+    joined = Joined([adapter for adapter, _ in made], [7] * len(made), 5)
+    draw = torch.Generator().manual_seed(1)
+    joined.root_M.copy_(torch.rand(len(made), generator=draw))
+    joined.map_ES.copy_(torch.randn(joined.map_ES.shape, generator=draw))
+    latent_ND = made[0][1]
+    torch.testing.assert_close(
+        run_chain(MODULES[Joined](joined, None), latent_ND), joined(latent_ND), atol=1e-5, rtol=0
+    )
+
+
 @pytest.mark.parametrize("kind", list(AdapterKind))
 def test_only_residual_and_gated_layers_need_code(kind):
     adapter, _ = adapter_of(kind, LatentNorm.standardize, 8)
@@ -84,3 +100,29 @@ def test_only_residual_and_gated_layers_need_code(kind):
 
 def test_every_latent_norm_has_its_line():
     assert {AsStored, *AsStored.__subclasses__()} <= MODULES.keys()
+
+
+TEXTS = ["a red heart", "two dogs running in the snow", "z", ""]
+ENCODERS = {
+    "mean": (tiny_models.save_bert, Pooling.mean, "auto"),
+    "a sentence-transformers folder": (tiny_models.save_sentence_transformer, None, "all"),
+    "class token": (tiny_models.save_bert, Pooling.cls, "1,last"),
+    "class token and mean": (tiny_models.save_bert, Pooling.cls_mean, "last,1"),
+    "last token": (tiny_models.save_bert, Pooling.last, "1,last"),
+    "one layer, raw": (tiny_models.save_bert, Pooling.mean, "1"),
+    "t5": (tiny_models.save_t5, Pooling.mean, "0,1,last"),
+    "clip, with a norm after its highest layer": (tiny_models.save_clip, Pooling.mean, "0,2,last"),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_pooling_of_layers_is_the_encoders(name, tmp_path):
+    save, pooling, layers = ENCODERS[name]
+    folder = save(tmp_path / "model")
+    encoder = load_text(str(folder), pooling=pooling, layers=layers, device="cpu", precision=Precision.fp32)
+    (tmp_path / "export").mkdir()
+    _write(encoder, [], tmp_path / "export")
+    model = SentenceTransformer(str(tmp_path / "export"), device="cpu", trust_remote_code=True, local_files_only=True)
+    assert model.get_embedding_dimension() == encoder.width
+    found = torch.from_numpy(model.encode(TEXTS))
+    torch.testing.assert_close(found, torch.from_numpy(encoder.encode(TEXTS)), atol=1e-5, rtol=1e-5)

@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from support.command_line import CommandLine
 from support.fakes import make_store
 
-from alignvl_cli.retrieval.probe import probe
+from alignvl_cli.retrieval.probe import agreement, probe
 from alignvl_cli.store.reader import open_store
 
 
@@ -68,3 +69,58 @@ def test_the_command_prints_one_document_or_a_table(aligned, tmp_path):
 def test_too_few_images_are_refused(tmp_path):
     small = make_store(tmp_path / "small.h5", images=40)
     assert "a probe wants 20" in CommandLine(tmp_path / "none").fails(3, "probe", small)
+
+
+def in_parts(folder, images=250):
+    """A store whose image part `good` arranges the pairs as the text part `0` does; the other parts are noise."""
+    draw = np.random.default_rng(3)
+    shared = draw.standard_normal((images, 8)).astype(np.float32)
+    image = np.concatenate([draw.standard_normal((images, 5)), shared], axis=1).astype(np.float32)
+    text = np.concatenate([3 * shared, draw.standard_normal((images, 4))], axis=1).astype(np.float32)
+    return make_store(
+        folder / "p.h5",
+        images=images,
+        captions_per_image=[1],
+        image_latent=image,
+        text_latent=text,
+        image_parts={"1": 5, "good": 8},
+        text_parts={"0": 8, "last": 4},
+    )
+
+
+def test_layers_that_agree_are_told_from_those_that_do_not(tmp_path):
+    path = in_parts(tmp_path)
+    found = probe(open_store(path)).layers
+    assert found.pairs == 150
+    assert found.neighbours == 11  # 2 * 150 ** (1 / 3) is 10.6
+    assert {image: [*by_text] for image, by_text in found.parts.items()} == {"1": ["0", "last"], "good": ["0", "last"]}
+    assert found.parts["good"]["0"].value == pytest.approx(1)
+    for image, text in (("1", "0"), ("1", "last"), ("good", "last")):
+        one = found.parts[image][text]
+        assert one.value <= one.shuffled_max + 0.02
+        assert one.shuffled_mean == pytest.approx(11 / 149, abs=0.01)
+    alignvl = CommandLine(tmp_path / "none")
+    document = json.loads(alignvl.succeeds("probe", path, "--json"))["layers"]
+    assert document["parts"]["good"]["0"]["value"] == pytest.approx(1)
+    shown = " ".join(alignvl.succeeds("probe", path).split())
+    assert "Mutual 11-nearest neighbours on train" in shown
+    assert "image layer text 0 text last" in shown
+
+
+def test_neighbours_in_common_are_those_counted_by_hand():
+    draw = torch.Generator().manual_seed(0)
+    image, text = torch.randn(64, 6, generator=draw), torch.randn(64, 5, generator=draw)
+    text[:, :3] = image[:, :3]
+    whole = {"last": slice(None)}
+    found = agreement(image, whole, text, whole, torch.Generator().manual_seed(1))
+    assert found.neighbours == 8
+    near = []
+    for latent in (image, text):
+        unit = torch.nn.functional.normalize(latent, dim=1)
+        near.append([set((unit @ one).topk(9).indices.tolist()) - {row} for row, one in enumerate(unit)])
+    wanted = np.mean([len(one & other) / 8 for one, other in zip(*near, strict=True)])
+    assert found.parts["last"]["last"].value == pytest.approx(wanted)
+
+
+def test_a_store_of_one_part_has_no_layers_to_compare(aligned):
+    assert probe(open_store(aligned)).layers is None

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
@@ -44,6 +44,8 @@ def make_store(
     captions: Sequence[str] | None = None,
     rejected: Sequence[Rejected] = (),
     counter: int = 0,
+    image_parts: Mapping[str, int] | None = None,
+    text_parts: Mapping[str, int] | None = None,
 ) -> Path:
     """Write a real store in which every pair is found again; returns `path`.
 
@@ -53,7 +55,7 @@ def make_store(
 
     `captions_per_image` is walked in a cycle (0 is an image without captions). `splits` maps names to
     shares, or names each image's split. `seed` changes all ids; `encoders` changes the encoder hash.
-    `image_latent`, `text_latent` and `captions` replace what would be made.
+    `image_latent`, `text_latent` and `captions` replace what would be made; parts name its columns, by width.
     """
     ids = [f"s{seed}-item{i:05d}" for i in range(images)]
     counts = list(islice(cycle(captions_per_image), images))
@@ -69,6 +71,9 @@ def make_store(
     split_names, image_split = _split_codes(splits, images)
     vision = {"record": {"model": f"{encoders}-vision", "width": image_latent.shape[1]}, "about": {"id": encoders}}
     text = {"record": {"model": f"{encoders}-text", "width": text_latent.shape[1]}, "about": {"id": encoders}}
+    for encoder, parts in ((vision, image_parts), (text, text_parts)):
+        if parts is not None:
+            encoder["record"]["parts"] = [{"name": name, "width": width} for name, width in parts.items()]
     write_store(
         path,
         StoreRows(

@@ -102,7 +102,7 @@ def test_a_run_is_joined_with_the_closed_form_by_default(store, tmp_path):
     assert [choice["weight"] for choice in result["ensembles"]] == [0.0, 0.25, 0.5, 1.0]
     assert result["tau"] == pytest.approx(run.temperature)
     dual = DualEncoder.load(tmp_path / "run")
-    rows = torch.from_numpy(open_store(store).image_latent[:3].copy())
+    rows, _ = torch.from_numpy(open_store(store).image_latent[:3].copy()), run.adapters.eval()
     assert torch.allclose(torch.from_numpy(dual.project_image(rows.numpy())), run.adapters.project_image(rows))
 
 

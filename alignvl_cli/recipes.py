@@ -299,7 +299,10 @@ def one_layer(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The top-level keys of a TOML file, for a layer of `resolve_train`; `_` and `-` read alike."""
+    """The top-level keys of a TOML file, or what the run of a `config.json` was given, with its seed: a layer of
+    `resolve_train`. `_` and `-` read alike."""
+    if path.suffix == ".json":
+        return _given_to_run(path)
     import tomllib
 
     try:
@@ -309,6 +312,19 @@ def read_settings(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:
         raise DataError(f"--config {path}: not valid TOML ({problem})") from problem
     return by_flag(settings)
+
+
+def _given_to_run(path: Path) -> dict[str, Any]:
+    from alignvl_cli.artifacts import read_json
+
+    record = read_json(path, "run's configuration")
+    given, settings = record.get("given"), record.get("settings")
+    if not isinstance(given, dict) or not isinstance(settings, dict) or "seed" not in settings:
+        raise DataError(
+            f"--config {path}: it does not say what the run was given, as runs of an earlier version and other JSON do "
+            f"not; `alignvl report {path.parent} -o page.html` makes a page with the flags of a run"
+        )
+    return by_flag({**given, "seed": settings["seed"]})
 
 
 def run_name(config: TrainConfig) -> str:

@@ -399,6 +399,14 @@ def test_settings_file(tmp_path):
     assert config.adapter is AdapterKind.fusemix
 
 
+@pytest.mark.parametrize("name", ["other", "earlier"])
+def test_a_json_that_says_nothing_of_what_a_run_was_given_is_refused(tmp_path, name):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"other": {"model_type": "bert"}, "earlier": {"settings": {"seed": 3}}}[name]))
+    with pytest.raises(DataError, match=r"does not say what the run was given.*alignvl report"):
+        read_settings(path)
+
+
 def test_settings_file_that_cannot_be_read(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         read_settings(tmp_path / "missing.toml")

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from alignvl_cli.ablation.study import DATA_KEYS
 from alignvl_cli.recipes import ACT_ON_CLOSED_FORMS, DEFAULTS, NOT_IN_ADAPTER, SWITCHED_BY, resolve_train
 from alignvl_cli.settings import LEFT_OUT, AdapterKind, Method, by_flag
 
@@ -108,8 +109,12 @@ def departing_settings(settings: Json, pairs: int) -> dict[str, Any]:
 
 def study_toml(study: Json) -> str:
     """The study file that `study` (what `study.json` holds) was made of, but for comments and order."""
-    lines = [f"{key} = {_toml(study[key])}" for key in ("name", "question", "reference", "seeds", "margin")]
+    keys = ("name", "question", "reference", "seeds", "margin", "primary")
+    lines = [f"{key} = {_toml(study[key])}" for key in keys if key in study]
     lines += ["", "[base]", *_settings(study["base"])]
+    if study.get("data"):
+        kept = {key: study["data"][field] for key, field in DATA_KEYS.items() if study["data"][field]}
+        lines += ["", "[data]", *_settings(kept)]
     tables = _levels(study) if study["factors"] else _arms(study)
     for header, settings in tables:
         lines += ["", f"[{header}]", *_settings(settings)]

@@ -39,6 +39,7 @@ from alignvl_cli.training.prepare import TRAIN, TRAIN_REMEDY, VAL, prepare
 from alignvl_cli.training.run_folder import (
     ENVIRONMENT,
     METRICS,
+    NUMBERS,
     RunWriter,
     StoreReference,
     claim_run,
@@ -334,6 +335,7 @@ def _describe(
         "encoder_hash": first.encoder_hash,
         "vision": first.vision,
         "text": first.text,
+        "numbers": NUMBERS,
         "recipe": config.recipe,
         "settings": config.to_json(),
         **({} if given is None else {"given": dict(given)}),

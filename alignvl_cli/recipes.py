@@ -184,8 +184,9 @@ def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> Train
 
 CANDIDATES: tuple[dict[str, Any], ...] = (
     {"noise_std": 0.3},
-    {"adapter_expansion": 4, "lr": 1e-3},
-    {"adapter_expansion": 4, "lr": 1e-3, "noise_std": 0.3},
+    {"noise_std": 0.7},
+    {"mix_alpha": 0.2},
+    {"mix_alpha": 0.2, "noise_std": 0.3},
 )
 """What `--size auto` tries besides the shape for the number of pairs."""
 
@@ -236,6 +237,8 @@ def _settled(usual: TrainConfig, layers: Sequence[Mapping[str, Any]]) -> set[str
     settled |= {key.replace("-", "_") for key in NOT_IN_ADAPTER.get(usual.adapter, ())}
     if usual.noise is NoiseKind.none or usual.noise_units is NoiseUnits.absolute:
         settled.add("noise_std")
+    if not usual.mix:
+        settled.add("mix_alpha")
     if not usual.smoothing:
         settled.add("smoothing")
     if usual.adapter not in CAN_START_AT_CCA:

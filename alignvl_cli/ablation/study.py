@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.recipes import one_layer, parse_setting, resolve_train
-from alignvl_cli.settings import DEFAULT_MARGIN, Device, Size, SubsetKind, TrainConfig, by_flag, did_you_mean
+from alignvl_cli.settings import DEFAULT_MARGIN, Device, Recipe, Size, SubsetKind, TrainConfig, by_flag, did_you_mean
 
 KEYS = ("name", "question", "reference", "seeds", "margin", "primary", "base", "data", "arms", "factors")
 LONGEST_NAME = 100
@@ -128,6 +128,11 @@ class Study:
         config = resolve_train(*self._layers(arm, seed, device, data), pairs=pairs)
         if config.size is Size.auto:
             raise UsageError("size auto chooses a shape for each run, and arms are compared at one; leave it out")
+        if config.recipe is Recipe.best:
+            raise UsageError(
+                "recipe best joins several trainings of different ingredients, and an arm is one training: compare its "
+                "run with others by `alignvl eval RUN RUN --bootstrap`"
+            )
         return config
 
     def given(self, arm: Arm, seed: int, device: Device, data: Settings | None = None) -> Settings:

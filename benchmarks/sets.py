@@ -59,7 +59,7 @@ def one(store: Path, arm: str, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         run = train(opened, output=Path(folder) / "run", seed=seed, **settings_of(arm, pairs))
         seconds = time.perf_counter() - began
-        test = evaluate(run, opened, "test")
+        test = evaluate(run, opened, split="test")
         return {"rsum": float(test.to_frame()["rsum"].iloc[0]), "val": run.result["best"]["rsum"], "seconds": seconds}
 
 

@@ -79,7 +79,12 @@ class Standardize(AsStored):
         return (latent_ND - self.mean_D) / self.scale_D
 
     def fit(self, blocks: Iterable[Tensor]) -> None:
-        """Mean and (population) standard deviation over all rows of `blocks`, merged in float64."""
+        """Mean and (population) standard deviation over all rows of `blocks`."""
+        scale_D = self._centre(blocks).sqrt()
+        self.scale_D.copy_(torch.where(scale_D > SMALLEST_SCALE, scale_D, 1.0))
+
+    def _centre(self, blocks: Iterable[Tensor]) -> Tensor:
+        """Take the mean over all rows of `blocks`, and give their variance (D,), float64; merged block by block."""
         rows = 0
         mean_D = torch.zeros(len(self.mean_D), dtype=torch.float64)
         square_D = torch.zeros_like(mean_D)
@@ -91,9 +96,8 @@ class Standardize(AsStored):
             square_D += block_square_D + shift_D.square() * rows * block_rows / (rows + block_rows)
             mean_D += shift_D * block_rows / (rows + block_rows)
             rows += block_rows
-        scale_D = (square_D / rows).sqrt()
         self.mean_D.copy_(mean_D)
-        self.scale_D.copy_(torch.where(scale_D > SMALLEST_SCALE, scale_D, 1.0))
+        return square_D / rows
 
 
 class UnitMeanSquare(Standardize):
@@ -103,10 +107,10 @@ class UnitMeanSquare(Standardize):
     """
 
     def fit(self, blocks: Iterable[Tensor]) -> None:
-        super().fit(blocks)
-        varies_D = self.scale_D.square()
-        mean_square = varies_D.mean()
-        self.scale_D.fill_(mean_square.sqrt() if mean_square > SMALLEST_SCALE**2 else 1.0)
+        """The mean, and the root of the mean variance, over all rows of `blocks`; latents that do not vary keep their
+        scale."""
+        scale = self._centre(blocks).mean().sqrt().item()
+        self.scale_D.fill_(scale if scale > SMALLEST_SCALE else 1.0)
 
     @property
     def factor(self) -> float:

@@ -65,18 +65,29 @@ def embedded(adapters: AdapterPair, latents: SplitLatents) -> tuple[Tensor, Tens
 
 
 @torch.inference_mode()
-def join(members: Sequence[AdapterPair], weights: Sequence[float], data: Data, embed_dim: int) -> AdapterPair:
+def join(
+    members: Sequence[AdapterPair],
+    weights: Sequence[float],
+    data: Data,
+    embed_dim: int,
+    temperature: float | None = None,
+) -> AdapterPair:
     """One pair whose cosine is nearly the weighted sum of the members', in `embed_dim` dimensions.
 
     The reduction is to the leading eigenvectors of A'A + B'B, A (N, S) and B (N, S) being the members' embeddings of
     training images and captions side by side: an orthogonal projection, the same on both sides, so inner products
-    survive as far as they lie in it. Not centred: cosines are not. The temperature is that of least InfoNCE on the
-    validation split.
+    survive as far as they lie in it. Not centred: cosines are not. The temperature is `temperature`, or that of least
+    InfoNCE on the validation split.
     """
     shapes = [member.shape for member in members]
     embed_dim = min(embed_dim, sum(shape.embed_dim for shape in shapes))
     shape = replace(
-        shapes[0], members=tuple(shapes), embed_dim=embed_dim, loss=Loss.infonce, temperature=None, latent_width=0
+        shapes[0],
+        members=tuple(shapes),
+        embed_dim=embed_dim,
+        loss=Loss.infonce,
+        temperature=temperature,
+        latent_width=0,
     )
     joined = AdapterPair(shape).to_empty(device="cpu").eval().requires_grad_(False)
     both: list[Tensor] = []
@@ -93,7 +104,7 @@ def join(members: Sequence[AdapterPair], weights: Sequence[float], data: Data, e
     map_ES = torch.linalg.eigh(moment_SS).eigenvectors.flip(1)[:, :embed_dim].T
     for side in ("image", "text"):
         getattr(joined, side).body.map_ES.copy_(map_ES)
-    joined.tau.fill_(fitted_tau(joined, data.val))
+    joined.tau.fill_(fitted_tau(joined, data.val) if temperature is None else temperature)
     return joined
 
 
@@ -146,7 +157,9 @@ def join_trained(
         yield Weighed(members=numbers, weight=weight, metrics=metrics, chosen=choice == chosen)
     taken = [(member, share) for member, share in zip(members, choices[chosen], strict=True) if share]
     if len(taken) > 1:
-        joined = join([member for member, _ in taken], [share for _, share in taken], data, config.embed_dim)
+        joined = join(
+            [member for member, _ in taken], [share for _, share in taken], data, config.embed_dim, config.temperature
+        )
         yield joined, measured(*embedded(joined, data.val), data.val.text_image_T)
 
 

@@ -253,7 +253,7 @@ def fill(
                 settings=departures(plan.config, first),
                 total_steps=plan.total_steps,
             )
-            if state.best is None:  # it begins, and does not go on after a stop
+            if state.step == 0 and state.best is None:  # it begins, and is not resumed
                 writer.log(log_line(member))
             yield member
         plan.parallel.broadcast_weights(state.adapters)

@@ -112,8 +112,27 @@ def test_latent_norms_do_what_they_say(norm):
             ],
             dim=1,
         ),
+        LatentNorm.rms: (latents - latents.mean(dim=0)) / latents.var(dim=0, correction=0).mean().sqrt(),
     }
     assert torch.allclose(normalised, expected[norm], atol=1e-5)
+
+
+def test_unit_mean_square_says_by_how_much_it_enlarges():
+    latents = 0.03 * rows(6)
+    module = LATENT_NORM[LatentNorm.rms](6)
+    module.fit(latents.split(11))
+    assert module(latents).square().mean().item() == pytest.approx(1, rel=1e-5)
+    distance = (latents[0] - latents[1]).norm()
+    assert (module(latents[0]) - module(latents[1])).norm().item() == pytest.approx(module.factor * distance.item())
+    reduced = PrincipalComponents(6, 3, rescales=True)
+    reduced.fit([latents])
+    assert reduced(latents).square().mean().item() == pytest.approx(1, rel=1e-5)
+    whole = PrincipalComponents(6, 3)
+    whole.fit([latents])
+    assert torch.allclose(reduced(latents), reduced.factor * whole(latents), atol=1e-6)
+    flat = LATENT_NORM[LatentNorm.rms](6)
+    flat.fit([torch.ones(10, 6)])
+    assert torch.equal(flat(torch.ones(2, 6)), torch.zeros(2, 6))
 
 
 def test_the_statistics_travel_with_the_weights():

@@ -188,7 +188,8 @@ def test_residual_branches_start_at_nothing_and_the_ridge_is_the_best_on_validat
 
 def test_a_start_that_no_epoch_betters_is_kept(store, tmp_path, monkeypatch):
     monkeypatch.setattr(snapshot, "CHECKPOINT_SHARE", 0)
-    destroying = {"init": "cca", "epochs": 3, "lr": 10.0, "batch-size": 16, "embed-dim": 6, "device": "cpu"}
+    destroying = {"size": "pairs", "init": "cca", "epochs": 3, "lr": 10.0, "batch-size": 16}
+    destroying |= {"latent-norm": "none", "embed-dim": 6, "device": "cpu"}
     config = resolve_train(destroying, pairs=100)
     records = list(train_run([store], tmp_path / "run", config))
     validated = [record for record in records if isinstance(record, Validated)]
@@ -213,7 +214,8 @@ def test_a_start_that_no_epoch_betters_is_kept(store, tmp_path, monkeypatch):
 
 def test_a_fixed_temperature_of_a_kept_start_stays(store, tmp_path):
     config = resolve_train(
-        {"init": "cca", "lr": 10.0, "epochs": 1, "batch-size": 16, "temperature": "fixed:0.2"}, pairs=100
+        {"size": "pairs", "init": "cca", "lr": 10.0, "epochs": 1, "batch-size": 16, "temperature": "fixed:0.2"},
+        pairs=100,
     )
     *_, finished = train_run([store], tmp_path / "run", config)
     assert finished.result["best"]["epoch"] == 0

@@ -123,6 +123,11 @@ def test_without_a_weight_the_adapters_stand_alone(store, tmp_path):
     assert "ensembles" not in records[-1].result
 
 
+def test_a_fixed_temperature_is_that_of_the_joined_pair(store, tmp_path):
+    records = trained(store, tmp_path / "run", cca_weight=0.5, size="pairs", temperature="fixed:0.2")
+    assert load_run(tmp_path / "run").temperature == records[-1].result["tau"] == pytest.approx(0.2)
+
+
 def test_a_given_weight_is_kept_whatever_validation_says(store, tmp_path):
     records = trained(store, tmp_path / "run", cca_weight=3.0, size="pairs")
     chosen = [record for record in records if isinstance(record, Weighed) and record.chosen]

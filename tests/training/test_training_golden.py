@@ -47,7 +47,7 @@ SIZE = {
 def losses(folder: Path, arm: str) -> dict[str, list[float]]:
     """Loss and hard-target loss of each logged step, and the validation mean recalls."""
     store = make_store(folder / "store.h5", images=40, captions_per_image=(1, 2, 3), dim=12, text_dim=10)
-    config = resolve_train(SIZE | ARMS[arm], pairs=48)
+    config = resolve_train(SIZE | ({} if "adapter" in ARMS[arm] else {"dropout": 0.6}) | ARMS[arm], pairs=48)
     records = list(train_run([store], folder / "run", config))
     steps = [record for record in records if isinstance(record, Step)]
     return {

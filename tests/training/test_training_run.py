@@ -202,11 +202,11 @@ def test_arms_share_the_number_of_steps_and_the_first_draws(store, tmp_path):
 
 
 def test_the_noise_is_told_as_a_share_of_the_latents(store, tmp_path):
-    started = train(store, tmp_path / "faint")[0]
+    started = train(store, tmp_path / "faint", noise_units="absolute")[0]
     for side in ("image", "text"):
         assert started.noise_share[side] == pytest.approx(0.01 / started.latent_rms[side])
     assert any("can hardly act" in note for note in started.notes)
-    loud = train(store, tmp_path / "loud", noise_std=0.3, noise_units="rms")[0]
+    loud = train(store, tmp_path / "loud", noise_std=0.3)[0]
     assert loud.noise_share == pytest.approx({"image": 0.3, "text": 0.3})
     assert not any("can hardly act" in note for note in loud.notes)
     unit = train(store, tmp_path / "unit", latent_norm="l2")[0]

@@ -10,7 +10,7 @@ from alignvl_cli.align.streams import Streams
 from alignvl_cli.recipes import resolve_train
 from alignvl_cli.settings import AdapterKind, LatentNorm, Loss, Precision
 from alignvl_cli.store.reader import open_store
-from alignvl_cli.training import run as speed
+from alignvl_cli.training import throughput as speed
 from alignvl_cli.training.ingredients import epoch_slices
 from alignvl_cli.training.loop import take_step
 from alignvl_cli.training.prepare import prepare

@@ -16,6 +16,8 @@ from support.tiny_models import save_dinov2, save_sentence_transformer
 from alignvl_cli.datasets.formats import open_dataset
 from alignvl_cli.settings import DatasetOptions
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 BLOCKS = {
     str(page.relative_to(ROOT)): marked_blocks(str(page.relative_to(ROOT)), page.read_text(encoding="utf-8"))

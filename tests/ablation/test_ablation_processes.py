@@ -20,6 +20,8 @@ from alignvl_cli.ablation.study import load_study
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.settings import Device
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):

@@ -7,6 +7,8 @@ import sys
 import pytest
 from support import tiny_models
 
+pytestmark = pytest.mark.slow
+
 BROKEN = {
     "torchvision": "raise RuntimeError('operator torchvision::nms does not exist')",
     "accelerate": "raise AttributeError('module torch has no attribute distributed_c10d')",

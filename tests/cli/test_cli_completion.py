@@ -11,6 +11,8 @@ from support.command_line import CommandLine
 
 from alignvl_cli.cli.app import Shell
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def script(tmp_path):

@@ -11,6 +11,8 @@ from support.stored import differing, stored_datasets
 
 from alignvl_cli.extraction.run import run_extraction
 
+pytestmark = pytest.mark.slow
+
 
 def kill_after(process, lines):
     for _ in range(lines):

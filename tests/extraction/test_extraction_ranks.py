@@ -22,6 +22,8 @@ from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.extraction.events import Finished, Progress, Stage
 from alignvl_cli.extraction.run import run_extraction
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 120
 """Long past any honest run: beyond it something waits for ever."""
 

@@ -8,6 +8,8 @@ import pytest
 from alignvl_cli.distributed import choose_workers, started_workers
 from alignvl_cli.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 
 def slow_square(number, seconds):
     time.sleep(seconds)

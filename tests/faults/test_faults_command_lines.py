@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 
 from alignvl_cli.cli.app import app
 
+pytestmark = pytest.mark.slow
+
 LINES = int(os.environ.get("ALIGNVL_COMMAND_LINES", "40"))
 """`make test-faults` tries 2,000."""
 LEFT_OUT = {"open_page", "show_help", "version", "workspace", "verbose"}

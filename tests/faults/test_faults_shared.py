@@ -19,6 +19,8 @@ from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.run import resume_run, train_run
 from alignvl_cli.training.run_folder import held_run, load_run
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_second_process_in_a_run_folder_is_refused(copied):
     with held_run(copied / "unfinished"), pytest.raises(DataError, match="another process is training"):

@@ -17,6 +17,8 @@ from alignvl_cli.distributed import ranks_here, use_own_gpu
 from alignvl_cli.errors import UsageError
 from alignvl_cli.training.data_parallel import DataParallel, joined
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "size": "pairs", "latent-norm": "none", "noise-units": "absolute",
     "batch-size": 24, "epochs": 4, "embed-dim": 8, "lr": 3e-3, "dropout": 0.5, "noise-std": 0.3, "ema": 0.5,

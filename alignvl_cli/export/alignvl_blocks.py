@@ -1,6 +1,6 @@
-"""What sentence-transformers lacks: pooling of several layers, and two kinds of block. A copy of this file travels in
-the exported folder, and is loaded from there with `trust_remote_code=True`; it needs torch, safetensors and
-sentence-transformers alone.
+"""What sentence-transformers lacks: pooling of several layers, two kinds of block, and ensembles. A copy of this file
+travels in the exported folder, and is loaded from there with `trust_remote_code=True`; it needs torch, safetensors
+and sentence-transformers alone.
 
 Letters: N texts, L tokens, D width of a latent, P of a part of it, H hidden width, E shared width.
 """
@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 try:
-    from sentence_transformers.sentence_transformer.modules import Module
+    from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Module, Normalize
 except ImportError:  # before 6.0
-    from sentence_transformers.models import Module  # type: ignore[no-redef]
+    from sentence_transformers.models import Dense, LayerNorm, Module, Normalize  # type: ignore[no-redef]
 
 
 def _bring_this_file(module_folder: str) -> None:
@@ -65,8 +65,23 @@ class LayerPooling(Module):
         _bring_this_file(output_path)
 
 
-class _Block(Module):
-    """A map of the sentence embedding, with its widths in `config.json` and its weights in `model.safetensors`."""
+class _Weighted(Module):
+    """With its settings in `config.json` and its weights in `model.safetensors`."""
+
+    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **_: Any) -> None:
+        self.save_config(output_path)
+        _bring_this_file(output_path)
+        self.save_torch_weights(output_path, safe_serialization=safe_serialization)
+
+    @classmethod
+    def load(cls, model_name_or_path: str, subfolder: str = "", **hub: Any) -> "_Weighted":  # type: ignore[override]
+        hub = {key: hub[key] for key in ("token", "cache_folder", "revision", "local_files_only") if key in hub}
+        config = cls.load_config(model_name_or_path, subfolder=subfolder, **hub)
+        return cls.load_torch_weights(model_name_or_path, subfolder=subfolder, model=cls(**config), **hub)
+
+
+class _Block(_Weighted):
+    """A map of the sentence embedding."""
 
     config_keys = ["width", "hidden", "out"]  # noqa: RUF012  (as the base class has it)
 
@@ -83,17 +98,6 @@ class _Block(Module):
         return self.out
 
     get_sentence_embedding_dimension = get_embedding_dimension
-
-    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **_: Any) -> None:
-        self.save_config(output_path)
-        _bring_this_file(output_path)
-        self.save_torch_weights(output_path, safe_serialization=safe_serialization)
-
-    @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **hub: Any) -> "_Block":  # type: ignore[override]
-        hub = {key: hub[key] for key in ("token", "cache_folder", "revision", "local_files_only") if key in hub}
-        config = cls.load_config(model_name_or_path, subfolder=subfolder, **hub)
-        return cls.load_torch_weights(model_name_or_path, subfolder=subfolder, model=cls(**config), **hub)
 
 
 class InvertedBottleneck(_Block):
@@ -121,3 +125,30 @@ class GatedUnit(_Block):
     def apply_to(self, x_ND: Tensor) -> Tensor:
         x_ND = self.norm(x_ND)
         return self.out_map(F.relu6(self.gate(x_ND)) * self.value(x_ND))
+
+
+STEPS = {kind.__name__: kind for kind in (Dense, LayerNorm, Normalize, InvertedBottleneck, GatedUnit)}
+ACTIVATIONS = {f"{kind.__module__}.{kind.__name__}": kind for kind in (nn.Identity, nn.GELU)}
+
+
+def _step(kind: str, **settings: Any) -> nn.Module:
+    if "activation_function" in settings:
+        settings["activation_function"] = ACTIVATIONS[settings["activation_function"]]()
+    return STEPS[kind](**settings)
+
+
+class Members(_Weighted):
+    """An ensemble: the sentence embedding goes through each chain of steps, and what comes out stands side by side."""
+
+    config_keys = ["chains"]  # noqa: RUF012  (as the base class has it)
+
+    def __init__(self, chains: list[list[dict[str, Any]]]) -> None:
+        super().__init__()
+        self.chains = chains
+        self.members = nn.ModuleList(nn.Sequential(*(_step(**step) for step in steps)) for steps in chains)
+
+    def forward(self, features: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
+        latent_ND = features["sentence_embedding"]
+        rows_NE = [member({"sentence_embedding": latent_ND})["sentence_embedding"] for member in self.members]
+        features["sentence_embedding"] = torch.cat(rows_NE, dim=1)
+        return features

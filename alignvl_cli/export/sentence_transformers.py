@@ -21,10 +21,12 @@ from alignvl_cli.align.adapters import (
     Columns,
     GatedUnit,
     InvertedBottleneck,
+    Joined,
     PrincipalComponents,
     Standardize,
     StreamDropout,
     UnitLength,
+    UnitMeanSquare,
 )
 from alignvl_cli.artifacts import read_json, write_foreign_json
 from alignvl_cli.encoders.quiet import quiet
@@ -119,6 +121,25 @@ def _gated(layer: GatedUnit, following: nn.Module | None) -> list[Module]:
     return [Module(f"{OURS}GatedUnit", sizes, weights)]
 
 
+def _joined(layer: Joined, following: nn.Module | None) -> list[Module]:
+    """The members side by side; their weights are part of the linear map that follows."""
+    chains = [chain(member) for member in layer.members]  # type: ignore[arg-type]  # a ModuleList of them
+    written = [[{"kind": step.type.rsplit(".", 1)[1], **step.config} for step in steps] for steps in chains]
+    weights = {
+        f"members.{member}.{number}.{name}": tensor
+        for member, steps in enumerate(chains)
+        for number, step in enumerate(steps)
+        for name, tensor in step.weights.items()
+    }
+    lasts = [steps[-2].config for steps in chains]  # before each member's Normalize
+    widths = [last["out_features"] if "out_features" in last else last["out"] for last in lasts]
+    root_S = layer.root_M.repeat_interleave(torch.tensor(widths))
+    return [
+        Module(f"{OURS}Members", {"chains": written}, weights),
+        _dense(layer.map_ES * root_S, torch.zeros(len(layer.map_ES))),
+    ]
+
+
 def _nothing(layer: nn.Module, following: nn.Module | None) -> list[Module]:
     """The identity once training is over, or done by the layer before."""
     return []
@@ -129,6 +150,7 @@ MODULES: dict[type[nn.Module], Callable[[Any, nn.Module | None], list[Module]]] 
     Columns: _columns,
     UnitLength: lambda layer, following: [Module(f"{THEIRS}Normalize")],
     Standardize: _standardize,
+    UnitMeanSquare: _standardize,
     PrincipalComponents: _principal,
     nn.Linear: _linear,
     nn.GELU: _nothing,
@@ -136,6 +158,7 @@ MODULES: dict[type[nn.Module], Callable[[Any, nn.Module | None], list[Module]]] 
     StreamDropout: _nothing,
     InvertedBottleneck: _bottleneck,
     GatedUnit: _gated,
+    Joined: _joined,
 }
 """Layer -> (the layer, the one after it) -> modules; a new adapter made of other layers adds its line."""
 

@@ -25,7 +25,7 @@ TEXTS = ["red", "a Green square", "", "blue square 7 " * 30]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> CommandLine:
-    """A workspace with runs of every adapter, fusemix last, and the folder of their text encoder beside it."""
+    """A workspace with runs of every adapter, an ensemble last, and the folder of their text encoder beside it."""
     folder = tmp_path_factory.mktemp("export")
     alignvl = CommandLine(folder / "workspace")
     save_dinov2(folder / "vision")
@@ -34,8 +34,8 @@ def trained(tmp_path_factory) -> CommandLine:
         alignvl, folder, ["--vision", str(folder / "vision"), "--text", str(folder / "sentences"), "--device", "cpu"]
     )
     for words in (
-        ["--adapter", "linear", "--latent-norm", "standardize"],
-        ["--adapter", "mlp"],
+        ["--adapter", "linear", "--latent-norm", "standardize", "--cca-weight", 0],
+        ["--adapter", "mlp", "--cca-weight", 0],
         ["--recipe", "sail"],
         [],
     ):
@@ -94,7 +94,9 @@ def test_the_card_tells_the_runs_record(trained, tmp_path):
         run.name,
         "| image | vision |",
         "| text | sentences |",
-        "| noise_std | 0.01 |",
+        "an ensemble of adapters (`fusemix`, `linear`)",
+        "| noise_std | 0.7 |",
+        "| cca_weight | by validation |",
         "| temperature | learned |",
         "the epoch was selected on the split",
         "-test |",

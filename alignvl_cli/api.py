@@ -15,7 +15,7 @@ from typing import Any, TypeVar, overload
 from PIL import Image
 
 from alignvl_cli.ablation import run as ablation
-from alignvl_cli.ablation.plan import set_up
+from alignvl_cli.ablation.setup import set_up
 from alignvl_cli.ablation.study import load_study, parse_study
 from alignvl_cli.ablation.verdicts import StudyVerdicts
 from alignvl_cli.datasets.formats import open_dataset
@@ -33,9 +33,9 @@ from alignvl_cli.retrieval.dual_encoder import DualEncoder
 from alignvl_cli.retrieval.factory import AUTO
 from alignvl_cli.retrieval.metrics import RECALL_AT, Protocol
 from alignvl_cli.settings import (
+    AUTO_LAYERS,
     DEFAULT_TEXT,
     DEFAULT_VISION,
-    LAST_LAYER,
     DatasetFormat,
     DatasetOptions,
     Device,
@@ -78,8 +78,8 @@ def extract(
     text: str = DEFAULT_TEXT,
     image_pooling: Pooling | str | None = None,
     text_pooling: Pooling | str | None = None,
-    image_layers: str = LAST_LAYER,
-    text_layers: str = LAST_LAYER,
+    image_layers: str = AUTO_LAYERS,
+    text_layers: str = AUTO_LAYERS,
     views: int = 1,
     text_prefix: str | None = None,
     format: DatasetFormat | str | None = None,
@@ -312,7 +312,7 @@ def classify(
 
 def run_study(
     study: str | Path | Mapping[str, Any],
-    store: Store | str | Path,
+    store: Store | str | Path | None = None,
     *,
     output: str | Path,
     seeds: Sequence[int] | None = None,
@@ -322,16 +322,21 @@ def run_study(
     device: Device | str = Device.auto,
     on_event: OnEvent | None = None,
 ) -> StudyVerdicts:
-    """Train and evaluate every arm of `study` (a TOML file, or what one holds) with every seed, and compare them.
+    """Train and evaluate every arm of `study` (a TOML file, or what one holds) with every seed, and compare them; on
+    `store`, or on the stores that the study names under [data], by paths from its file or from here.
 
-    Finished runs in `output` are reused. `jobs` processes make runs, each with so many `threads`; None: as many as the
-    machine has room for, and then the script must be importable (`if __name__ == "__main__":`).
+    Runs of the same content in `output` are reused. `jobs` processes make runs, each with so many `threads`; None: as
+    many as the machine has room for, and then the script must be importable (`if __name__ == "__main__":`).
 
-    Raises UsageError for a study that does not resolve, MismatchError when `output` was begun with other settings,
-    DivergedError when every run diverged.
+    Raises UsageError for a study that does not resolve or has no store, or two; DivergedError when every run diverged.
     """
     asked = parse_study(study) if isinstance(study, Mapping) else load_study(Path(study))
-    setup = set_up(asked.changed(seeds, margin), _store(store).path, _choice(Device, "device", device), threads)
+    named = asked.data.stores if asked.data else ()
+    if bool(named) == (store is not None):
+        raise UsageError("a study has either a `store` or stores under [data]: give one of the two")
+    home = Path() if isinstance(study, Mapping) else Path(study).parent
+    stores = [_store(home / name).path for name in named] if store is None else _store(store).path
+    setup = set_up(asked.changed(seeds, margin), stores, _choice(Device, "device", device), threads)
     finished = _last(ablation.run_study(setup, Path(output), jobs), on_event)
     assert isinstance(finished, ablation.Finished)
     return finished.verdicts

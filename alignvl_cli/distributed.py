@@ -1,7 +1,4 @@
-"""Which of several processes this one is, as torchrun says it in the environment.
-
-Ordered work in worker processes, a bounded way ahead; or the same in this process.
-"""
+"""Several processes: the rank of this one, as torchrun states it in the environment, and a pool of worker processes."""
 
 import multiprocessing
 import os
@@ -43,16 +40,24 @@ ALONE = Ranks()
 
 
 def ranks_here(environment: Mapping[str, str] = os.environ) -> Ranks:
-    """From RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; alone where they are not set. UsageError for nonsense."""
+    """From RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; alone where they are not set. UsageError for nonsense,
+    and for one of RANK and WORLD_SIZE without the other: every process would take itself for the first."""
     count = _number(environment, "WORLD_SIZE", 1)
+    if ("RANK" in environment) != ("WORLD_SIZE" in environment) and (count > 1 or "RANK" in environment):
+        there, lacking = ("RANK", "WORLD_SIZE") if "RANK" in environment else ("WORLD_SIZE", "RANK")
+        raise UsageError(
+            f"{there}={environment[there]} is set in the environment and {lacking} is not; "
+            "start the processes with torchrun, or unset it"
+        )
     rank = _number(environment, "RANK", 0)
     local_count = _number(environment, "LOCAL_WORLD_SIZE", count)
     is_said = "LOCAL_RANK" in environment or count == 1
     local_rank = _number(environment, "LOCAL_RANK", 0) if is_said else None
-    if rank >= count or (local_rank or 0) >= local_count:
+    if rank >= count or (local_rank or 0) >= local_count or local_count > count:
         raise UsageError(
             f"RANK {rank} of WORLD_SIZE {count}, LOCAL_RANK {local_rank} of LOCAL_WORLD_SIZE {local_count}: a rank "
-            "must be below its size; start the processes with torchrun, or unset these variables"
+            "must be below its size, and LOCAL_WORLD_SIZE at most WORLD_SIZE; start the processes with torchrun, or "
+            "unset these variables"
         )
     return Ranks(rank, count, local_rank, local_count)
 

@@ -73,6 +73,8 @@ class Shape:
     """Of the closed form that the adapters are joined with; None: by validation."""
 
 
+USUAL_NOISE = (0.7, 0.3)
+"""Of the latents' RMS: what sizes and candidates take."""
 PAPER_NOISE = 0.01
 """Align-VL's sigma, of latents as they are stored."""
 RELEASED_SHAPE = Shape(
@@ -97,7 +99,7 @@ LEAST_STEPS, LEAST_EPOCHS = 300, 20
 
 
 def shape_for(pairs: int) -> Shape:
-    """Adapter and schedule for `pairs` training pairs: one block on 512 principal components, from a drawn start, for
+    """Adapter and schedule for `pairs` training pairs: one block on 1,024 principal components, from a drawn start, for
     300 steps or 20 epochs, whichever is more (10 epochs of 100,000 pairs and more).
 
     Chosen on the validation splits of four sets of 560 to 5,133 pairs (docs/training.md); above that it is a guess.
@@ -108,7 +110,7 @@ def shape_for(pairs: int) -> Shape:
     epochs = LEAST_EPOCHS if pairs < 100_000 else LEAST_EPOCHS // 2
     return Shape(
         latent_norm=LatentNorm.rms,
-        latent_width=512 if pairs < 20_000 else 1024,
+        latent_width=1024,
         init=Init.random,
         adapter_depth=1,
         adapter_expansion=1 if pairs < 20_000 else 2,
@@ -182,8 +184,9 @@ def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> Train
 
 CANDIDATES: tuple[dict[str, Any], ...] = (
     {"noise_std": 0.3},
-    {"adapter_expansion": 4, "lr": 1e-3},
-    {"adapter_expansion": 4, "lr": 1e-3, "noise_std": 0.3},
+    {"noise_std": 0.7},
+    {"mix_alpha": 0.2},
+    {"mix_alpha": 0.2, "noise_std": 0.3},
 )
 """What `--size auto` tries besides the shape for the number of pairs."""
 
@@ -234,6 +237,8 @@ def _settled(usual: TrainConfig, layers: Sequence[Mapping[str, Any]]) -> set[str
     settled |= {key.replace("-", "_") for key in NOT_IN_ADAPTER.get(usual.adapter, ())}
     if usual.noise is NoiseKind.none or usual.noise_units is NoiseUnits.absolute:
         settled.add("noise_std")
+    if not usual.mix:
+        settled.add("mix_alpha")
     if not usual.smoothing:
         settled.add("smoothing")
     if usual.adapter not in CAN_START_AT_CCA:
@@ -257,6 +262,11 @@ def departures(config: TrainConfig, usual: TrainConfig) -> dict[str, Any]:
     """The settings of `config` that are not those of `usual`, by flag."""
     there = by_flag(usual.to_json())
     return {key: value for key, value in by_flag(config.to_json()).items() if value != there.get(key)}
+
+
+def as_flags(settings: Mapping[str, Any]) -> str:
+    """Settings as they are typed."""
+    return " ".join(f"--{key} {value}" for key, value in settings.items())
 
 
 SAME_PAIRS = ("seed", "embed_dim", "memory_budget", "corrupt_captions", "corrupt_kind", "subset")
@@ -292,7 +302,10 @@ def one_layer(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The top-level keys of a TOML file, for a layer of `resolve_train`; `_` and `-` read alike."""
+    """The top-level keys of a TOML file, or what the run of a `config.json` was given, with its seed: a layer of
+    `resolve_train`. `_` and `-` read alike."""
+    if path.suffix == ".json":
+        return _given_to_run(path)
     import tomllib
 
     try:
@@ -302,6 +315,19 @@ def read_settings(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:
         raise DataError(f"--config {path}: not valid TOML ({problem})") from problem
     return by_flag(settings)
+
+
+def _given_to_run(path: Path) -> dict[str, Any]:
+    from alignvl_cli.artifacts import read_json
+
+    record = read_json(path, "run's configuration")
+    given, settings = record.get("given"), record.get("settings")
+    if not isinstance(given, dict) or not isinstance(settings, dict) or "seed" not in settings:
+        raise DataError(
+            f"--config {path}: it does not say what the run was given, as runs of an earlier version and other JSON do "
+            f"not; `alignvl report {path.parent} -o page.html` makes a page with the flags of a run"
+        )
+    return by_flag({**given, "seed": settings["seed"]})
 
 
 def run_name(config: TrainConfig) -> str:
@@ -314,8 +340,9 @@ def run_name(config: TrainConfig) -> str:
         parts.append("mix" if config.mix else "no-mix")
     if config.noise != plain.noise:
         parts.append("no-rp" if config.noise is NoiseKind.none else config.noise.value)
-    if config.noise is not NoiseKind.none and config.noise_std != plain.noise_std:
-        parts.append(f"std{config.noise_std:g}" + ("rms" if config.noise_units is NoiseUnits.rms else ""))
+    is_relative = config.noise_units is NoiseUnits.rms
+    if config.noise is not NoiseKind.none and config.noise_std not in (USUAL_NOISE if is_relative else (PAPER_NOISE,)):
+        parts.append(f"std{config.noise_std:g}" + ("rms" if is_relative else ""))
     if config.smoothing != plain.smoothing:
         parts.append(f"es{config.smoothing:g}" if config.smoothing else "no-es")
     if config.smoothing and config.es_target != plain.es_target:

@@ -27,6 +27,8 @@ DEFAULT_VISION = BUNDLED + "efficientnet-lite0"
 DEFAULT_TEXT = BUNDLED + "all-minilm-l6-v2"
 LAST_LAYER = "last"
 """The part of a latent that is its encoder's own vector."""
+AUTO_LAYERS = "auto"
+"""A few layers from early to last, by the depth of the model: see `encoders.layers`."""
 ALL_PARTS = "all"
 ALWAYS_FORGIVEN = 10
 """Images that may be unreadable however small the dataset is."""
@@ -447,13 +449,13 @@ class EncoderSettings:
     text_pooling: Pooling | None = setting("Which vector is the latent.", None, ENCODERS, says="the model's")
     image_layers: str = setting(
         "Layers that make the latent: last, auto, all, or 0 (the stem) and up.",
-        *(LAST_LAYER, ENCODERS),
+        *(AUTO_LAYERS, ENCODERS),
         metavar="LAYERS",
         read=partial(layers_asked, flag="image-layers"),
     )
     text_layers: str = setting(
         "Layers that make the latent: last, auto, all, or 0 (the embeddings) and up.",
-        *(LAST_LAYER, ENCODERS),
+        *(AUTO_LAYERS, ENCODERS),
         metavar="LAYERS",
         read=partial(layers_asked, flag="text-layers"),
     )
@@ -557,7 +559,11 @@ class TrainConfig:
     """A flag alone: off is `noise` none."""
     noise: NoiseKind = setting("Its shape.", NoiseKind.gaussian, PERTURBATION)
     noise_std: float = setting(
-        "Its standard deviation, sigma.", panel=PERTURBATION, within=NOISE_STD, says=f"{BY_SIZE}; 0.01 if absolute"
+        "Its standard deviation, sigma.",
+        panel=PERTURBATION,
+        within=NOISE_STD,
+        says=BY_SIZE,
+        note="0.01 where absolute",
     )
     noise_units: NoiseUnits = setting(
         "sigma times the RMS of that modality's training latents, or as it is (the paper).",

@@ -38,7 +38,7 @@ from alignvl_cli.encoders.quiet import quiet
 from alignvl_cli.encoders.text import TextEncoder, load_text
 from alignvl_cli.encoders.towers import DTYPES, load_tower
 from alignvl_cli.encoders.vision import VisionEncoder, load_vision
-from alignvl_cli.extraction.encoding import Stopwatch
+from alignvl_cli.extraction.encoding import Timer
 from alignvl_cli.extraction.plan import TEXTS, make_plan
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.extraction.shards import work_folder
@@ -81,7 +81,7 @@ def text_stage(dataset: Dataset, vision: VisionEncoder, text: TextEncoder) -> No
     with tempfile.TemporaryDirectory() as name:
         with work_folder(Path(name, "s.h5"), plan, restart=False) as folder:
             captions = gather_captions(dataset.items, np.arange(len(dataset.items)))
-            for _ in encode_texts(captions.distinct, text, plan, folder, Stopwatch()):
+            for _ in encode_texts(captions.distinct, text, plan, folder, Timer()):
                 pass
 
 

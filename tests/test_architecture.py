@@ -57,6 +57,13 @@ def test_every_room_is_known_and_described():
 
 
 @pytest.mark.parametrize("room", sorted(ALLOWED))
+def test_what_a_room_says_of_its_modules_is_there(room):
+    text = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8")))
+    for name in re.findall(r"`(\w+)(?:\.\w+)?`", text):
+        assert (PACKAGE / room / f"{name}.py").is_file(), name
+
+
+@pytest.mark.parametrize("room", sorted(ALLOWED))
 def test_arrows_point_one_way(room):
     for path in (PACKAGE / room).rglob("*.py"):
         assert imported_rooms(path) - {room} <= ALLOWED[room] | EVERYWHERE, path

@@ -1,7 +1,7 @@
 """One run of a study: trained, evaluated, and read back from its folder."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,18 +11,18 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from alignvl_cli.ablation.records import FAILED, Outcome, Ranks
-from alignvl_cli.artifacts import read_json, write_json
-from alignvl_cli.devices import computing_with
-from alignvl_cli.errors import DataError, DivergedError, MismatchError
+from alignvl_cli.artifacts import fingerprint, read_json, write_json
+from alignvl_cli.devices import choose_precision, computing_with
+from alignvl_cli.errors import DataError, DivergedError
 from alignvl_cli.retrieval import evaluate as saving
 from alignvl_cli.retrieval.evaluate import calibrated_path, evaluate, save_evaluation
 from alignvl_cli.retrieval.metrics import DIRECTIONS
-from alignvl_cli.settings import Init, TrainConfig
+from alignvl_cli.settings import Init, Method, Precision, TrainConfig
 from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.checkpoint import has_checkpoint
 from alignvl_cli.training.prepare import TRAIN
 from alignvl_cli.training.run import resume_run, train_run
-from alignvl_cli.training.run_folder import CONFIG, is_complete_run, load_run
+from alignvl_cli.training.run_folder import CONFIG, NUMBERS, is_complete_run, load_run
 from alignvl_cli.training.run_folder import RESULT as RUN_RESULT
 from alignvl_cli.training.state import Record, Warned
 
@@ -31,37 +31,64 @@ JUDGED = ("confidence", "overconfidence", "ece", "nll", "brier", "auroc", "aurc"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """One arm with one seed, and all that decides its outcome."""
+class Slot:
+    """Where one run of a study lies, and what it is evaluated on."""
 
+    cell: str
+    """Of the study's data; empty where it has one store, whole."""
     arm: str
-    config: TrainConfig
-    given: dict[str, Any]
-    """What `config` was resolved of, by flag; kept with the run."""
+    seed: int
     store: Path
     content_hash: str
     """Of the store."""
     split: str
     """Evaluated; never the one that selects the epoch."""
-    device: str
-    threads: int
     folder: Path
 
-    @property
-    def seed(self) -> int:
-        return self.config.seed
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job(Slot):
+    """A run to be made, and all that decides its outcome."""
+
+    config: TrainConfig
+    given: dict[str, Any]
+    """What `config` was resolved of, by flag; kept with the run."""
+    device: str
+    threads: int
 
     @property
-    def decides(self) -> dict[str, Any]:
-        """What a finished run must have been made of to stand for this job."""
-        settings = json.loads(json.dumps(self.config.to_json()))
-        return {**settings, "store": self.content_hash, "trained on": self.device, "threads": self.threads}
+    def identity(self) -> str:
+        """Equal for runs that are equal bit for bit; `identity_of` the run once it is begun."""
+        is_solved = self.config.method is not Method.contrastive
+        precision = Precision.fp32 if is_solved else choose_precision(self.config.precision, self.device)
+        return _identity(
+            json.loads(json.dumps(self.config.to_json())),
+            self.content_hash,
+            {"device": self.device, "precision": precision, "threads": self.threads},
+            NUMBERS,
+        )
+
+
+def identity_of(run: Path) -> str:
+    """Of a run that is begun or finished, by its own record: resolved settings with the seed, the store's content, what
+    of the machine decides a number, and the version of the code's numbers. DataError when the record is damaged."""
+    config = read_json(run / CONFIG, "run's configuration")
+    stores = [store.get("content_hash") for store in config.get("stores", [])]
+    return _identity(
+        config.get("settings"), stores[0] if stores else None, config.get("machine", {}), config.get("numbers", 1)
+    )
+
+
+def _identity(settings: Any, store: str | None, machine: Mapping[str, Any], numbers: int) -> str:
+    decides = {key: machine.get(key) for key in ("device", "precision", "threads")}
+    return fingerprint({"settings": settings, "store": store, "machine": decides, "numbers": numbers})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Made:
     """What a process says of a job that it finished; everything else is in the folder."""
 
+    cell: str
     arm: str
     seed: int
     mean_recall: float | None
@@ -86,12 +113,13 @@ def make(job: Job) -> Made:
             try:
                 warnings += [record.text for record in _training(job, store) if isinstance(record, Warned)]
             except DivergedError as problem:
-                write_json(job.folder / FAILED, {"reason": str(problem), "decides": job.decides})
-                return Made(arm=job.arm, seed=job.seed, mean_recall=None, failure=str(problem))
+                write_json(job.folder / FAILED, {"reason": str(problem)})
+                return Made(cell=job.cell, arm=job.arm, seed=job.seed, mean_recall=None, failure=str(problem))
         run = load_run(job.folder, job.device)
         evaluation = evaluate(run, store, job.split, calibration=True, device=job.device)
         save_evaluation(run, evaluation)
     return Made(
+        cell=job.cell,
         arm=job.arm,
         seed=job.seed,
         mean_recall=evaluation.metrics.mean_recall,
@@ -102,23 +130,21 @@ def make(job: Job) -> Made:
 
 def _training(job: Job, store: Store) -> Iterator[Record]:
     """The training of an unfinished job, from its checkpoint or from the first step."""
-    if has_checkpoint(job.folder) and _made_of(read_json(job.folder / CONFIG, "run's configuration")) == job.decides:
+    if has_checkpoint(job.folder) and identity_of(job.folder) == job.identity:
         return resume_run(job.folder, [job.store])
     return train_run([store], job.folder, job.config, overwrite=True, given=job.given)
 
 
-def read_outcome(job: Job) -> Outcome | None:
-    """The outcome of a finished job; None when there is something left to do. MismatchError for a run of other
-    settings, of another store, or of another machine share."""
+def read_outcome(job: Slot) -> Outcome | None:
+    """The outcome of a finished run; None when there is something left to do."""
+    who: dict[str, Any] = {"cell": job.cell, "arm": job.arm, "seed": job.seed}
     if (job.folder / FAILED).is_file():
-        failed = read_json(job.folder / FAILED, "failed run's record")
-        _require_same(job, failed.get("decides", {}))
-        return Outcome(arm=job.arm, seed=job.seed, metrics={}, ranks={}, failure=str(failed.get("reason")))
+        reason = read_json(job.folder / FAILED, "failed run's record").get("reason")
+        return Outcome(**who, metrics={}, ranks={}, failure=str(reason))
     if not is_complete_run(job.folder):
         return None
     config = read_json(job.folder / CONFIG, "run's configuration")
     result = read_json(job.folder / RUN_RESULT, "run's result")
-    _require_same(job, _made_of(config))
     path = calibrated_path(job.folder, job.store, job.content_hash, job.split)
     if not path.is_file() or not path.with_suffix(".parquet").is_file():
         return None
@@ -131,50 +157,20 @@ def read_outcome(job: Job) -> Outcome | None:
     if evaluation["provenance"]["adapters_sha256"] != config["adapters_sha256"]:
         return None
     return Outcome(
-        arm=job.arm,
-        seed=job.seed,
+        **who,
         metrics={
             job.split: _metrics(evaluation),
             evaluation["selection_split"]: _selected(result),
             TRAIN: _positives(result),
         },
         ranks=_ranks(path.with_suffix(".parquet")),
-        kept_start=job.config.init is Init.cca and result["best"].get("epoch") == 0,
+        kept_start=config["settings"]["init"] == Init.cca and result["best"].get("epoch") == 0,
     )
 
 
-def read_evaluation(job: Job) -> dict[str, Any]:
+def read_evaluation(job: Slot) -> dict[str, Any]:
     """The evaluation of a finished run, whole."""
     return saving.read_evaluation(calibrated_path(job.folder, job.store, job.content_hash, job.split))
-
-
-def _made_of(config: dict[str, Any]) -> dict[str, Any]:
-    """`Job.decides` of a run, from its `config.json`."""
-    machine = config.get("machine", {})
-    return {
-        **config.get("settings", {}),
-        "store": config["stores"][0]["content_hash"],
-        "trained on": machine.get("device"),
-        "threads": machine.get("threads"),
-    }
-
-
-def differences(made_of: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """`key was X and is Y` for every key that differs."""
-    return [
-        f"{key.replace('_', '-')} was {made_of.get(key)} and is {wanted.get(key)}"
-        for key in sorted(made_of.keys() | wanted.keys())
-        if made_of.get(key) != wanted.get(key)
-    ]
-
-
-def _require_same(job: Job, made_of: dict[str, Any]) -> None:
-    changed = differences(made_of, job.decides)
-    if changed:
-        raise MismatchError(
-            f"{job.folder}: the run there is not the one that the study asks for ({'; '.join(changed)}); "
-            "remove that folder to have it made again, or name another study folder with -o"
-        )
 
 
 def _metrics(evaluation: dict[str, Any]) -> dict[str, float | None]:
@@ -214,7 +210,7 @@ def _ranks(path: Path) -> dict[str, Ranks]:
     return parts
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=8)
 def _store(path: Path) -> Store:
     """Opened and verified once in a process, however many runs it makes."""
     return open_store(path)

@@ -3,7 +3,8 @@
 ```
 STUDY/study.json          the study, resolved: what was asked, on what, how
 STUDY/arms/ARM/seed-N/    a run each (training/run_folder.py), with eval/STORE-SPLIT.json and its ranks beside it;
-                          failed.json instead of result.json when its training diverged
+                          failed.json instead of result.json when its training diverged. Where a run of other settings
+                          has that name already, the next one is seed-N-HASH; `runs` in study.json has the place of each
 STUDY/results.parquet     one row an arm, seed, split and metric
 STUDY/ranks.parquet       one row a query of each finished run
 STUDY/verdicts.json       statistics and verdicts; written last: a study is complete when it exists
@@ -13,9 +14,15 @@ was), `name`, `question`, `reference` (an arm), `seeds`, `margin` (points of mea
 recall), `base` (settings as flags), `factors` ({factor: [its levels]}, in order; empty when the arms are listed),
 `arms` ({arm: {"layers": [settings as flags, ...], "levels": [a level of each factor] or [], "settings": every resolved
 setting of train, without the seed}}), `store` ({"path", "content_hash", "encoder_hash"}), `split`, `selection_split`,
-`device`, `threads` (of each run), `given` (flags of `ablate` that are no default), `made_by`.
+`device`, `threads` (of each run), `given` (flags of `ablate` that are no default), `made_by`, `runs` ([{"cell", "arm",
+"seed", "folder"}, ...]; studies of earlier versions, without it, have them in arms/ARM/seed-N).
 
-`results.parquet`: `arm` (text), `seed` (int64), `split` (text), `metric` (text), `value` (float64), `reason` (text).
+Of a study with [data] also `data` (as it is written), `cells` ([{"cell", "set", "condition", "pairs" of the store's
+training split, "settings", "path", "content_hash", "encoder_hash"}]); its `store` and the arms' `settings` are of the
+cell with the most pairs. `primary` is the metric of the verdicts.
+
+`results.parquet`: `cell` (text, empty without [data]), `arm` (text), `seed` (int64), `split` (text), `metric` (text),
+`value` (float64), `reason` (text).
 Metrics of the test split: `mean_recall`, `rsum`, and `DIRECTION.METRIC` with DIRECTION `image_to_text` or
 `text_to_image` and METRIC `R@1`, `R@5`, `R@10`, `median_rank`, `mean_rank`, `mrr`, `mAP@R`; from the modesty report
 `ece`, `nll`, `brier`, `auroc`, `aurc`, `confidence`, `overconfidence` (shares and nats, raw) and the same with
@@ -25,14 +32,15 @@ the epoch kept. Of the train split, where captions were corrupted: `positives.cl
 for a run is null. A failed run has one row: split, metric and value null, `reason` says why; `reason` is null in all
 other rows.
 
-`ranks.parquet`: `arm`, `seed`, `direction`, `query_row` (in the store's `/image` or `/text`), `query_id` (the image's
-id, or that of the caption's image), `rank` (0: a hit at 1). Rows of one run stand together, in the order of the arms
-and seeds.
+`ranks.parquet`: `cell`, `arm`, `seed`, `direction`, `query_row` (in the store's `/image` or `/text`), `query_id` (the
+image's id, or that of the caption's image), `rank` (0: a hit at 1). Rows of one run stand together, in the order of the
+seeds, cells and arms.
 
 `verdicts.json`: see `ablation.verdicts.StudyVerdicts`, whose fields are its keys, with `schema`
 "alignvl.verdicts/1" and `sha256` ({file: hash} of the two Parquet files) besides.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,12 +59,10 @@ if TYPE_CHECKING:
 STUDY, RESULTS, RANKS, VERDICTS = "study.json", "results.parquet", "ranks.parquet", "verdicts.json"
 ARMS = "arms"
 FAILED = "failed.json"
-"""In a run's folder: {"reason": ..., "settings": ..., "content_hash": ...} of a training that diverged."""
+"""In a run's folder: {"reason": ...} of a training that diverged."""
 STUDY_SCHEMA, VERDICTS_SCHEMA = "alignvl.study/1", "alignvl.verdicts/1"
 STUDY_FAMILY = "alignvl.study/"
 """What the schema of a study begins with, of this and every other version."""
-PRIMARY = "mean_recall"
-"""The metric that verdicts are about; every other one is descriptive."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +74,11 @@ class Ranks:
     rank_Q: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What came of one arm with one seed."""
 
+    cell: str = ""
     arm: str
     seed: int
     metrics: Mapping[str, Mapping[str, float | None]]
@@ -84,8 +91,16 @@ class Outcome:
     """Whether no epoch of its training was better than its start at CCA, which is then what was evaluated."""
 
 
-def run_folder(study: Path, arm: str, seed: int) -> Path:
-    return study / ARMS / arm / f"seed-{seed}"
+def run_folder(study: Path, arm: str, seed: int, cell: str = "") -> Path:
+    """Where a run is put, unless one of other settings lies there."""
+    return study / ARMS / arm / re.sub(r"[^\w.+-]", "_", cell) / f"seed-{seed}"
+
+
+def run_folders(study: Path, record: Mapping[str, Any]) -> dict[tuple[str, str, int], Path]:
+    """Cell, arm and seed -> where that run lies, by `study.json`."""
+    if "runs" in record:
+        return {(run["cell"], run["arm"], run["seed"]): study / run["folder"] for run in record["runs"]}
+    return {("", arm, seed): run_folder(study, arm, seed) for arm in record["arms"] for seed in record["seeds"]}
 
 
 def is_complete_study(path: Path) -> bool:
@@ -98,6 +113,12 @@ def creation_counter(path: Path) -> int:
         return int(read_json(path / STUDY, "study").get("counter", 0))
     except DataError:
         return 0
+
+
+def read_begun(path: Path) -> dict[str, Any]:
+    """`study.json` of a study, finished or not; DataError for what is none."""
+    _require_begun(path)
+    return read_json(path / STUDY, "study")
 
 
 def read_study(path: Path) -> dict[str, Any]:
@@ -118,13 +139,17 @@ def read_verdicts(path: Path) -> dict[str, Any]:
     return verdicts
 
 
-def _require_study(path: Path) -> None:
+def _require_begun(path: Path) -> None:
     if not (path / STUDY).is_file():
         raise DataError(f"{path}: not a study, it holds no {STUDY}; `alignvl ablate STUDY.toml` makes one")
     if not str(read_json(path / STUDY, "study").get("schema")).startswith(STUDY_FAMILY):
         raise DataError(
             f"{path}: not a study, its {STUDY} is of another program; `alignvl ablate STUDY.toml` makes one"
         )
+
+
+def _require_study(path: Path) -> None:
+    _require_begun(path)
     if not is_complete_study(path):
         raise DataError(f"{path}: this study is not finished; resume it: `alignvl ablate` with its file and -o {path}")
 
@@ -144,6 +169,7 @@ def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
 
 RESULTS_SCHEMA = pyarrow.schema(
     [
+        ("cell", pyarrow.string()),
         ("arm", pyarrow.string()),
         ("seed", pyarrow.int64()),
         ("split", pyarrow.string()),
@@ -154,6 +180,7 @@ RESULTS_SCHEMA = pyarrow.schema(
 )
 RANKS_SCHEMA = pyarrow.schema(
     [
+        ("cell", pyarrow.string()),
         ("arm", pyarrow.string()),
         ("seed", pyarrow.int64()),
         ("direction", pyarrow.string()),
@@ -165,7 +192,7 @@ RANKS_SCHEMA = pyarrow.schema(
 
 
 def _result_rows(outcome: Outcome) -> Iterator[dict[str, Any]]:
-    who = {"arm": outcome.arm, "seed": outcome.seed}
+    who = {"cell": outcome.cell, "arm": outcome.arm, "seed": outcome.seed}
     if outcome.failure is not None:
         yield {**who, "split": None, "metric": None, "value": None, "reason": outcome.failure}
     for split, metrics in outcome.metrics.items():
@@ -177,6 +204,7 @@ def _ranks_table(outcome: Outcome, direction: str, ranks: Ranks) -> pyarrow.Tabl
     count = len(ranks.rank_Q)
     return pyarrow.table(
         {
+            "cell": [outcome.cell] * count,
             "arm": [outcome.arm] * count,
             "seed": np.full(count, outcome.seed),
             "direction": [direction] * count,
@@ -189,45 +217,61 @@ def _ranks_table(outcome: Outcome, direction: str, ranks: Ranks) -> pyarrow.Tabl
 
 
 def verdicts_frame(verdicts: Mapping[str, Any]) -> "pandas.DataFrame":
-    """Every figure of `verdicts.json` at full precision: a row an arm and metric, and a row an effect.
+    """Every figure of `verdicts.json` at full precision: a row an arm and metric, and a row an effect, of each cell;
+    and, of a study of several cells, a row for each contrast over its sets, and for each of these sets.
 
-    Columns: kind (`arm` or `effect`), name, metric, seeds; mean, sd, ci95_low and ci95_high over seeds; difference to
-    the reference, difference_sd, difference_ci95_low, difference_ci95_high. What is tested also has crossed_ci95_low
-    and crossed_ci95_high (over seeds and test images), p, p_holm, equivalence_p_holm and verdict, else missing.
+    Columns: kind (`arm`, `effect`; `over sets`, `in set`), name, metric, seeds; mean, sd, ci95_low and ci95_high over
+    seeds; difference to the reference, difference_sd, difference_ci95_low, difference_ci95_high. What is tested also
+    has crossed_ci95_low and crossed_ci95_high (over seeds and test images), p, p_holm, equivalence_p_holm and verdict,
+    else missing. Of several cells: p_max_t, cell, set and condition, and over sets tau and i2.
     """
     rows: list[dict[str, Any]] = []
-    for arm in verdicts["arms"]:
-        for metric, summary in arm["metrics"].items():
-            is_primary = metric == verdicts["primary"]
-            rows.append(
-                {
-                    "kind": "arm",
-                    "name": arm["arm"],
-                    "metric": metric,
-                    "seeds": summary["seeds"],
-                    **_moments(summary, "mean", ""),
-                    **_moments(arm["differences"].get(metric), "difference", "difference_"),
-                    **_tested(arm["difference"] if is_primary else None),
-                    "verdict": arm["verdict"] if is_primary else None,
-                }
-            )
-    for effect in verdicts["effects"]:
-        contrast = effect["difference"]
+    for cell in verdicts.get("cells") or [verdicts]:
+        where = {key: cell.get(key) for key in ("cell", "set", "condition")}
+        rows += [row | where for row in _cell_rows(verdicts["primary"], cell)]
+    for found in verdicts.get("over_sets", ()):
+        pooled = found["difference"]
+        row = {"kind": "over sets", "name": found["name"], "metric": verdicts["primary"], **_moments(None, "mean", "")}
         rows.append(
-            {
-                "kind": "effect",
-                "name": effect["effect"],
-                "metric": verdicts["primary"],
-                "seeds": contrast and contrast["seeds"],
-                **_moments(None, "mean", ""),
-                **_moments(contrast, "difference", "difference_"),
-                **_tested(contrast),
-                "verdict": effect["verdict"],
-            }
+            row
+            | _moments(pooled and {**pooled, "sd": None}, "difference", "difference_")
+            | {key: pooled and pooled[key] for key in ("p", "p_holm", "equivalence_p_holm", "tau", "i2")}
+            | {"verdict": found["verdict"], "condition": found["condition"]}
         )
-    words = {"kind", "name", "metric", "verdict"}
+        for effect in pooled["sets"] if pooled else ():
+            difference = _moments({**effect, "sd": None}, "difference", "difference_")
+            rows.append(row | difference | {"kind": "in set", "set": effect["set"], "condition": found["condition"]})
+    words = {"kind", "name", "metric", "verdict", "cell", "set", "condition"}
     types = {name: "Int64" if name == "seeds" else "float64" for name in rows[0] if name not in words}
     return frame_of(rows).astype(types)
+
+
+def _cell_rows(primary: str, cell: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for arm in cell["arms"]:
+        for metric, summary in arm["metrics"].items():
+            is_primary = metric == primary
+            yield {
+                "kind": "arm",
+                "name": arm["arm"],
+                "metric": metric,
+                "seeds": summary["seeds"],
+                **_moments(summary, "mean", ""),
+                **_moments(arm["differences"].get(metric), "difference", "difference_"),
+                **_tested(arm["difference"] if is_primary else None),
+                "verdict": arm["verdict"] if is_primary else None,
+            }
+    for effect in cell["effects"]:
+        contrast = effect["difference"]
+        yield {
+            "kind": "effect",
+            "name": effect["effect"],
+            "metric": primary,
+            "seeds": contrast and contrast["seeds"],
+            **_moments(None, "mean", ""),
+            **_moments(contrast, "difference", "difference_"),
+            **_tested(contrast),
+            "verdict": effect["verdict"],
+        }
 
 
 def _moments(summary: Mapping[str, Any] | None, mean: str, before: str) -> dict[str, Any]:
@@ -237,7 +281,7 @@ def _moments(summary: Mapping[str, Any] | None, mean: str, before: str) -> dict[
 
 
 def _tested(contrast: Mapping[str, Any] | None) -> dict[str, Any]:
-    found = contrast or {"crossed_ci95": (None, None)}
-    low, high = found["crossed_ci95"]
-    ps = {name: found.get(name) for name in ("p", "p_holm", "equivalence_p_holm")}
+    found = contrast or {}
+    low, high = found.get("crossed_ci95") or (None, None)
+    ps = {name: found.get(name) for name in ("p", "p_holm", "equivalence_p_holm", "p_max_t")}
     return {"crossed_ci95_low": low, "crossed_ci95_high": high, **ps}

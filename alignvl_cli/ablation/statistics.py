@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 LEVEL = 0.05
 """Of every test, and 1 less that of every interval."""
@@ -83,6 +83,102 @@ def holm(p_XM: np.ndarray) -> np.ndarray:
     return adjusted_XM
 
 
+def max_t(delta_CS: np.ndarray) -> np.ndarray:
+    """Adjusted p (C,) of contrasts that share their seeds (C, S; NaN where a run is missing): the step-down maximum of
+    |t| (Westfall and Young 1993, algorithm 2.8), with the signs of a seed's differences flipped in all contrasts at
+    once.
+
+    Holm multiplies the floor of p, 2^(1-S), by the number of contrasts, so that a hundred of them, of several stores
+    and sizes, need thirteen seeds; here the floor stays what it is for one, as what contrasts share (seeds, reference,
+    test images) is kept. Assumes that a seed's differences are jointly as likely all negative.
+    """
+    is_there_CS = ~np.isnan(delta_CS)
+    value_CS = np.where(is_there_CS, delta_CS, 0.0)
+    seeds_C = is_there_CS.sum(axis=1)
+    scale_C = np.sqrt((value_CS**2).sum(axis=1) * seeds_C)
+    scale_C[scale_C == 0] = 1.0  # all differences are 0, and so is every sum
+    sign_SF = _signs(value_CS.shape[1])
+    largest = np.nextafter(1.0, 0.0)
+
+    def t_of(sum_C: np.ndarray) -> np.ndarray:  # |t| from |sum| / scale, which rises with it and is 1 at most
+        share_C = np.minimum(np.round(np.abs(sum_C), 9), largest)  # a tie is an extreme case, whatever the rounding
+        return share_C * np.sqrt((seeds_C[:, None] - 1) / (1 - share_C**2))
+
+    observed_C = t_of((value_CS.sum(axis=1) / scale_C)[:, None])[:, 0]
+    order_C = np.argsort(-observed_C, kind="stable")
+    extreme_C = np.zeros(len(delta_CS))
+    size = max(1, FLIP_ELEMENTS // len(delta_CS))
+    for start in range(0, sign_SF.shape[1], size):
+        t_CF = t_of(value_CS @ sign_SF[:, start : start + size] / scale_C[:, None])
+        highest_CF = np.maximum.accumulate(t_CF[order_C][::-1], axis=0)[::-1]  # of a contrast and all weaker ones
+        extreme_C += (highest_CF >= observed_C[order_C][:, None]).sum(axis=1)
+    added = 0 if value_CS.shape[1] <= EXACT_SEEDS else 1
+    stepped_C = np.maximum.accumulate((extreme_C + added) / (sign_SF.shape[1] + added))
+    adjusted_C = np.empty(len(delta_CS))
+    adjusted_C[order_C] = stepped_C
+    return adjusted_C
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A mean over sets, as a random-effects model has it."""
+
+    mean: float
+    error: float
+    """Standard error of the mean."""
+    freedom: int
+    tau: float
+    """Standard deviation of the true effects of sets."""
+    i2: float
+    """Share of the variance between the sets' estimates that is no error of theirs, 0 to 1."""
+
+    @property
+    def ci95(self) -> tuple[float, float]:
+        half = float(stats.t.ppf(1 - LEVEL / 2, self.freedom)) * self.error
+        return self.mean - half, self.mean + half
+
+    @property
+    def p(self) -> float:
+        """Two-sided."""
+        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.freedom))
+
+    def equivalence_p(self, margin: float) -> float:
+        """Two one-sided tests, as `equivalence_p`."""
+        return float(stats.t.sf((margin - abs(self.mean)) / self.error, self.freedom))
+
+
+LEAST_VARIANCE = 1e-12
+"""Of a set's estimate: arms without any luck have none."""
+
+
+def random_effects(effect_K: np.ndarray, variance_K: np.ndarray) -> Pooled:
+    """The mean effect over sets of which these K are a sample, from each one's estimate and its variance. Needs K >= 2.
+
+    tau by Paule and Mandel (1982); the interval is Hartung and Knapp's (2001), never narrower than without their
+    factor (Rover, Knapp and Friede 2015), as there are few sets.
+    """
+    effect_K, variance_K = np.asarray(effect_K, float), np.maximum(variance_K, LEAST_VARIANCE)
+    freedom = len(effect_K) - 1
+
+    def spread(tau2: float) -> tuple[float, float, float]:
+        weight_K = 1 / (variance_K + tau2)
+        mean = float((weight_K * effect_K).sum() / weight_K.sum())
+        return float((weight_K * (effect_K - mean) ** 2).sum()), mean, float(weight_K.sum())
+
+    tau2, between = 0.0, spread(0.0)[0]
+    if between > freedom:
+        highest = float(effect_K.var(ddof=1)) * len(effect_K) + LEAST_VARIANCE
+        tau2 = float(optimize.brentq(lambda guess: spread(guess)[0] - freedom, 0.0, highest))
+    found, mean, weight = spread(tau2)
+    return Pooled(
+        mean=mean,
+        error=(max(1.0, found / freedom) / weight) ** 0.5,
+        freedom=freedom,
+        tau=tau2**0.5,
+        i2=max(0.0, 1 - freedom / between) if between else 0.0,
+    )
+
+
 def equivalence_p(delta_XS: np.ndarray, margin: float) -> np.ndarray:
     """Two one-sided t tests (Schuirmann 1987): p of "the mean lies outside (-margin, margin)". Needs S >= 2."""
     delta_XS = np.asarray(delta_XS, dtype=float)
@@ -144,7 +240,7 @@ def seeds_to_settle(delta_S: np.ndarray, margin: float, contrasts: int) -> int |
 
 RESAMPLES = 2000
 SEED = 0
-RECALL_AT = np.array([1, 5, 10])
+RECALL_AT = (1, 5, 10)
 CHUNK_ELEMENTS = 1 << 22
 
 
@@ -153,13 +249,24 @@ class ImageHits:
     """Hits of one run's queries summed by image: what mean recall is made of, whatever images are drawn."""
 
     sum_DI: np.ndarray
-    """Percentages: 100 for each of R@1, R@5 and R@10 that a query of this image hits, over 6."""
+    """Percentages: 100 for each R@K that a query of this image hits, over the number of recalls that are averaged."""
     queries_DI: np.ndarray
 
     @classmethod
-    def of(cls, image_DQ: Sequence[np.ndarray], rank_DQ: Sequence[np.ndarray], images: int) -> "ImageHits":
-        """Per direction, the number of each query's image (0 to `images` - 1) and its rank, from 0."""
-        hits_DQ = [(rank_Q[:, None] < RECALL_AT).sum(axis=1) * 100 / 6 for rank_Q in rank_DQ]
+    def of(
+        cls,
+        image_DQ: Sequence[np.ndarray],
+        rank_DQ: Sequence[np.ndarray],
+        images: int,
+        recall_DK: Sequence[Sequence[int]] = (RECALL_AT, RECALL_AT),
+        divisor: int = 6,
+    ) -> "ImageHits":
+        """Per direction, the number of each query's image (0 to `images` - 1), its rank, from 0, and the K of the
+        recalls whose sum over `divisor` is wanted: by default mean recall."""
+        hits_DQ = [
+            (rank_Q[:, None] < np.array(recall_K, dtype=int)).sum(axis=1) * 100 / divisor
+            for rank_Q, recall_K in zip(rank_DQ, recall_DK, strict=True)
+        ]
         return cls(
             sum_DI=np.stack(
                 [np.bincount(image_Q, hit_Q, images) for image_Q, hit_Q in zip(image_DQ, hits_DQ, strict=True)]
@@ -168,12 +275,12 @@ class ImageHits:
         )
 
     @property
-    def mean_recall(self) -> float:
+    def value(self) -> float:
         return float((self.sum_DI.sum(axis=1) / self.queries_DI.sum(axis=1)).sum())
 
 
 def image_resamples(runs: Sequence[ImageHits]) -> np.ndarray:
-    """Mean recall (R, B) of every run on each of B draws of images, the same draws for all.
+    """Value (R, B) of every run on each of B draws of images, the same draws for all.
 
     A draw is a row of multinomial counts, so a resample of all runs is one matrix product. ValueError unless all runs
     were asked the same queries.
@@ -196,9 +303,9 @@ def image_resamples(runs: Sequence[ImageHits]) -> np.ndarray:
     return recall_BR.T
 
 
-def crossed_interval(mean: float, seed_S: np.ndarray, resampled_SB: np.ndarray, images: int) -> tuple[float, float]:
-    """95 % interval of a contrast's mean for other seeds *and* other test images, from its value by seed (S,) and by
-    seed and draw of images (S, B): both are resampled, crossed.
+def crossed_variance(seed_S: np.ndarray, resampled_SB: np.ndarray) -> tuple[float, float, float]:
+    """Variance of a contrast's mean over other seeds *and* other test images, and that of each alone (seeds, images),
+    from its value by seed (S,) and by seed and draw of images (S, B): both are resampled, crossed.
 
     One draw of images is shared by all seeds and arms, seeds are drawn apart (the pigeonhole bootstrap: Owen, *The
     pigeonhole bootstrap*, Annals of Applied Statistics 2007). An image and its captions move together, and the gallery
@@ -208,9 +315,7 @@ def crossed_interval(mean: float, seed_S: np.ndarray, resampled_SB: np.ndarray, 
     images three times (Owen 2007, theorem 2), and would give intervals that cover 98 to 100 % here. As V(images) and
     V(seeds), resampled alone, hold it once each, 2 (V(images) + V(seeds)) - V(crossed) counts everything once. That
     difference of estimates may come out near nothing where few seeds agree by chance, so it is held to be no less than
-    either part, as the truth is. The quantile is Student's with Satterthwaite's (1946) degrees of freedom, which are
-    no fewer than those of the scarcer: a percentile of ten seeds is too narrow. `benchmarks/study_statistics.py`
-    measures the coverage. Needs S >= 2.
+    either part, as the truth is. `benchmarks/study_statistics.py` measures the coverage. Needs S >= 2.
     """
     seeds, resamples = resampled_SB.shape
     draw = np.random.default_rng(SEED + 1)
@@ -218,7 +323,17 @@ def crossed_interval(mean: float, seed_S: np.ndarray, resampled_SB: np.ndarray, 
     crossed_B = np.einsum("bs,sb->b", times_BS, resampled_SB) / (seeds - 1)
     of_seeds = float(seed_S.var(ddof=1) / seeds)
     of_images = float(resampled_SB.mean(axis=0).var(ddof=1))
-    variance = max(2 * (of_images + of_seeds) - float(crossed_B.var(ddof=1)), of_seeds, of_images)
+    return max(2 * (of_images + of_seeds) - float(crossed_B.var(ddof=1)), of_seeds, of_images), of_seeds, of_images
+
+
+def crossed_interval(mean: float, seed_S: np.ndarray, resampled_SB: np.ndarray, images: int) -> tuple[float, float]:
+    """95 % interval of a contrast's mean for other seeds and other test images; arguments as of `crossed_variance`.
+
+    The quantile is Student's with Satterthwaite's (1946) degrees of freedom, which are no fewer than those of the
+    scarcer: a percentile of ten seeds is too narrow.
+    """
+    seeds = len(seed_S)
+    variance, of_seeds, of_images = crossed_variance(seed_S, resampled_SB)
     if variance == 0:
         return mean, mean
     freedom = variance**2 / (of_seeds**2 / (seeds - 1) + of_images**2 / (images - 1))

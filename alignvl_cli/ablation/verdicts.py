@@ -1,39 +1,25 @@
 """What a study settled: from the outcomes of all runs to statistics, and to a verdict in words for every arm.
 
-Differences are in points of mean recall on the evaluated split, paired by seed. The exact sign-flip test, with Holm
-over the contrasts of one table, decides whether two arms differ, for these test images; two one-sided tests, with Holm
-too, whether they are equivalent within the margin; the crossed interval says what other test images may show.
+Differences are in points of the primary metric on the evaluated split, paired by seed. The exact sign-flip test, with
+Holm over the contrasts of one table, decides whether two arms differ, for these test images; two one-sided tests, with
+Holm too, whether they are equivalent within the margin; the crossed interval says what other test images may show. In a
+study of several cells their contrasts are one family, and `contrasts.over_sets` pools them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alignvl_cli.ablation.records import PRIMARY, VERDICTS_SCHEMA, Outcome, verdicts_frame
-from alignvl_cli.ablation.statistics import (
-    LEVEL,
-    Effect,
-    ImageHits,
-    crossed_interval,
-    effects,
-    equivalence_p,
-    holm,
-    image_resamples,
-    seeds_for_any_verdict,
-    seeds_to_settle,
-    sign_flip_floor,
-    sign_flip_p,
-    t_interval,
-)
-from alignvl_cli.ablation.study import Study
+from alignvl_cli.ablation.contrasts import Contrast, Interval, Measured, OverSets, Values, less, over_sets, tested
+from alignvl_cli.ablation.records import VERDICTS_SCHEMA, Outcome, verdicts_frame
+from alignvl_cli.ablation.statistics import LEVEL, Effect, effects, seeds_for_any_verdict, t_interval
+from alignvl_cli.ablation.study import PRIMARIES, Study
 
 if TYPE_CHECKING:
     import pandas
-
-Interval = tuple[float, float]
 
 
 class Verdict(StrEnum):
@@ -55,29 +41,6 @@ class Summary:
     ci95: Interval | None
     """Student's t, over seeds."""
     seeds: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Contrast:
-    """A difference in mean recall, tested. All p are two-sided or of two one-sided tests, never adjusted twice."""
-
-    seeds: int
-    """That all arms concerned have."""
-    mean: float
-    """Points."""
-    sd: float
-    ci95: Interval
-    """Student's t over seeds: these test images."""
-    crossed_ci95: Interval
-    """Over seeds and test images."""
-    p: float
-    p_holm: float
-    p_floor: float
-    """No p of this many seeds can be lower."""
-    equivalence_p: float
-    equivalence_p_holm: float
-    seeds_to_settle: int | None
-    """None: more than 1,000. About, and only of use while nothing is settled."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +76,35 @@ class EffectVerdict:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CellVerdicts:
+    """What a study settled on one store with one subset and share of wrong pairs."""
+
+    cell: str
+    set: str
+    """What its store is called."""
+    condition: str
+    pairs: int
+    arms: tuple[ArmVerdict, ...]
+    effects: tuple[EffectVerdict, ...]
+    evaluation: dict[str, Any]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SummaryVerdict:
+    """An arm, or an effect, over the sets of a study."""
+
+    kind: str
+    """`arm` or `effect`."""
+    name: str
+    condition: str | None
+    """Of the cells it is over; None: of all."""
+    difference: OverSets | None
+    verdict: Verdict
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StudyVerdicts:
     """What a study settled, and what it did not."""
 
@@ -131,6 +123,12 @@ class StudyVerdicts:
     evaluation: dict[str, Any]
     """store, split, selection_split, images, captions, repeated_captions, protocol."""
     warnings: tuple[str, ...]
+    cells: tuple[CellVerdicts, ...] = ()
+    """Of a study with [data], which has no `arms` and `effects` besides."""
+    over_sets: tuple[SummaryVerdict, ...] = ()
+    """Likewise: each arm and effect over all cells, and over those of each condition where there are several."""
+    partial: dict[str, int] | None = None
+    """{"runs", "finished"} while a study is not; None once it is."""
 
     def to_json(self) -> dict[str, Any]:
         return {"schema": VERDICTS_SCHEMA, **asdict(self)}
@@ -140,150 +138,193 @@ class StudyVerdicts:
         return verdicts_frame(self.to_json())
 
 
-def settle(contrast: Contrast | None) -> Verdict:
-    """Different by the sign-flip test, equivalent by the two one-sided ones, both after Holm."""
+Tested = Contrast | OverSets
+
+
+def settle(contrast: Tested | None, *, lower_is_better: bool = False) -> Verdict:
+    """Different by the test of a difference, equivalent by the two one-sided ones, both corrected for their family."""
     if contrast is None:
         return Verdict.untested
-    is_different, is_small = contrast.p_holm <= LEVEL, contrast.equivalence_p_holm <= LEVEL
+    joint = contrast.p_max_t if isinstance(contrast, Contrast) else None
+    is_different = (contrast.p_holm if joint is None else joint) <= LEVEL
+    is_small = contrast.equivalence_p_holm <= LEVEL
     if is_different and is_small:
         return Verdict.small
     if is_different:
-        return Verdict.better if contrast.mean > 0 else Verdict.worse
+        return Verdict.better if (contrast.mean > 0) != lower_is_better else Verdict.worse
     return Verdict.equivalent if is_small else Verdict.undecided
 
 
-def in_words(verdict: Verdict, contrast: Contrast | None, margin: float, *, of_effect: bool = False) -> str:
+def in_words(verdict: Verdict, contrast: Tested | None, study: Study, *, of_effect: bool = False) -> str:
     """The verdict in a sentence; an effect is positive or negative where an arm is better or worse."""
     if contrast is None:
         return "not tested: fewer than two seeds are finished on both sides"
-    low, high = contrast.crossed_ci95
-    within = f"{margin:g} " + ("point" if margin == 1 else "points") + " of mean recall"
+    within = f"{study.margin:g} " + ("point" if study.margin == 1 else "points")
+    within += f" of {PRIMARIES[study.primary].words}"
     if verdict in (Verdict.better, Verdict.worse):
-        beyond = "on other test images too" if low * high > 0 else "other test images may not show it"
-        found = verdict.value if not of_effect else "positive" if verdict is Verdict.better else "negative"
-        return f"{found} by {abs(contrast.mean):.1f} points; {beyond}"
+        found = verdict.value if not of_effect else "positive" if contrast.mean > 0 else "negative"
+        return f"{found} by {abs(contrast.mean):.1f} points{_how_far(contrast)}"
     if verdict is Verdict.small:
         return f"different by {contrast.mean:+.1f} points, but within {within}"
     if verdict is Verdict.equivalent:
         return f"none, within {within}" if of_effect else f"equivalent within {within}"
-    return f"not distinguishable yet; {_how_many(contrast)}"
+    return f"not distinguishable yet{_how_many(contrast)}"
 
 
-def _how_many(contrast: Contrast) -> str:
+def _how_far(contrast: Tested) -> str:
+    """Beyond what was seen."""
+    if isinstance(contrast, OverSets):
+        return "" if len(contrast.sets) > 1 else "; one set says nothing of others"
+    if contrast.crossed_ci95 is None:
+        return ""
+    low, high = contrast.crossed_ci95
+    return "; on other test images too" if low * high > 0 else "; other test images may not show it"
+
+
+def _how_many(contrast: Tested) -> str:
+    if isinstance(contrast, OverSets):
+        return ""
     if contrast.seeds_to_settle is None:
-        return "more than 1,000 seeds would be needed"
-    return f"about {contrast.seeds_to_settle:,} seeds would settle it"
+        return "; more than 1,000 seeds would be needed"
+    return f"; about {contrast.seeds_to_settle:,} seeds would settle it"
 
 
-def judge(study: Study, outcomes: Sequence[Outcome], split: str, evaluation: Mapping[str, Any]) -> StudyVerdicts:
-    """The verdicts on `outcomes`, one for each arm and seed of `study`."""
-    done = {(outcome.arm, outcome.seed): outcome for outcome in outcomes if outcome.failure is None}
-    measured = _Measured(study, done)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CellFacts:
+    """Of a cell: what it is called, and what its runs were evaluated on."""
+
+    cell: str
+    set: str
+    condition: str
+    pairs: int
+    """Training pairs of the store, before a subset is drawn."""
+    evaluation: dict[str, Any]
+
+
+ONE_CELL = CellFacts(cell="", set="", condition="", pairs=0, evaluation={})
+
+
+def judge(
+    study: Study,
+    outcomes: Sequence[Outcome],
+    split: str,
+    evaluation: Mapping[str, Any],
+    cells: Sequence[CellFacts] = (),
+) -> StudyVerdicts:
+    """The verdicts on `outcomes`, one for each arm and seed of `study`, and each of `cells` where it has [data]."""
     names = [arm.name for arm in study.arms]
     reference = names.index(study.reference)
     others = [number for number in range(len(names)) if number != reference]
-    differences = dict(
-        zip(
-            others,
-            _contrasts(measured, [_less(number, reference, len(names)) for number in others], study),
-            strict=True,
+    found = effects(study.factors) if study.factors else []
+    done_in, arm_values, effect_values = {}, {}, {}
+    for cell in cells or [ONE_CELL]:
+        done = {
+            (outcome.arm, outcome.seed): outcome
+            for outcome in outcomes
+            if outcome.cell == cell.cell and outcome.failure is None
+        }
+        measured = Measured(study, done, split)
+        done_in[cell.cell] = done
+        arm_values[cell.cell] = [measured.contrast(less(number, reference, len(names))) for number in others]
+        effect_values[cell.cell] = [measured.contrast(effect.weight_A) for effect in found]
+    arm_contrasts = _by_cell(arm_values, study, of_cells=bool(cells))
+    effect_contrasts = _by_cell(effect_values, study, of_cells=bool(cells))
+    judged = []
+    for cell in cells or [ONE_CELL]:
+        mine = [outcome for outcome in outcomes if outcome.cell == cell.cell]
+        differences = dict(zip(others, arm_contrasts[cell.cell], strict=True))
+        arms = tuple(
+            _arm_verdict(study, number, mine, done_in[cell.cell], split, differences.get(number))
+            for number in range(len(names))
+        )
+        judged.append(
+            CellVerdicts(
+                cell=cell.cell,
+                set=cell.set,
+                condition=cell.condition,
+                pairs=cell.pairs,
+                arms=arms,
+                effects=tuple(
+                    _effect_verdict(effect, contrast, study)
+                    for effect, contrast in zip(found, effect_contrasts[cell.cell], strict=True)
+                ),
+                evaluation=dict(cell.evaluation),
+                warnings=(*_failures(study, arms), *_untrained(arms, done_in[cell.cell])),
+            )
+        )
+    over = [name for number, name in enumerate(names) if number != reference]
+    summaries = (
+        ()
+        if not cells
+        else (
+            *_summaries_over(study, cells, "arm", over, arm_values),
+            *_summaries_over(study, cells, "effect", [effect.name for effect in found], effect_values),
         )
     )
-    found = effects(study.factors) if study.factors else []
-    contrasts = _contrasts(measured, [effect.weight_A for effect in found], study)
-    arms = tuple(
-        _arm_verdict(study, number, outcomes, done, split, differences.get(number)) for number in range(len(names))
-    )
+    needed = seeds_for_any_verdict(1 if cells else len(others))
     return StudyVerdicts(
         name=study.name,
         question=study.question,
         reference=study.reference,
-        primary=PRIMARY,
+        primary=study.primary,
         margin=study.margin,
         level=LEVEL,
         seeds=study.seeds,
-        seeds_needed=seeds_for_any_verdict(len(names) - 1),
-        arms=arms,
-        effects=tuple(
-            _effect_verdict(effect, contrast, study) for effect, contrast in zip(found, contrasts, strict=True)
-        ),
+        seeds_needed=needed,
+        arms=() if cells else judged[0].arms,
+        effects=() if cells else judged[0].effects,
         evaluation=dict(evaluation),
-        warnings=(*_warnings(study, arms), *_untrained(arms, done)),
+        warnings=(
+            *_too_few(study, needed, 0 if cells else len(others)),
+            *(f"{cell.cell}: {text}" if cells else text for cell in judged for text in cell.warnings),
+        ),
+        cells=tuple(judged) if cells else (),
+        over_sets=summaries,
     )
 
 
-class _Measured:
-    """Mean recall by arm and seed, as measured and on each draw of test images."""
-
-    def __init__(self, study: Study, done: Mapping[tuple[str, int], Outcome]) -> None:
-        self.position = {key: number for number, key in enumerate(done)}
-        self.names = [arm.name for arm in study.arms]
-        self.seeds = study.seeds
-        hits = _image_hits(list(done.values()))
-        self.images = hits[0].queries_DI.shape[1] if hits else 0
-        self.recall_R = np.array([run.mean_recall for run in hits])
-        self.recall_RB = image_resamples(hits) if hits else np.empty((0, 0))
-
-    def contrast(self, weight_A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Its value by seed (S,), and by seed and draw (S, B), over the seeds that all its arms have."""
-        arms = np.flatnonzero(weight_A)
-        rows = [
-            [self.position[self.names[arm], seed] for arm in arms]
-            for seed in self.seeds
-            if all((self.names[arm], seed) in self.position for arm in arms)
-        ]
-        row_SA = np.array(rows, dtype=np.int64).reshape(-1, len(arms))
-        weight_A = weight_A[arms]
-        return self.recall_R[row_SA] @ weight_A, np.einsum("sab,a->sb", self.recall_RB[row_SA], weight_A)
+def _by_cell(
+    values: Mapping[str, Sequence[Values]], study: Study, *, of_cells: bool
+) -> dict[str, list[Contrast | None]]:
+    """The contrasts of all cells, tested as one family."""
+    contrasts = iter(tested([value for mine in values.values() for value in mine], study, of_cells=of_cells))
+    return {cell: [next(contrasts) for _ in mine] for cell, mine in values.items()}
 
 
-def _image_hits(outcomes: Sequence[Outcome]) -> list[ImageHits]:
-    """Queries of all runs are the same ones in the same order: the evaluation sets are equal."""
-    if not outcomes:
-        return []
-    directions = list(outcomes[0].ranks)
-    ids = {direction: outcomes[0].ranks[direction].query_id_Q for direction in directions}
-    images = np.unique(np.concatenate([np.array(queries) for queries in ids.values()]))
-    image_DQ = [np.searchsorted(images, np.array(ids[direction])) for direction in directions]
-    return [
-        ImageHits.of(image_DQ, [outcome.ranks[direction].rank_Q for direction in directions], len(images))
-        for outcome in outcomes
-    ]
+def _summaries_over(
+    study: Study,
+    cells: Sequence[CellFacts],
+    kind: str,
+    names: Sequence[str],
+    values: Mapping[str, Sequence[Values]],
+) -> Iterator[SummaryVerdict]:
+    """Over all cells, a family; then over those of each condition, if there are several, another one."""
+    conditions = list(dict.fromkeys(cell.condition for cell in cells))
+    families: list[Sequence[str | None]] = [[None], conditions] if len(conditions) > 1 else [[None]]
+    for family in families:
+        rows = [(condition, number) for condition in family for number in range(len(names))]
+        pooled = over_sets([_cells_of(cells, condition, number, values) for condition, number in rows], study)
+        for (condition, number), found in zip(rows, pooled, strict=True):
+            verdict = settle(found, lower_is_better=PRIMARIES[study.primary].lower_is_better)
+            yield SummaryVerdict(
+                kind=kind,
+                name=names[number],
+                condition=condition,
+                difference=found,
+                verdict=verdict,
+                words=in_words(verdict, found, study, of_effect=kind == "effect"),
+            )
 
 
-def _less(arm: int, reference: int, arms: int) -> np.ndarray:
-    weight_A = np.zeros(arms)
-    weight_A[arm], weight_A[reference] = 1.0, -1.0
-    return weight_A
-
-
-def _contrasts(measured: _Measured, weights: Sequence[np.ndarray], study: Study) -> list[Contrast | None]:
-    """Test one family; None where fewer than two seeds are common."""
-    values = [measured.contrast(weight_A) for weight_A in weights]
-    tested = [number for number, (value_S, _) in enumerate(values) if len(value_S) >= 2]
-    if not tested:
-        return [None] * len(values)
-    p_C = np.array([float(sign_flip_p(values[number][0])) for number in tested])
-    same_C = np.array([float(equivalence_p(values[number][0], study.margin)) for number in tested])
-    made: list[Contrast | None] = [None] * len(values)
-    for number, p, p_holm, same, same_holm in zip(tested, p_C, holm(p_C), same_C, holm(same_C), strict=True):
-        value_S, value_SB = values[number]
-        mean = float(value_S.mean())
-        low, high = t_interval(value_S)
-        made[number] = Contrast(
-            seeds=len(value_S),
-            mean=mean,
-            sd=float(value_S.std(ddof=1)),
-            ci95=(float(low), float(high)),
-            crossed_ci95=crossed_interval(mean, value_S, value_SB, measured.images),
-            p=float(p),
-            p_holm=float(p_holm),
-            p_floor=sign_flip_floor(len(value_S)),
-            equivalence_p=float(same),
-            equivalence_p_holm=float(same_holm),
-            seeds_to_settle=seeds_to_settle(value_S, study.margin, len(tested)),
-        )
-    return made
+def _cells_of(
+    cells: Sequence[CellFacts], condition: str | None, number: int, values: Mapping[str, Sequence[Values]]
+) -> dict[str, list[Values]]:
+    """Set -> one contrast in each of its cells of a condition."""
+    by_set: dict[str, list[Values]] = {}
+    for cell in cells:
+        if condition is None or cell.condition == condition:
+            by_set.setdefault(cell.set, []).append(values[cell.cell][number])
+    return by_set
 
 
 def _arm_verdict(
@@ -300,7 +341,8 @@ def _arm_verdict(
     theirs = {seed: done[study.reference, seed].metrics[split] for seed in seeds if (study.reference, seed) in done}
     is_reference = arm.name == study.reference
     names = list(mine[seeds[0]]) if seeds else []
-    verdict = None if is_reference else settle(contrast)
+    lower = PRIMARIES[study.primary].lower_is_better
+    verdict = None if is_reference else settle(contrast, lower_is_better=lower)
     return ArmVerdict(
         arm=arm.name,
         levels=arm.levels,
@@ -316,7 +358,7 @@ def _arm_verdict(
         else _summaries({name: [_minus(mine[seed][name], theirs[seed][name]) for seed in theirs] for name in names}),
         difference=contrast,
         verdict=verdict,
-        words="the reference" if verdict is None else in_words(verdict, contrast, study.margin),
+        words="the reference" if verdict is None else in_words(verdict, contrast, study),
     )
 
 
@@ -343,18 +385,18 @@ def _summaries(values: Mapping[str, Sequence[float | None]]) -> dict[str, Summar
 
 
 def _effect_verdict(effect: Effect, contrast: Contrast | None, study: Study) -> EffectVerdict:
-    verdict = settle(contrast)
+    verdict = settle(contrast, lower_is_better=PRIMARIES[study.primary].lower_is_better)
     return EffectVerdict(
         effect=effect.name,
         factors=effect.factors,
         meaning=effect.meaning,
         difference=contrast,
         verdict=verdict,
-        words=in_words(verdict, contrast, study.margin, of_effect=True),
+        words=in_words(verdict, contrast, study, of_effect=True),
     )
 
 
-def _warnings(study: Study, arms: Sequence[ArmVerdict]) -> list[str]:
+def _failures(study: Study, arms: Sequence[ArmVerdict]) -> list[str]:
     warnings = []
     for arm in arms:
         if arm.failed:
@@ -363,13 +405,17 @@ def _warnings(study: Study, arms: Sequence[ArmVerdict]) -> list[str]:
                 f"arm {arm.arm}: {len(arm.failed)} of {len(study.seeds)} runs failed (seed {seeds}) and are in no "
                 f"figure, which flatters the arm: {arm.failed[0]['reason']}"
             )
-    needed = seeds_for_any_verdict(len(arms) - 1)
-    if len(study.seeds) < needed:
-        warnings.append(
-            f"{len(study.seeds)} seeds cannot find any difference to the reference, whatever it is: the exact test "
-            f"with Holm over {len(arms) - 1} needs {needed} seeds (--seeds 0-{needed - 1})"
-        )
     return warnings
+
+
+def _too_few(study: Study, needed: int, contrasts: int) -> list[str]:
+    if len(study.seeds) >= needed:
+        return []
+    test = f"the exact test with Holm over {contrasts}" if contrasts else "the exact test"
+    return [
+        f"{len(study.seeds)} seeds cannot find any difference to the reference, whatever it is: {test} needs {needed} "
+        f"seeds (--seeds 0-{needed - 1})"
+    ]
 
 
 def _untrained(arms: Sequence[ArmVerdict], done: Mapping[tuple[str, int], Outcome]) -> list[str]:

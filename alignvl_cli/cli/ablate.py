@@ -7,10 +7,11 @@ import typer
 
 from alignvl_cli.cli.console import Session
 from alignvl_cli.declarations import given
+from alignvl_cli.errors import UsageError
 from alignvl_cli.settings import AblateSettings
 
 if TYPE_CHECKING:
-    from alignvl_cli.ablation.plan import Setup
+    from alignvl_cli.ablation.setup import Setup
 
 
 def ablate(
@@ -26,20 +27,24 @@ def ablate(
 ) -> None:
     """Run a study: every arm with every seed, then verdicts.
 
-    The same command again goes on where it stopped; finished runs are not made again. All figures are of the test
-    split, all epochs selected on the val split. `alignvl report` shows a finished study again.
+    The same command again resumes it; with an arm, a seed or another reference more in the file, only what is missing
+    is run. All figures are of the test split, all epochs selected on the val split. `alignvl report` shows it again.
     """
     from alignvl_cli.ablation.study import load_study, parse_seeds
 
     wanted = load_study(study).changed(None if asked.seeds is None else parse_seeds(asked.seeds), asked.margin)
 
-    from alignvl_cli.ablation.plan import set_up
+    from alignvl_cli.ablation.setup import set_up
 
-    if data is None:
+    named = wanted.data.stores if wanted.data else ()
+    if named and data is not None:
+        raise UsageError(f"{study} names its stores under [data]; leave --data out, or `stores` in the file")
+    if data is None and not named:
         data = session.workspace.newest_store()
         session.note(f"on the newest store, {data}")
+    stores = [data] if data else [session.workspace.store_called(name, study.parent) for name in named]
     folder = output or session.workspace.root / "studies" / wanted.name
-    setup = set_up(wanted, data, asked.device, asked.threads, given=given(asked))
+    setup = set_up(wanted, stores, asked.device, asked.threads, given=given(asked))
     if asked.plan:
         _plan(session, setup, folder, asked.jobs, asked.as_json)
     else:

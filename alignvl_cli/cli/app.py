@@ -87,8 +87,8 @@ class SectionedHelp(TyperCommand):
 
 
 AFTER_INTERRUPTION = {
-    "extract": "run the same command again to go on where it stopped",
-    "ablate": "run the same command again to go on where it stopped",
+    "extract": "run the same command again to resume",
+    "ablate": "run the same command again to resume",
 }
 """Command -> what the user does next; for the others the same command again is all there is to do. What a command
 adds to the exception as a note goes before."""
@@ -206,7 +206,7 @@ def alignvl(
     """Align two frozen encoders, a vision model and a text model, and find out what helped.
 
     In an empty folder, on the built-in demo: alignvl extract, then alignvl train, then alignvl eval
-    and alignvl search "red heart". Each takes up where the last one left off.
+    and alignvl search "red heart". Each begins with what the last one made.
     """
 
 

@@ -23,7 +23,7 @@ def check(
     if asked.text_prefix is not None and asked.text is None:
         raise UsageError("--text-prefix is what an encoder puts before captions; name the encoder with --text")
 
-    from alignvl_cli.datasets.check import Looked, check_dataset
+    from alignvl_cli.datasets.check import CheckProgress, check_dataset
     from alignvl_cli.datasets.formats import open_dataset
     from alignvl_cli.encoders.decoding import decode_image
     from alignvl_cli.extraction.events import Progress, Stage
@@ -45,9 +45,9 @@ def check(
             workers=asked.workers,
             text=captions,
         ):
-            if isinstance(event, Looked):
+            if isinstance(event, CheckProgress):
                 progress.show(Progress(Stage.images, event.done, event.total, event.rate))
-    assert not isinstance(event, Looked)
+    assert not isinstance(event, CheckProgress)
     if asked.as_json:
         session.document(check_document(dataset, event))
     else:

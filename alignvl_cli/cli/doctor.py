@@ -105,14 +105,15 @@ def _problem(module: str) -> str:
 
 
 def library_that_fails(problem: BaseException) -> str:
-    """The installed library whose own code raised `problem` while one of our modules imported it; empty otherwise."""
-    frames = [frame for frame, _ in traceback.walk_tb(problem.__traceback__)]
-    names = [str(frame.f_globals.get("__name__", "")) for frame in frames]
-    first = max((row for row, name in enumerate(names) if name.startswith("alignvl_cli")), default=-1) + 1
-    while first < len(names) and "importlib" in names[first]:
-        first += 1
-    is_import = first < len(frames) and frames[first].f_code.co_name == "<module>"
-    return names[first].partition(".")[0] if is_import else ""
+    """The installed library in whose import `problem`, or the cause behind it, arose; empty where there is none.
+
+    transformers puts an error of its own before that of a library which it imports late.
+    """
+    if problem.__cause__ is not None and (library := library_that_fails(problem.__cause__)):
+        return library
+    frames = [frame for frame, _ in traceback.walk_tb(problem.__traceback__) if frame.f_code.co_name == "<module>"]
+    name = str(frames[-1].f_globals.get("__name__", "")).partition(".")[0] if frames else ""
+    return "" if name == "alignvl_cli" else name
 
 
 def _compute() -> Iterator[Finding]:

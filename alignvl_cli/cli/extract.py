@@ -2,14 +2,16 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from alignvl_cli.cli.console import Session
 from alignvl_cli.cli.options import DatasetArgument
+from alignvl_cli.declarations import given
 from alignvl_cli.errors import MismatchError, RejectedError, UsageError
 from alignvl_cli.settings import (
+    BUNDLED,
     DatasetOptions,
     Device,
     EncoderSettings,
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from alignvl_cli.datasets.dataset import Dataset
     from alignvl_cli.encoders.text import TextEncoder
     from alignvl_cli.encoders.vision import VisionEncoder
+    from alignvl_cli.extraction.up_to_date import Comparison
 
 NAMED = 3
 """Ids that a message names."""
@@ -45,30 +48,42 @@ def extract(
 
     Each distinct image and caption goes through its frozen encoder once. Prints the store's path.
 
-    The same command again does nothing when the store is complete and of the pictures that are there, and goes on
-    where it stopped when it is not complete.
+    The same command again does nothing when the store is up to date, and resumes an extraction that was interrupted.
     """
     if asked.as_json and not asked.plan:
         raise UsageError("--json acts on --plan alone: without it the result is the store's path")
 
     from alignvl_cli.datasets.dataset import require_pictures
     from alignvl_cli.datasets.formats import open_dataset
-    from alignvl_cli.devices import choose_device
     from alignvl_cli.distributed import ranks_here, use_own_gpu
+    from alignvl_cli.extraction.up_to_date import encoders_request, unchanged_store, write_stamps
 
     ranks = ranks_here()
     if not ranks.is_main:
         session = replace(session, quiet=True)
-    place = choose_device(asked.device)
-    if place == Device.cuda and ranks.is_shared:
-        use_own_gpu(ranks)
     pairs = open_dataset(dataset, options)
     for note in pairs.notes:
         session.note(note)
-    known = [output] if output else list(session.workspace.root.glob(f"stores/{pairs.name}-*.h5"))
+    known = [output] if output else sorted(session.workspace.root.glob(f"stores/{pairs.name}-*.h5"))
+    specs = {"vision": encoders.vision, "text": encoders.text}
+    decisive = {**asdict(encoders), **asdict(trust), "device": asked.device, "precision": asked.precision}
+    decisive |= {"dtype": config.dtype, "max_pixels": config.max_pixels}
+    is_anew = asked.plan or asked.overwrite or asked.restart
+    complete = [store for store in known if not store.with_name(f"{store.name}.partial").exists()]
+    if not is_anew and (same := unchanged_store(complete, pairs, specs, decisive)):
+        if ranks.is_main:
+            _say_up_to_date(session, *same, pairs, config)
+        return
+
+    from alignvl_cli.devices import choose_device
+
+    place = choose_device(asked.device)
+    if place == Device.cuda and ranks.is_shared:
+        use_own_gpu(ranks)
     if not any(store.exists() for store in known):  # a store may outlive its pictures
         require_pictures(pairs)
 
+    from alignvl_cli.encoders.bundled import bundled_folder
     from alignvl_cli.encoders.text import load_text
     from alignvl_cli.encoders.vision import load_vision
     from alignvl_cli.extraction.estimate import choose_batches
@@ -76,7 +91,6 @@ def extract(
     from alignvl_cli.extraction.plan import existing_store_matches, make_plan
     from alignvl_cli.extraction.run import run_extraction
     from alignvl_cli.extraction.shards import remove_leftover
-    from alignvl_cli.extraction.up_to_date import write_stamps
     from alignvl_cli.report.progress import ExtractionProgress
 
     images = load_vision(
@@ -104,11 +118,15 @@ def extract(
     if asked.plan:
         _show_estimate(session, pairs, images, captions, config, store, as_json=asked.as_json)
         return
-    if not (asked.overwrite or asked.restart) and existing_store_matches(store, plan):
+    folders = {side: bundled_folder(spec) for side, spec in specs.items() if spec.startswith(BUNDLED)}
+    request = encoders_request(specs, decisive, folders)
+    if not is_anew and existing_store_matches(store, plan):
         remove_leftover(store)
         if ranks.is_main:
-            _check_up_to_date(session, store, pairs, images, config)
+            _say_up_to_date(session, store, _compared(session, store, pairs, images, config, request), pairs, config)
         return
+    flags = {**given(encoders), **given(trust), **given(options), **given(config)}
+    flags |= {flag: value for flag, value in given(asked).items() if flag in ("device", "precision")}
     work = run_extraction(
         pairs,
         images,
@@ -118,9 +136,11 @@ def extract(
         overwrite=asked.overwrite,
         restart=asked.restart,
         settings={
+            "dataset": dataset,
             "vision": encoders.vision,
             "text": encoders.text,
             "image_root": options.image_root and str(options.image_root),
+            "given": {flag: str(value) if isinstance(value, Path) else value for flag, value in flags.items()},
             **asdict(config),
         },
         counter=session.workspace.next_store_counter(),
@@ -132,22 +152,27 @@ def extract(
         for event in work:
             progress.show(event)
     if ranks.is_main and isinstance(event, Finished) and event.stamps is not None:
-        write_stamps(store, event.summary.content_hash, pairs.items, event.stamps)
+        write_stamps(store, event.summary.content_hash, pairs.items, event.stamps, request)
     if ranks.is_main:
         session.result(store)
     if isinstance(event, Finished):
         _require_few_rejected(event.summary.rejected, pairs, config)
 
 
-def _check_up_to_date(
-    session: Session, store: Path, pairs: "Dataset", images: "VisionEncoder", config: ExtractConfig
-) -> None:
-    """There is nothing to do for a complete store if the pictures are those that it was made of; else MismatchError."""
+def _compared(
+    session: Session,
+    store: Path,
+    pairs: "Dataset",
+    images: "VisionEncoder",
+    config: ExtractConfig,
+    request: dict[str, Any] | None,
+) -> "Comparison":
+    """The pictures that are there against those that the complete store was made of; MismatchError if they differ."""
     from alignvl_cli.extraction.up_to_date import Comparison, compare_pictures
     from alignvl_cli.report.progress import ExtractionProgress
 
     with ExtractionProgress(session.err, quiet=session.quiet) as progress:
-        for found in compare_pictures(store, pairs, images.preprocess, config):
+        for found in compare_pictures(store, pairs, images.preprocess, config, request):
             if not isinstance(found, Comparison):
                 progress.show(found)
     assert isinstance(found, Comparison)
@@ -164,6 +189,12 @@ def _check_up_to_date(
             f"{store} is complete, and made of other pictures: {'; '.join(differences)}; give --overwrite to replace "
             "it, or choose another --output"
         )
+    return found
+
+
+def _say_up_to_date(
+    session: Session, store: Path, found: "Comparison", pairs: "Dataset", config: ExtractConfig
+) -> None:
     if found.gone:
         session.warn(
             f"{len(found.gone)} of {len(pairs.items)} pictures cannot be read (moved? --image-root), and were not "

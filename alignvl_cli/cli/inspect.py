@@ -141,7 +141,7 @@ def _kind(path: Path) -> str:
     """What lies at `path`, told by the file that each kind of artefact has."""
     if not path.exists():
         if path.with_name(f"{path.name}.partial").is_dir():
-            return "store"  # whose reader says how to go on with it
+            return "store"  # whose reader says how to resume it
         raise DataError(f"{path}: no such artefact; `alignvl inspect` lists those of the workspace")
     if path.is_file():
         return "store"
@@ -224,19 +224,21 @@ def _check_evaluations(run: Path) -> None:
 
 
 def _study_facts(path: Path, check: bool) -> dict[str, Any]:
-    from alignvl_cli.ablation.records import read_study, read_verdicts, run_folder
+    from alignvl_cli.ablation.records import FAILED, read_study, read_verdicts, run_folders
     from alignvl_cli.training.run_folder import load_run
 
     study, verdicts = read_study(path), read_verdicts(path)
-    seeds = {arm["arm"]: arm["seeds"] for arm in verdicts["arms"]}
+    cells = verdicts.get("cells") or []
     if check:
-        for arm, finished in seeds.items():
-            for seed in finished:
-                load_run(run_folder(path, arm, seed))
-                _check_evaluations(run_folder(path, arm, seed))
+        for place in run_folders(path, study).values():
+            if not (place / FAILED).is_file():
+                load_run(place)
+                _check_evaluations(place)
+    judged = {found["name"]: found["words"] for found in verdicts.get("over_sets", ()) if found["condition"] is None}
     return {
-        "what": f"{verdicts['question']} {len(seeds)} arms, {len(verdicts['seeds'])} seeds",
-        "verdicts": {arm["arm"]: arm["words"] for arm in verdicts["arms"]},
+        "what": f"{verdicts['question']} {len(study['arms'])} arms, {len(verdicts['seeds'])} seeds"
+        + (f", {len(cells)} cells" if cells else ""),
+        "verdicts": judged or {arm["arm"]: arm["words"] for arm in verdicts["arms"]},
         **study,
         "check": "the weights, evaluations and ranks of every run equal their SHA-256"
         if check

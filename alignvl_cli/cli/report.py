@@ -1,4 +1,4 @@
-"""`alignvl report`: a finished study or a run, as a page, a table, or for a paper."""
+"""`alignvl report`: a study or a run, as a page, a table, or for a paper."""
 
 from collections.abc import Callable
 from functools import partial
@@ -43,7 +43,7 @@ def report(
     *,
     asked: ReportSettings,
 ) -> None:
-    """Show a finished study or a run, as a page or as tables.
+    """Show a study or a run, as a page or as tables; of a study that is not finished the part that is.
 
     A page is one file with everything inside it: verdicts, tables, plots, examples with pictures, and how to make it
     again. A run is evaluated anew for its page; tables of runs are those of `alignvl eval`.
@@ -72,12 +72,12 @@ def report(
 
 
 def _tables(session: Session, folder: Path, form: ReportFormat, output: Path | None) -> None:
-    from alignvl_cli.ablation.records import read_verdicts, verdicts_frame
-    from alignvl_cli.report.study import study_notes, study_tables
+    from alignvl_cli.ablation.records import verdicts_frame
+    from alignvl_cli.report.study import study_notes, study_tables, verdicts_of
     from alignvl_cli.report.tables import as_csv, as_latex, as_markdown, terminal
     from alignvl_cli.report.text import json_text
 
-    verdicts = read_verdicts(folder)
+    verdicts = verdicts_of(folder)
     tables = (study_tables(verdicts), study_notes(verdicts), verdicts["warnings"])
     if form is ReportFormat.table:
         session.show(terminal(*tables))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from alignvl_cli.errors import AlignvlError, DataError
+from alignvl_cli.errors import AlignvlError, DataError, UsageError
 
 if TYPE_CHECKING:
     import pandas
@@ -121,6 +121,24 @@ class Workspace:
         from alignvl_cli.report.artifacts import runs_frame
 
         return runs_frame({entry.path: entry.state for entry in self.everything() if entry.kind == "run"})
+
+    def store_called(self, name: str, beside: Path) -> Path:
+        """A store by its path from the folder `beside` or from here, or the workspace's by file or dataset. UsageError
+        for a name of several; DataError for one of none."""
+        for path in (beside / name, Path(name)):
+            if path.is_file():
+                return path
+        stores = self.stores()
+        found = [path for path in stores if name in (path.name, path.stem)]
+        found = found or [path for path in stores if re.fullmatch(re.escape(name) + "-[0-9a-f]{8}", path.stem)]
+        if len(found) > 1:
+            raise UsageError(
+                f"{name}: several stores are called so ({', '.join(path.stem for path in found)}); name one"
+            )
+        if not found:
+            there = ", ".join(path.stem for path in stores) or "none"
+            raise DataError(f"{name}: no such store, here, in {beside}, or in the workspace (stores there: {there})")
+        return found[0]
 
     def newest_store(self) -> Path:
         return _last(self.stores(), self.root, "store", "alignvl extract")

@@ -1,4 +1,4 @@
-"""A dataset looked over before it is extracted: its files, its duplicates, its captions.
+"""Checks a dataset before it is extracted: its files, its duplicates, its captions.
 
 Duplicates have equal bytes. Near ones have close signatures: a 64-bit perceptual hash (the sign of each of the 64
 lowest frequencies of the grey picture, at 32 x 32 against their median; after Zauner, "Implementation and benchmarking
@@ -33,14 +33,16 @@ PLAIN = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class PictureHashes:
+    """What a readable picture is compared by."""
+
     sha256: bytes
     signature: bytes | None
     """8 bytes of perceptual hash, then 48 of colours; None for a picture that is plain."""
 
 
 @dataclass(frozen=True, slots=True)
-class Unseen:
+class Unreadable:
     """A picture that cannot be had."""
 
     reason: str
@@ -52,9 +54,9 @@ Decode = Callable[[bytes, int], Image.Image]
 """A file's bytes and the most pixels it may have, to an RGB picture; ValueError with the reason when it is none."""
 
 
-def look_at(sources: Sequence[ImageSource], decode: Decode, max_pixels: int) -> list[Look | Unseen]:
-    """A look at each picture."""
-    return [_look(source, decode, max_pixels) for source in sources]
+def hash_pictures(sources: Sequence[ImageSource], decode: Decode, max_pixels: int) -> list[PictureHashes | Unreadable]:
+    """What each picture is compared by, or why it cannot be read."""
+    return [_hash_picture(source, decode, max_pixels) for source in sources]
 
 
 def signature_of(image: Image.Image) -> bytes | None:
@@ -69,16 +71,16 @@ def signature_of(image: Image.Image) -> bytes | None:
     return bits.tobytes() + colours.tobytes()
 
 
-def _look(source: ImageSource, decode: Decode, max_pixels: int) -> Look | Unseen:
+def _hash_picture(source: ImageSource, decode: Decode, max_pixels: int) -> PictureHashes | Unreadable:
     try:
         data = source.read(MOST_BYTES)
-        return Look(hashlib.sha256(data).digest(), signature_of(decode(data, max_pixels)))
+        return PictureHashes(hashlib.sha256(data).digest(), signature_of(decode(data, max_pixels)))
     except FileNotFoundError as problem:
-        return Unseen(problem.strerror or str(problem), is_missing=True)
+        return Unreadable(problem.strerror or str(problem), is_missing=True)
     except OSError as problem:
-        return Unseen(problem.strerror or str(problem), is_missing=False)
+        return Unreadable(problem.strerror or str(problem), is_missing=False)
     except ValueError as problem:
-        return Unseen(str(problem), is_missing=False)
+        return Unreadable(str(problem), is_missing=False)
 
 
 def _cosines() -> np.ndarray:
@@ -262,7 +264,7 @@ class DataReport:
     exact: Duplicates
     """Equal in every byte."""
     near: Duplicates
-    """Alike to the eye, by `near_duplicates`; images equal in every byte count once."""
+    """Alike to the eye, by `near_groups`; images equal in every byte count once."""
     plain: int
     """Distinct images of one colour, or nearly: not compared for likeness."""
     captions: CaptionCheck
@@ -275,7 +277,7 @@ class DataReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class CheckProgress:
     """How many images have been looked at, of how many, and how many a second."""
 
     done: int
@@ -291,13 +293,13 @@ def check_dataset(
     max_rejected: float,
     workers: int | None,
     text: Tokens | None = None,
-) -> Iterator[Looked | DataReport]:
+) -> Iterator[CheckProgress | DataReport]:
     """Read and decode every image once; the last record is the report.
 
     DataError when not one image can be read.
     """
     items = dataset.items
-    looks: list[Look | Unseen] = []
+    pictures: list[PictureHashes | Unreadable] = []
     started = time.perf_counter()
     count = choose_workers(workers, len(items))
     tasks = (
@@ -305,30 +307,33 @@ def check_dataset(
         for first in range(0, len(items), CHUNK)
     )
     with started_workers(count) as pool:
-        for _, some in pool.map(look_at, tasks, ahead=4 * count):
-            looks += some
-            yield Looked(len(looks), len(items), len(looks) / (time.perf_counter() - started))
-    yield _report(dataset, looks, max_rejected, text)
+        for _, some in pool.map(hash_pictures, tasks, ahead=4 * count):
+            pictures += some
+            yield CheckProgress(len(pictures), len(items), len(pictures) / (time.perf_counter() - started))
+    yield _report(dataset, pictures, max_rejected, text)
 
 
-def _report(dataset: Dataset, looks: Sequence[Look | Unseen], max_rejected: float, text: Tokens | None) -> DataReport:
-    seen = [(item, look) for item, look in zip(dataset.items, looks, strict=True) if isinstance(look, Look)]
-    bad = [(item, look) for item, look in zip(dataset.items, looks, strict=True) if isinstance(look, Unseen)]
+def _report(
+    dataset: Dataset, pictures: Sequence[PictureHashes | Unreadable], max_rejected: float, text: Tokens | None
+) -> DataReport:
+    pairs = list(zip(dataset.items, pictures, strict=True))
+    seen = [(item, hashes) for item, hashes in pairs if isinstance(hashes, PictureHashes)]
+    bad = [(item, problem) for item, problem in pairs if isinstance(problem, Unreadable)]
     if not seen:
-        raise DataError(nothing_readable(dataset, [(item, unseen.reason) for item, unseen in bad]))
-    plan = split_rows([item.split for item, _ in seen], [look.sha256 for _, look in seen])
+        raise DataError(nothing_readable(dataset, [(item, problem.reason) for item, problem in bad]))
+    plan = split_rows([item.split for item, _ in seen], [hashes.sha256 for _, hashes in seen])
     splits = [plan.names[code] for code in plan.codes]
     members = [Member(item.id, split) for (item, _), split in zip(seen, splits, strict=True)]
     by_content: dict[bytes, list[int]] = defaultdict(list)
-    for position, (_, look) in enumerate(seen):
-        by_content[look.sha256].append(position)
+    for position, (_, hashes) in enumerate(seen):
+        by_content[hashes.sha256].append(position)
     signed = [rows for rows in by_content.values() if seen[rows[0]][1].signature is not None]
     near = near_groups([seen[rows[0]][1].signature or b"" for rows in signed])
     sizes = Counter(splits)
     return DataReport(
         images=len(dataset.items),
-        missing=[Bad(item.id, item.uri, unseen.reason) for item, unseen in bad if unseen.is_missing],
-        unreadable=[Bad(item.id, item.uri, unseen.reason) for item, unseen in bad if not unseen.is_missing],
+        missing=[Bad(item.id, item.uri, problem.reason) for item, problem in bad if problem.is_missing],
+        unreadable=[Bad(item.id, item.uri, problem.reason) for item, problem in bad if not problem.is_missing],
         too_many_rejected=too_many_rejected(len(bad), len(dataset.items), max_rejected),
         splits={name: sizes[name] for name in plan.names if name in sizes},
         exact=Duplicates([[members[row] for row in rows] for rows in by_content.values() if len(rows) > 1]),

@@ -21,6 +21,8 @@ from alignvl_cli.errors import DataError
 
 MOST_BYTES = 1 << 30
 """Of a picture file: a larger one is no picture."""
+NO_STAMP = (-1, -1)
+"""Of a file that could not be read: it is tried again whatever its size and time say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,13 @@ class ImageSource:
             raise OSError(self.absent)
         about = os.stat(self.path)
         return about.st_size, about.st_mtime_ns
+
+    def is_unchanged(self, stamp: Sequence[int]) -> bool:
+        """Whether the file has the size and modification time that it had when it was read; opens nothing."""
+        try:
+            return tuple(stamp) != NO_STAMP and self.stamp() == tuple(stamp)
+        except OSError:
+            return False
 
     def read(self, at_most: int | None = None) -> bytes:
         """The bytes. OSError when they are missing, cut short, more than `at_most`, or in no regular file (a pipe

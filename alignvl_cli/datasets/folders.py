@@ -1,5 +1,5 @@
-"""A folder of pictures with their captions beside them, as img2dataset writes them, or in one metadata file, as Hugging
-Face's imagefolder has it; and the sidecar files that tars hold too.
+"""A folder of pictures: captions in sidecar files of the same name, as img2dataset has them, or one metadata file, as
+Hugging Face's imagefolder has it. Tars hold the same sidecars.
 
 A `.txt` or `.caption` holds one caption a line; blank lines do not count. A `.json` holds an object with `captions`
 (a list) or `caption`, and optionally `split` and `label`; or a list of captions. Where a picture has several, the

@@ -21,7 +21,6 @@ from alignvl_cli.datasets.dataset import Dataset, ImageSource, Item
 from alignvl_cli.datasets.demo import open_emoji
 from alignvl_cli.datasets.folders import IMAGE_SUFFIXES, UNREAD_SUFFIXES, open_folder
 from alignvl_cli.datasets.grouping import open_manifest
-from alignvl_cli.datasets.huggingface import HUB, is_saved
 from alignvl_cli.datasets.splits import check_declared
 from alignvl_cli.datasets.tables import csv_rows, json_rows, jsonl_rows, parquet_rows, tsv_rows
 from alignvl_cli.datasets.webdataset import PACKED_SUFFIXES, SEPARATOR, expanded, open_tars
@@ -29,6 +28,8 @@ from alignvl_cli.errors import AlignvlError, DataError, UsageError
 from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 FIRST_BYTES = 4096
+HUB = "hf:"
+SAVED_MARKS = ("dataset_dict.json", "state.json")
 
 
 def detect(path: Path, image_column: str) -> DatasetFormat:
@@ -81,6 +82,11 @@ def _of_folder(path: Path) -> DatasetFormat:
         f"; pictures of kinds that are not read ({', '.join(unread)}): convert them to JPEG or PNG" if unread else ""
     )
     raise DataError(f"{path}: a folder with no picture, no tar and no Parquet file in it (it has: {seen}){advice}")
+
+
+def is_saved(path: Path) -> bool:
+    """Whether `save_to_disk` of Hugging Face's datasets wrote this folder."""
+    return any((path / mark).is_file() for mark in SAVED_MARKS)
 
 
 def _of_csv(path: Path, image_column: str) -> DatasetFormat:

@@ -26,20 +26,14 @@ from alignvl_cli.datasets.dataset import (
     make_dataset,
     storable,
 )
+from alignvl_cli.datasets.formats import HUB, is_saved
 from alignvl_cli.datasets.grouping import Grouping, id_record
 from alignvl_cli.datasets.splits import TRAIN
 from alignvl_cli.datasets.tables import Row
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
-HUB = "hf:"
 HUB_ID = re.compile(r"hf:(?P<id>[\w.-]+(/[\w.-]+)?)(:(?P<configuration>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
-SAVED_MARKS = ("dataset_dict.json", "state.json")
-
-
-def is_saved(path: Path) -> bool:
-    """Whether `save_to_disk` wrote this folder."""
-    return any((path / mark).is_file() for mark in SAVED_MARKS)
 
 
 def open_huggingface(path: Path, options: DatasetOptions) -> Dataset:

@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from multiprocessing import parent_process
 
-BESIDE = ("torchvision", "accelerate", "kernels")
+BESIDE = ("torchvision", "accelerate", "kernels", "sentencepiece")
 """Libraries that transformers imports wherever they are installed, and that alignvl does without."""
 SET_ASIDE = "ALIGNVL_SET_ASIDE"
 """Environment variable that tells worker processes what the first one found: they need not try it again."""

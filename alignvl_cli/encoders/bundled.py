@@ -1,6 +1,4 @@
-"""The names of the bundled encoders. Loads nothing, so that flags can show them as defaults.
-
-The pair of encoders that works offline, out of two packages of the extra `demo`.
+"""The bundled encoders: the pair that works offline, out of two packages of the extra `demo`.
 
 MiniLM's package holds a sentence-transformers folder, used in place. EfficientNet-Lite0's holds bare weights: they fit
 transformers' EfficientNetModel and are written once, as an ordinary model folder, into the user's cache.

@@ -25,6 +25,8 @@ missing from some builds of Pillow."""
 COLOURS = {"RGB": 3, "RGBX": 3, "RGBA": 3, "LA": 1}
 """Modes of Pillow that keep 8 of 16 bits, and how many of their channels are colours."""
 DEPTHS = (8, 10, 12, 14, 16)
+GUESSED_BITS = "guessed bits"
+"""Key in a decoded picture's `info`: the bits that a 16-bit grey one was taken to have, from its largest value."""
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
 """A tag of TIFF, and its value in a picture whose 0 is white."""
 UNSUPPORTED = re.compile(r"unsupported|not supported|not available|unknown|unrecognized", re.IGNORECASE)
@@ -144,10 +146,13 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _require_sixteen_bits(image: Image.Image) -> None:
-    """Colours of 16 bits, of which Pillow keeps the upper 8: a picture that has 12 would come out black."""
-    if np.asarray(image)[..., : COLOURS[image.mode]].max() <= 0xF:
+    """Colours of 16 bits, of which Pillow keeps the upper 8: a picture that has 12 would come out black, and one of 14
+    dark."""
+    most = int(np.asarray(image)[..., : COLOURS[image.mode]].max())
+    if most <= 0x3F:
         raise UnreadableImage(
-            "16 bits a colour, of which the upper 4 are empty: it would come out black; save it with 8 bits"
+            f"16 bits a colour, of which the upper {2 if most > 0xF else 4} are empty: it would come out "
+            f"{'dark' if most > 0xF else 'black'}; save it with 8 bits"
         )
     clear = image.info.get("transparency")
     if isinstance(clear, tuple):
@@ -158,7 +163,7 @@ def _from_grey(image: Image.Image) -> Image.Image:
     """Grey of 16 or 32 bits to 8. Pillow's own conversion clips at 255 and shows a white page.
 
     Cameras and scanners leave upper bits empty: white is the largest value of the fewest bits, of 8, 10, 12, 14 and
-    16, that hold every pixel.
+    16, that hold every pixel. Where that is fewer than 16 it is a guess, which `info` of the result tells.
     """
     grey_HW = np.asarray(image).astype(np.int64)
     least, most = int(grey_HW.min()), int(grey_HW.max())
@@ -171,7 +176,10 @@ def _from_grey(image: Image.Image) -> Image.Image:
     clear = image.info.get("transparency")
     if isinstance(clear, int):
         eight_HW[grey_HW == clear] = 255
-    return Image.fromarray(eight_HW)
+    grey = Image.fromarray(eight_HW)
+    if bits < DEPTHS[-1]:
+        grey.info[GUESSED_BITS] = bits
+    return grey
 
 
 def _refuse_float(image: Image.Image) -> Image.Image:

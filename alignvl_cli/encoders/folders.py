@@ -3,6 +3,7 @@
 Models that bring their own Python code: refused, or trusted by name and recorded by hash.
 """
 
+import codecs
 import fnmatch
 import json
 import os
@@ -52,6 +53,12 @@ OTHER_WEIGHTS = {
 OTHER_NAMES = ("*.safetensors", "pytorch_model*.bin", "*.pt", "*.pth")
 """Weights of other frameworks, and under other names: transformers' plain loader reads none of them."""
 CODE = "*.py"
+BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+POINTERS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file; fetch it: git lfs pull",
+    b"/annex/objects/": "a git-annex pointer, not the file; fetch it: git annex get",
+}
+"""How the small files begin that stand for large ones in a repository, and what to do."""
 
 
 class Side(StrEnum):
@@ -81,6 +88,14 @@ READERS = {
     ),
 }
 """Files that tell how to read pictures or captions: any one of these sets."""
+WHOLE_TOKENIZER = "tokenizer.json"
+"""Where it is, the other files of a vocabulary are not read."""
+VOCABULARIES = {name for files in READERS[Side.text] for name in files}
+SETTINGS_FILES = {
+    Side.vision: {"config.json", WEIGHTS_INDEX, "preprocessor_config.json", "processor_config.json"},
+    Side.text: {"config.json", WEIGHTS_INDEX, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"},
+}
+"""JSON objects that transformers reads, and of which it does not say which one is broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +225,7 @@ def _weight_files(path: Path, *, pickled: bool = False) -> list[str]:
     if (path / whole).is_file() or not index.is_file():
         return [whole]
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return sorted(set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values()))
     except (ValueError, LookupError, AttributeError, TypeError) as problem:
         raise DataError(f"{index}: this index of weights is broken; fetch the model again") from problem
 
@@ -228,15 +243,19 @@ def _check_files(found: ModelFolder, side: Side, trust: Trust) -> None:
         raise DataError(f"{found.spec}: this is a PEFT adapter; merge it into its base model and give that folder")
     there = {file.name for file in path.iterdir()}
     missing = [] if "config.json" in there else ["config.json"]
-    lost = [name for name in _weight_files(path) if name not in there]
+    weights = _weight_files(path)
+    lost = [name for name in weights if name not in there]
     if lost == [WEIGHTS] and trust.pickle:
-        pickled = _weight_files(path, pickled=True)
-        lost = [WEIGHTS] if PICKLED_WEIGHTS in pickled and PICKLED_WEIGHTS not in there else sorted({*pickled} - there)
+        weights = _weight_files(path, pickled=True)
+        lost = [WEIGHTS] if PICKLED_WEIGHTS in weights and PICKLED_WEIGHTS not in there else sorted({*weights} - there)
     elif lost == [WEIGHTS] and _are_there(path, _weight_files(path, pickled=True)):
         raise DataError(
             f"{found.spec}: its weights are pickled, and unpickling can run code; convert them to {WEIGHTS} "
             "(save_pretrained does) and give that folder, or add --allow-pickle if you trust who made them"
         )
+    vocabulary = {WHOLE_TOKENIZER} if WHOLE_TOKENIZER in there else VOCABULARIES
+    for name in sorted(there & {*SETTINGS_FILES[side], *weights, *(vocabulary if side is Side.text else ())}):
+        _require_sound(path / name, is_object=name in SETTINGS_FILES[side])
     if lost == [WEIGHTS] and (other := _other_weights(there)):
         raise DataError(f"{found.spec}: {other}")
     missing += [f"{name} (or, with --allow-pickle, {PICKLED_WEIGHTS})" if name == WEIGHTS else name for name in lost]
@@ -247,6 +266,21 @@ def _check_files(found: ModelFolder, side: Side, trust: Trust) -> None:
         missing.append(" or ".join(" with ".join(files) for files in READERS[side]))
     if missing:
         raise DataError(f"{found.spec}: no {side.value} model can be loaded from {path}; missing: {'; '.join(missing)}")
+
+
+def _require_sound(path: Path, *, is_object: bool) -> None:
+    """DataError that names a file which transformers would trip over without saying which it was."""
+    with open(path, "rb") as stream:
+        head = stream.read(64)
+    for start, what in POINTERS.items():
+        if head.startswith(start):
+            raise DataError(f"{path}: {what}")
+    if path.suffix in (".json", ".txt") and head.startswith(BYTE_ORDER_MARKS):
+        raise DataError(
+            f"{path}: begins with a byte order mark, which transformers does not read; save it as UTF-8 without one"
+        )
+    if is_object:
+        read_json(path, "model file")
 
 
 def _other_weights(there: set[str]) -> str:

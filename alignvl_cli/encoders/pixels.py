@@ -1,4 +1,4 @@
-"""From an RGB picture to what a vision tower's values are made of, as worker processes do it.
+"""Preprocessing of an RGB picture for a vision encoder (resize, crop), as worker processes do it.
 
 A plain resize and crop needs Pillow and numpy alone, so that workers start in a fraction of a second.
 """

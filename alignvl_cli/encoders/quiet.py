@@ -1,4 +1,4 @@
-"""Keep transformers and huggingface_hub from writing to the user's terminal while we call them."""
+"""Silence the logs, warnings and progress bars of transformers and huggingface_hub while they are called."""
 
 import logging as levels
 import warnings

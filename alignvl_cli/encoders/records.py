@@ -1,8 +1,7 @@
-"""What decides a latent, as hashes and settings that are the same on every machine.
+"""The record of an encoder: what decides a latent, as hashes and settings that are the same on every machine.
 
-What a model's configuration says of its forward pass that its weights do not.
-
-The same weights with GELU and with quick GELU, or cut into other heads, give different latents.
+Of a model's configuration it has what the weights do not tell: the same ones with GELU and with quick GELU, or cut into
+other heads, give different latents.
 """
 
 import hashlib

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from alignvl_cli.artifacts import read_json
-from alignvl_cli.errors import DataError
+from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.settings import Pooling
 
 LEGACY_MODES = {
@@ -26,10 +26,13 @@ POOLINGS = {
     ("cls", "mean"): Pooling.cls_mean,
 }
 
-CAPTION_PROMPTS = ("document", "passage", "corpus")
-"""Captions are what is searched, not the question: the prompts `encode_document` looks for, in its order."""
-
-
+CONFIG_NAMES = tuple(
+    f"sentence_{family}_config.json"
+    for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+"""Where a Transformer module's settings are, in the order in which sentence-transformers looks."""
+READ_HERE = ("max_seq_length", "do_lower_case", "unpad_inputs")
+"""Those that are read below, or change the time alone."""
 TRANSFORMER_DEFAULTS: dict[str, tuple[Any, ...]] = {
     "transformer_task": ("feature-extraction",),
     "module_output_name": ("token_embeddings",),
@@ -82,12 +85,11 @@ def read_modules(root: Path, asked_prefix: str | None = None) -> SentenceModules
     if not modules:
         return None
     kinds = _kinds(root, modules)
-    encoder = _settings(transformer_folder(root), "sentence_*_config.json")
+    encoder = _settings(transformer_folder(root))
     _require_understood(root, encoder)
     modes, whole_caption = _pooling_modes(root, modules, kinds)
     prompts, default = _prompts(root)
-    stated = next((prompts[name] for name in (*CAPTION_PROMPTS, default) if name in prompts), "")
-    prefix = stated if asked_prefix is None else asked_prefix
+    prefix = _stated_prompt(root, prompts, default) if asked_prefix is None else asked_prefix
     extra = [kind for kind in kinds[1:] if kind not in ("Pooling", "Normalize", "Dropout")]
     if not extra and "Pooling" in kinds[2:]:
         extra = kinds[1 : kinds.index("Pooling", 2)]  # something stands before it, or there is more than one
@@ -104,7 +106,7 @@ def read_modules(root: Path, asked_prefix: str | None = None) -> SentenceModules
         prefix=prefix,
         states_prompts=any(prompts.values()),
         max_length=_length(root, encoder.get("max_seq_length")),
-        lowercase=bool(encoder.get("do_lower_case", False)),
+        lowercase=_switch(root, encoder, "do_lower_case", default=False),
     )
 
 
@@ -113,13 +115,16 @@ def _modules(root: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        modules = json.loads(path.read_text(encoding="utf-8"))
+        modules = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as problem:
         raise DataError(f"{path}: this list of modules is not valid JSON ({problem})") from problem
     if not isinstance(modules, list) or not modules or not all(isinstance(module, dict) for module in modules):
         raise DataError(f"{path}: this list of modules should hold at least one JSON object")
     if not all(isinstance(module.get("path", ""), str) for module in modules):
         raise DataError(f"{path}: the path of each module should be text")
+    for module in modules:
+        if strange := [key for key in module if key not in ("idx", "name", "path", "type") and module[key]]:
+            raise DataError(f"{path}: a module sets {strange[0]}, which alignvl does not apply; {OTHER_WAY}")
     return modules
 
 
@@ -144,13 +149,15 @@ def _kinds(root: Path, modules: list[dict[str, Any]]) -> list[str]:
 
 
 def _require_understood(root: Path, encoder: dict[str, Any]) -> None:
-    """DataError that names the first setting of the Transformer module that would change a vector."""
-    for key, harmless in TRANSFORMER_DEFAULTS.items():
-        value = encoder.get(key)
+    """DataError that names the first setting of the Transformer module that would change a vector, or is unknown."""
+    for key in encoder.keys() - {*READ_HERE}:
+        harmless, value = TRANSFORMER_DEFAULTS.get(key, ()), encoder[key]
         if isinstance(value, dict):
             value = {name: inner for name, inner in value.items() if inner is not None and name not in HARMLESS}
             if key in ("processing_kwargs", "modality_config"):  # of text alone: nothing else is read here
-                value = {name: inner for name, inner in value.items() if name in ("text", "common") and inner}
+                value = {
+                    name: inner for name, inner in value.items() if name in ("text", "message", "common") and inner
+                }
         if value is not None and value not in harmless:
             inside = f"{key}.{next(iter(value))}" if isinstance(value, dict) and value else key
             raise DataError(
@@ -165,10 +172,21 @@ def _pooling_modes(root: Path, modules: list[dict[str, Any]], kinds: list[str]) 
         return (), True
     path = root / modules[kinds.index("Pooling")].get("path", "") / "config.json"
     settings = read_json(path, "pooling module")
-    modes = settings.get("pooling_mode", [mode for flag, mode in LEGACY_MODES.items() if settings.get(flag)])
+    known = {"pooling_mode", "include_prompt", "word_embedding_dimension", "embedding_dimension", *LEGACY_MODES}
+    if strange := sorted(settings.keys() - known):
+        raise DataError(f"{path}: it sets {strange[0]}, which alignvl does not apply; {OTHER_WAY}")
+    flagged = [mode for flag, mode in LEGACY_MODES.items() if _switch(root, settings, flag, default=False)]
+    modes = settings.get("pooling_mode", flagged or "mean")
     if not isinstance(modes, str) and not (isinstance(modes, list) and all(isinstance(mode, str) for mode in modes)):
         raise DataError(f"{path}: its pooling_mode should be a name or a list of names, not {modes!r}")
-    return (modes,) if isinstance(modes, str) else tuple(modes), bool(settings.get("include_prompt", True))
+    return (modes,) if isinstance(modes, str) else tuple(modes), _switch(root, settings, "include_prompt", default=True)
+
+
+def _switch(root: Path, settings: dict[str, Any], key: str, *, default: bool) -> bool:
+    value = settings.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise DataError(f"{root}: its sentence-transformers files give {value!r} as {key}, not true or false")
+    return default if value is None else value
 
 
 def _length(root: Path, stated: Any) -> int | None:
@@ -190,14 +208,42 @@ def _prompts(root: Path) -> tuple[dict[str, str], str | None]:
             f"{path}: it sets truncate_dim, which cuts the vectors and which alignvl does not apply; "
             "set it to null there to read them whole"
         )
+    if (kind := settings.get("model_type")) not in (None, "SentenceTransformer"):
+        raise DataError(f"{path}: its model_type is {kind!r}, whose vectors alignvl does not make; {OTHER_WAY}")
     prompts = settings.get("prompts") or {}
     if not isinstance(prompts, dict):
         raise DataError(f"{path}: its prompts should be a JSON object, not a {type(prompts).__name__}")
-    return {name: str(prompt or "") for name, prompt in prompts.items()}, settings.get("default_prompt_name")
+    for name, prompt in prompts.items():
+        if prompt is not None and not isinstance(prompt, str):
+            raise DataError(f"{path}: its prompt {name!r} should be text, not {prompt!r}")
+    default = settings.get("default_prompt_name")
+    if default is not None and default not in ("query", "document", *prompts):
+        raise DataError(f"{path}: its default_prompt_name is {default!r}, and none of its prompts has that name")
+    return {name: prompt or "" for name, prompt in prompts.items()}, default
 
 
-def _settings(folder: Path, pattern: str) -> dict[str, Any]:
-    """The one JSON file that fits `pattern` (its name holds the model's family), or nothing."""
-    for path in sorted(folder.glob(pattern)):
-        return read_json(path, "sentence-transformers configuration")
-    return {}
+def _stated_prompt(root: Path, prompts: dict[str, str], default: str | None) -> str:
+    """What sentence-transformers puts before a caption: the prompt named document, else the default one.
+
+    UsageError where only a prompt of another name is meant for what is searched: it applies none of those.
+    """
+    if "document" in prompts or default:
+        return prompts["document"] if "document" in prompts else prompts.get(default or "", "")
+    for name in ("passage", "corpus"):
+        if prompts.get(name):
+            raise UsageError(
+                f"{root}: its files state a prompt for {name!r} and none for 'document', and sentence-transformers "
+                "then applies none; say what to put before captions and queries alike: "
+                f"--text-prefix {prompts[name]!r}, or --text-prefix '' for none"
+            )
+    return ""
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """The Transformer module's settings: of the first file that holds any."""
+    there = (
+        read_json(folder / name, "sentence-transformers configuration")
+        for name in CONFIG_NAMES
+        if (folder / name).is_file()
+    )
+    return next(filter(None, there), {})

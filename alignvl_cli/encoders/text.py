@@ -1,6 +1,6 @@
-"""The text tower: captions to latents.
+"""The text encoder: captions to latents.
 
-Prefix (asked for, or stated by the model's files, never guessed), lower-casing, cutting and padding stand here too.
+Here too: the prefix (asked for, or stated by the model's files, never guessed), lower-casing, truncation and padding.
 """
 
 import re
@@ -113,7 +113,8 @@ class CaptionReader:
 
     def _written(self, texts: Sequence[str]) -> list[str]:
         written = [self.prefix + text for text in texts]
-        return [text.lower() for text in written] if self.lowercase else written
+        # Letter by letter, as tokenizers lower them: a whole word may end in another letter (Greek sigma).
+        return ["".join(map(str.lower, text)) for text in written] if self.lowercase else written
 
 
 def load_reader(
@@ -138,7 +139,7 @@ def load_reader(
     is_case_kept = type(tokenizer).__name__.startswith(CASE_KEPT)
     return CaptionReader(
         tokenizer,
-        max_length=_max_length(modules, tokenizer, config),
+        max_length=_max_length(found, modules, tokenizer, config),
         prefix=prefix,
         lowercase=bool(modules and modules.lowercase) or (is_unmasked and is_case_kept),
         full_length=is_unmasked,
@@ -164,20 +165,31 @@ def _wanted(problem: ImportError) -> str:
     return "install the library named there, or choose another text model"
 
 
-def _max_length(modules: SentenceModules | None, tokenizer: Any, config: Any) -> int:
-    """The smallest length that anything states; of a model that is read at its last place, all its places."""
+def _max_length(found: ModelFolder, modules: SentenceModules | None, tokenizer: Any, config: Any) -> int:
+    """What the module files state, else what the tokenizer does; never more than the model has places for, of which
+    rotary positions have no end. Of a model that is read at its last place, all its places."""
     if config.model_type in UNMASKED:
-        return config.max_position_embeddings
-    stated = [modules.max_length if modules else None, tokenizer.model_max_length, _positions(config)]
-    return min((length for length in stated if length and 0 < length < ENDLESS), default=DEFAULT_LENGTH)
+        return int(config.max_position_embeddings)
+    length, places = tokenizer.model_max_length, _positions(config)
+    if isinstance(length, bool) or not isinstance(length, int | float) or length < 1 or length != int(length):
+        raise DataError(
+            f"{found.spec}: its tokenizer states {length!r} as model_max_length, not a whole number from 1; put its "
+            "tokenizer_config.json right"
+        )
+    stated = modules.max_length if modules else None
+    if stated and getattr(config, "rope_parameters", None):
+        return stated
+    return min(
+        (int(bound) for bound in (stated or length, places) if bound and bound < ENDLESS), default=DEFAULT_LENGTH
+    )
 
 
 def _positions(config: Any) -> int | None:
-    """Places that the model has positions for, where it says."""
+    """Places that the model has positions for, where it says; XLNet says -1 for no end."""
     places = getattr(config, "max_position_embeddings", None)
-    if places is not None and config.model_type in COUNT_AFTER_PADDING:
-        return places - config.pad_token_id - 1
-    return places
+    if not isinstance(places, int) or places < 1:
+        return None
+    return places - config.pad_token_id - 1 if config.model_type in COUNT_AFTER_PADDING else places
 
 
 WANTED = {

@@ -1,9 +1,5 @@
-"""The vision tower: pictures to latents.
-
-Prepared pictures to the values that a vision model reads, on its device.
-
-Convolutional towers made faster without changing what they compute.
-"""
+"""The vision encoder, from a model's folder to latents: preprocessed pictures become pixel values on the device, and go
+through the model (batch norms folded into convolutions where that changes nothing) and its pooling."""
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy

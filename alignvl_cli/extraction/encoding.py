@@ -1,11 +1,8 @@
-"""A batch's way through an encoder: latents that a store can keep, or a message that says what to do.
-
-Batches on their way through an encoder, in threads beside the one that decodes.
+"""Batches through an encoder in a pool of threads, beside the thread that decodes; the checks on what comes out; and a
+timer of the phases.
 
 On a CPU two batches at a time, each with half of the threads, are faster than one with all of them: no thread waits for
-the others after every layer, and decoding fills the gaps. On other devices one lane keeps the device at work meanwhile.
-
-Wall time by what it went to.
+the others after every layer, and decoding fills the gaps. On a GPU one thread keeps it at work meanwhile.
 """
 
 import time
@@ -55,7 +52,7 @@ def require_storable(latent_BD: np.ndarray, dtype: str, kind: str, names: Sequen
     if np.isfinite(latent_BD[row]).all():
         raise DataError(
             f"the encoder returned a number beyond float16 ({FLOAT16_MAX:.0f}) for {kind} {names[row]!r}; use --dtype "
-            "float32, which goes on with what is finished"
+            "float32, which resumes from what is finished"
         )
     raise DataError(
         f"the encoder returned a number that is not finite for {kind} {names[row]!r}; try --precision fp32, or take "
@@ -63,13 +60,14 @@ def require_storable(latent_BD: np.ndarray, dtype: str, kind: str, names: Sequen
     )
 
 
-CPU_LANES = 2
+CPU_BATCHES = 2
+"""At once."""
 
 Encode = Callable[[np.ndarray], np.ndarray]
 
 
-class Lanes:
-    """Open lanes of `encode`; see `open_lanes`."""
+class EncodingPool:
+    """Threads that run `encode`; see `encoding_pool`."""
 
     def __init__(self, encode: Encode, pool: ThreadPoolExecutor, count: int) -> None:
         self._encode = encode
@@ -78,7 +76,7 @@ class Lanes:
         self._waiting: deque[Future[np.ndarray]] = deque()
 
     def submit(self, batch: np.ndarray) -> Future[np.ndarray]:
-        """Have `batch` encoded. Waits while one batch more than there are lanes is on its way, so memory is bounded."""
+        """Have `batch` encoded. Waits while one batch more than there are threads is under way: memory is bounded."""
         while len(self._waiting) > self._count:
             self._waiting.popleft().result()
         future = self._pool.submit(self._encode, batch)
@@ -87,19 +85,21 @@ class Lanes:
 
 
 @contextmanager
-def open_lanes(encode: Encode, device: str) -> Iterator[Lanes]:
-    """Lanes for batches of `encode` on `device`; when they close, what has not begun is not begun any more."""
+def encoding_pool(encode: Encode, device: str) -> Iterator[EncodingPool]:
+    """A pool for batches of `encode` on `device`; when it closes, what has not begun is not begun any more."""
     threads = torch.get_num_threads()
-    count = CPU_LANES if device == "cpu" and threads >= CPU_LANES else 1
+    count = CPU_BATCHES if device == "cpu" and threads >= CPU_BATCHES else 1
     with computing_with(threads // count):
         pool = ThreadPoolExecutor(count, "encoding")
         try:
-            yield Lanes(encode, pool, count)
+            yield EncodingPool(encode, pool, count)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-class Stopwatch:
+class Timer:
+    """Wall time in seconds, by phase."""
+
     def __init__(self) -> None:
         self._started = time.perf_counter()
         self._seconds: dict[str, float] = defaultdict(float)

@@ -20,10 +20,10 @@ from alignvl_cli.devices import is_out_of_memory, peak_resident_bytes
 from alignvl_cli.distributed import ALONE, Ranks, choose_workers
 from alignvl_cli.encoders.pixels import views_on_record
 from alignvl_cli.errors import DataError
-from alignvl_cli.extraction.encoding import open_lanes, within_memory
-from alignvl_cli.extraction.images import read_pictures
+from alignvl_cli.extraction.encoding import encoding_pool, within_memory
 from alignvl_cli.extraction.plan import Batches, existing_store_matches, make_plan
 from alignvl_cli.extraction.shards import recorded_plan
+from alignvl_cli.extraction.sources import read_pictures
 from alignvl_cli.settings import ExtractConfig
 
 if TYPE_CHECKING:
@@ -133,10 +133,10 @@ def _time_images(
         )
     groups = [pixels[first : first + batch] for first in range(0, len(pixels), batch)]
     timed = groups[1:] or groups
-    with open_lanes(within_memory(vision.encode, "pictures"), str(vision.about["device"])) as lanes:
-        lanes.submit(np.stack(groups[0])).result()
+    with encoding_pool(within_memory(vision.encode, "pictures"), str(vision.about["device"])) as pool:
+        pool.submit(np.stack(groups[0])).result()
         began = time.perf_counter()
-        for future in [lanes.submit(np.stack(group)) for group in timed]:
+        for future in [pool.submit(np.stack(group)) for group in timed]:
             future.result()
     return decode, (time.perf_counter() - began) / sum(map(len, timed)), len(items) - len(pixels)
 

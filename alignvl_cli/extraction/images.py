@@ -11,11 +11,9 @@ shard is resumed, and it is made anew if a hash has changed.
 
 Processes that share an extraction must number contents alike before any of them encodes, so there each file is hashed
 once, by one of them, and the distinct ones are read a second time to be decoded, under the eye of that hash.
-
-Imports little, since every worker process pays for it when it starts.
 """
 
-import hashlib
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -26,71 +24,22 @@ import numpy as np
 import xxhash
 
 from alignvl_cli.artifacts import canonical_json
-from alignvl_cli.datasets.dataset import MOST_BYTES, ImageSource, Item
+from alignvl_cli.datasets.dataset import Item
 from alignvl_cli.distributed import Workers
-from alignvl_cli.encoders.decoding import UnreadableImage, decode_image
 from alignvl_cli.encoders.pixels import Preprocess
 from alignvl_cli.errors import DataError
-from alignvl_cli.extraction.encoding import Lanes, Stopwatch, open_lanes, require_storable, within_memory
+from alignvl_cli.extraction.encoding import EncodingPool, Timer, encoding_pool, require_storable, within_memory
 from alignvl_cli.extraction.events import Progress, Stage
 from alignvl_cli.extraction.plan import Plan
 from alignvl_cli.extraction.shards import WorkFolder
+from alignvl_cli.extraction.sources import READ_CHUNK, Picture, read_pictures
 
 if TYPE_CHECKING:
     from alignvl_cli.encoders.vision import VisionEncoder
 
 NO_CONTENT = -1
-NO_STAMP = (-1, -1)
-"""Of a file that could not be read: it is tried again whatever its size and time say."""
 KEY_BYTES = 16
 """Of each SHA-256, kept in memory to know a content again."""
-READ_CHUNK = 16
-"""Pictures in one task: enough that passing it costs nothing, few enough that many in flight fit in memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """What one reading of a file gave."""
-
-    sha256: bytes | None
-    """None for a file that cannot be read."""
-    stamp: tuple[int, int]
-    """Size in bytes and modification time in ns, taken before the bytes were read: a later change differs from it."""
-    pixels: np.ndarray | str | None = None
-    """As the encoder takes them, or why there are none; None when they were not wanted."""
-
-
-def read_pictures(
-    sources: Sequence[ImageSource], preprocess: Preprocess | None = None, max_pixels: int = 0
-) -> list[Picture]:
-    """Open each file once; with `preprocess` decode it from the bytes that were hashed, each content once."""
-    seen: set[bytes] = set()
-    found = []
-    for source in sources:
-        try:
-            stamp = source.stamp()
-            data = source.read(MOST_BYTES)
-        except OSError as problem:
-            found.append(Picture(None, NO_STAMP, problem.strerror or str(problem)))
-            continue
-        sha256 = hashlib.sha256(data).digest()
-        pixels: np.ndarray | str | None = None
-        if preprocess is not None and sha256 not in seen:
-            try:
-                pixels = preprocess(decode_image(data, max_pixels))
-            except UnreadableImage as problem:
-                pixels = str(problem)
-        seen.add(sha256)
-        found.append(Picture(sha256, stamp, pixels))
-    return found
-
-
-def is_unchanged(source: ImageSource, stamp: tuple[int, int]) -> bool:
-    """Whether the file has the size and modification time that it had when it was read; opens nothing."""
-    try:
-        return tuple(stamp) != NO_STAMP and source.stamp() == tuple(stamp)
-    except OSError:
-        return False
 
 
 @dataclass
@@ -124,6 +73,8 @@ class EncodedImages:
     """Row -> why it is rejected."""
     resumed: int = 0
     """Rows of shards that were finished before."""
+    guessed_bits: dict[int, int] = field(default_factory=dict)
+    """Row -> bits that its 16-bit grey picture was taken to use, of those that were decoded here."""
     known: dict[bytes, int] = field(default_factory=dict)
     """The first KEY_BYTES of a hash -> its content's number."""
 
@@ -168,24 +119,26 @@ class _Chunk:
 
 
 def encode_images(
-    items: Sequence[Item], vision: "VisionEncoder", plan: Plan, folder: WorkFolder, workers: Workers, watch: Stopwatch
+    items: Sequence[Item], vision: "VisionEncoder", plan: Plan, folder: WorkFolder, workers: Workers, timer: Timer
 ) -> Generator[Progress, None, EncodedImages]:
     """Finish all image shards. Raises DataError when the encoder returns a number that cannot be kept, when a batch
     does not fit in memory, or when a file changes under processes that share the work."""
     hashed = None
     if folder.is_shared:
-        with watch.measure("decode"):
+        with timer.measure("decode"):
             hashed = _share_hashes(items, plan, folder, workers)
     resumed = None
     furthest = 0
+    guessed_bits: dict[int, int] = {}
     while True:
         done = EncodedImages.of(len(items))
+        done.guessed_bits = guessed_bits
         elsewhere: list[int] = []
-        with open_lanes(within_memory(vision.encode, "pictures"), str(vision.about["device"])) as lanes:
+        with encoding_pool(within_memory(vision.encode, "pictures"), str(vision.about["device"])) as pool:
             tasks = _tasks(items, vision.preprocess, plan, folder, hashed)
             pieces = workers.map(read_pictures, tasks, ahead=2 * workers.count)
-            batch = _Batch(items, vision.width, lanes, plan, watch)
-            for progress in _encode_pass(items, vision.preprocess, plan, pieces, batch, folder, watch, done, elsewhere):
+            batch = _Batch(items, vision.width, pool, plan, timer)
+            for progress in _encode_pass(items, vision.preprocess, plan, pieces, batch, folder, timer, done, elsewhere):
                 if progress.done >= furthest:  # a later pass begins at the first row again
                     furthest = progress.done
                     yield progress
@@ -203,7 +156,7 @@ def _encode_pass(
     pieces: Iterator[tuple[_Chunk, Iterable[Picture]]],
     batch: "_Batch",
     folder: WorkFolder,
-    watch: Stopwatch,
+    timer: Timer,
     done: EncodedImages,
     elsewhere: list[int],
 ) -> Iterator[Progress]:
@@ -211,7 +164,7 @@ def _encode_pass(
     rejected_contents: dict[int, str] = {}
     session_rows = 0
     while True:
-        with watch.measure("decode"):
+        with timer.measure("decode"):
             chunk, pictures = next(pieces, (None, []))
         if chunk is None:
             break
@@ -230,12 +183,14 @@ def _encode_pass(
                     continue
                 position = len(shard.new_rows) - 1
             else:
-                position = shard.new_rows.index(row)
+                position = bisect_left(shard.new_rows, row)
                 _require_same(items[row], picture, shard.found[row - shard.rows.start])
+            if picture.guessed_bits:
+                done.guessed_bits[row] = picture.guessed_bits
             if isinstance(picture.pixels, np.ndarray):
                 if batch.is_full:
                     batch.send()
-                    yield _progress(row, len(items), session_rows + row - shard.rows.start, watch)
+                    yield _progress(row, len(items), session_rows + row - shard.rows.start, timer)
                 batch.add(position, picture.pixels)
             else:
                 batch.reject(position, str(picture.pixels))
@@ -248,7 +203,7 @@ def _encode_pass(
         if shard.record is None:
             batch.send()
             latents = batch.latents(shard)
-            with watch.measure("write"):
+            with timer.measure("write"):
                 shard.record = _record(shard, done, batch.rejected)
                 folder.write_shard(Stage.images, shard.number, latents, shard.record)
             session_rows += len(shard.rows)
@@ -257,7 +212,7 @@ def _encode_pass(
         batch.clear()
         start = done.starts[shard.number]
         rejected_contents |= {start + int(position): why for position, why in shard.record["rejected"].items()}
-        yield _progress(shard.rows.stop, len(items), session_rows, watch)
+        yield _progress(shard.rows.stop, len(items), session_rows, timer)
     for row in np.flatnonzero(np.isin(done.content, list(rejected_contents))).tolist():
         done.reasons[row] = rejected_contents[int(done.content[row])]
 
@@ -265,13 +220,13 @@ def _encode_pass(
 class _Batch:
     """Pictures on their way through the encoder, and the latents of one shard."""
 
-    def __init__(self, items: Sequence[Item], width: int, lanes: Lanes, plan: Plan, watch: Stopwatch) -> None:
+    def __init__(self, items: Sequence[Item], width: int, pool: EncodingPool, plan: Plan, timer: Timer) -> None:
         self._items = items
         self._width = width
-        self._lanes = lanes
+        self._pool = pool
         self._size = plan.image_batch
         self._dtype = plan.dtype
-        self._watch = watch
+        self._timer = timer
         self.clear()
 
     def clear(self) -> None:
@@ -295,15 +250,15 @@ class _Batch:
         """Have what was added encoded."""
         if not self._pixels:
             return
-        with self._watch.measure("encode_images"):
-            self._sent.append((self._positions, self._lanes.submit(np.stack(self._pixels))))
+        with self._timer.measure("encode_images"):
+            self._sent.append((self._positions, self._pool.submit(np.stack(self._pixels))))
         self._positions, self._pixels = [], []
 
     def latents(self, shard: Shard) -> np.ndarray:
         """(contents, D) float32, zeros where a content was rejected; waits for all that was sent."""
         latent = np.zeros((len(shard.new_rows), self._width), np.float32)
         for positions, future in self._sent:
-            with self._watch.measure("encode_images"):
+            with self._timer.measure("encode_images"):
                 part = future.result()
             names = [self._items[shard.new_rows[position]].id for position in positions]
             require_storable(part, self._dtype, "image", names)
@@ -356,7 +311,7 @@ def _resume(shard: Shard, items: Sequence[Item], folder: WorkFolder) -> None:
     hashes, stamps = record.get("sha256", nothing), record.get("stamps", nothing)
     found = []
     for source, sha256, stamp in zip(sources, hashes, stamps, strict=True):
-        if sha256 is not None and is_unchanged(source, stamp):
+        if sha256 is not None and source.is_unchanged(stamp):
             found.append(Picture(bytes.fromhex(sha256), (stamp[0], stamp[1])))
         else:
             found += read_pictures([source])
@@ -468,5 +423,5 @@ def _record(shard: Shard, done: EncodedImages, rejected: dict[int, str]) -> dict
     }
 
 
-def _progress(done: int, total: int, in_session: int, watch: Stopwatch) -> Progress:
-    return Progress(Stage.images, done, total, in_session / watch.total())
+def _progress(done: int, total: int, in_session: int, timer: Timer) -> Progress:
+    return Progress(Stage.images, done, total, in_session / timer.total())

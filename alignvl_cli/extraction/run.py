@@ -1,9 +1,5 @@
-"""An extraction from end to end: images, splits, texts, store.
+"""An extraction from end to end: images, splits, texts, and the finished shards streamed into one store."""
 
-The last stage: finished shards, streamed into one store.
-"""
-
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +9,11 @@ import h5py
 import numpy as np
 
 from alignvl_cli.artifacts import made_by
-from alignvl_cli.datasets.dataset import Dataset
+from alignvl_cli.datasets.dataset import Dataset, nothing_readable
 from alignvl_cli.datasets.splits import SplitPlan, split_rows
 from alignvl_cli.distributed import ALONE, Ranks, choose_workers, started_workers
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.extraction.encoding import Stopwatch
+from alignvl_cli.extraction.encoding import Timer
 from alignvl_cli.extraction.events import Event, ExtractSummary, Finished, Note, Seconds, Stage
 from alignvl_cli.extraction.images import EncodedImages, encode_images
 from alignvl_cli.extraction.plan import Batches, Plan, existing_store_matches, make_plan, store_differences
@@ -104,7 +100,7 @@ def run_extraction(
 ) -> Iterator[Event]:
     """Encode `dataset` into the store `output`, yielding progress; the last record is `Finished`.
 
-    Takes up what an interrupted run with the same plan left in `output`.partial, or discards it with
+    Resumes what an interrupted run with the same plan left in `output`.partial, or discards it with
     `restart`. The store appears under its name whole or not at all. `settings` are recorded with it,
     and so is `counter`, the store's place in its workspace. Several `ranks`, each calling this, share the work over
     the folder; each ends when the store is in place. One that comes when all is done yields no `Finished`.
@@ -121,7 +117,7 @@ def run_extraction(
     if not (ranks.is_shared and existing_store_matches(output, plan)):
         remove_leftover(output)
         _check_output(output, plan, overwrite)
-    watch = Stopwatch()
+    timer = Timer()
     with work_folder(output, plan, restart=restart, is_shared=ranks.is_shared) as folder:
         if ranks.is_shared and existing_store_matches(output, plan):
             folder.discard()
@@ -129,22 +125,23 @@ def run_extraction(
         _check_output(output, plan, overwrite)  # once more, now that nobody else is at work on it
         count = choose_workers(config.workers, len(dataset.items), ranks.local_count)
         with started_workers(count) as workers:
-            images = yield from encode_images(dataset.items, vision, plan, folder, workers, watch)
+            images = yield from encode_images(dataset.items, vision, plan, folder, workers, timer)
         accepted = images.accepted
         if not len(accepted):
             folder.discard()
-            raise DataError(_nothing_readable(dataset, images))
+            reasons = sorted(images.reasons.items())
+            raise DataError(nothing_readable(dataset, [(dataset.items[row], reason) for row, reason in reasons]))
         splits = split_rows(
             [dataset.items[row].split for row in accepted.tolist()],
             [images.sha256[row].tobytes() for row in accepted.tolist()],
         )
-        yield from (Note(note) for note in splits.notes)
+        yield from (Note(note) for note in [*splits.notes, *_guesses(dataset, images.guessed_bits)])
         captions = gather_captions(dataset.items, accepted)
         if not captions.caption:
             folder.discard()
             raise DataError(f"no caption at all among the {len(accepted)} images that can be read")
-        is_truncated = yield from encode_texts(captions.distinct, text, plan, folder, watch)
-        with watch.measure("write"), folder.turn():
+        is_truncated = yield from encode_texts(captions.distinct, text, plan, folder, timer)
+        with timer.measure("write"), folder.turn():
             if ranks.is_shared and folder.became(output):
                 written = folder.finished()
                 folder.discard()
@@ -176,15 +173,24 @@ def run_extraction(
             resumed=images.resumed,
             workers=count,
             seconds=Seconds(
-                decode=watch["decode"],
-                encode_images=watch["encode_images"],
-                encode_texts=watch["encode_texts"],
-                write=watch["write"],
-                total=watch.total(),
+                decode=timer["decode"],
+                encode_images=timer["encode_images"],
+                encode_texts=timer["encode_texts"],
+                write=timer["write"],
+                total=timer.total(),
             ),
         ),
         images.stamps,
     )
+
+
+def _guesses(dataset: Dataset, bits: Mapping[int, int]) -> Iterator[str]:
+    if bits:
+        row = min(bits)
+        yield (
+            f"{len(bits)} grey pictures of 16 bits seem to use fewer ({dataset.items[row].id}: {bits[row]}), and were "
+            "read so; one that has all 16 and is dark came out too bright: save it with 8 bits"
+        )
 
 
 def _check_output(output: Path, plan: Plan, overwrite: bool) -> None:
@@ -200,12 +206,3 @@ def _check_output(output: Path, plan: Plan, overwrite: bool) -> None:
         raise UsageError(
             f"{output} is there and is no store, so --overwrite does not replace it; choose another --output"
         )
-
-
-def _nothing_readable(dataset: Dataset, images: EncodedImages) -> str:
-    reason, count = Counter(images.reasons.values()).most_common(1)[0]
-    row = next(row for row, why in images.reasons.items() if why == reason)
-    return (
-        f"none of the {len(dataset.items)} images can be read; most often ({count}): {reason}, "
-        f"as {dataset.items[row].uri}; are the paths right (--image-root)?"
-    )

@@ -1,9 +1,9 @@
-"""`STORE.partial/`: the plan, a lock, and finished shards, from which the same command goes on.
+"""`STORE.partial/`: the plan, a lock, and finished shards, from which the same command resumes.
 
 A shard is two files, `images-000004.npy` (latents, float32) and then `images-000004.json`, which
 completes it: which files and rows it is of, and the digest of the latents. Each is whole or absent, so
 a process may be killed at any moment: `finished.json` tells a folder whose store is in place already
-from one of work to go on with, and a folder without a plan holds nothing.
+from one of work to resume, and a folder without a plan holds nothing.
 
 One process holds the folder's lock alone; processes that share an extraction hold it together, and claim each shard
 by a lock of its own. A killed one's claims are free at once, so the others do its work: nobody waits for the dead.
@@ -38,7 +38,7 @@ FINISHED = "finished.json"
 """The content hash of the store that the folder is about to become, and the rounding of its latents."""
 CLAIM = ".claim"
 SCRATCH = re.compile(r"\.(.+)\.\d+\.tmp")
-"""A file on its way to the name in the group (`provenance.committed`)."""
+"""A file on its way to the name in the group (`artifacts.committed`)."""
 OURS = re.compile(
     "|".join(map(re.escape, (PLAN, LOCK, ASSEMBLED, ASSEMBLED + CLAIM, FINISHED)))
     + rf"|({'|'.join(Stage)}|surveys)-\d{{6,}}(\.json|\.npy|{re.escape(CLAIM)})"
@@ -199,7 +199,7 @@ class WorkFolder:
         if self.is_shared:
             self.is_over = True
             return
-        (self.path / PLAN).unlink(missing_ok=True)  # first, so that half a folder is not taken up
+        (self.path / PLAN).unlink(missing_ok=True)  # first, so that half a folder is not resumed
         self.empty()
         (self.path / LOCK).unlink(missing_ok=True)
         if not any(self.path.iterdir()):  # of another process that has just come, or the user's
@@ -261,7 +261,7 @@ ENTRY_SECONDS = 20.0
 
 @contextmanager
 def work_folder(output: Path, plan: Plan, *, restart: bool, is_shared: bool = False) -> Iterator[WorkFolder]:
-    """The folder of the work on `output`, made or taken up; it stays behind unless it is discarded.
+    """The folder of the work on `output`, made or resumed; it stays behind unless it is discarded.
 
     Raises DataError while another process works on the same store, unless both share it, and for a folder of the
     user's own; MismatchError, naming what differs, when the folder was begun with another plan and `restart` does not
@@ -384,7 +384,7 @@ def _settle_plan(folder: WorkFolder, output: Path, plan: Plan, *, is_alone: bool
     if changed:
         raise MismatchError(
             f"{folder.path}: an extraction of {output.name} was begun with other settings ({changed}); "
-            "go on with those, or discard it with --restart"
+            "give those to resume it, or discard it with --restart"
         )
 
 

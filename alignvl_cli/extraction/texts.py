@@ -11,7 +11,7 @@ import xxhash
 from alignvl_cli.artifacts import canonical_json
 from alignvl_cli.datasets.dataset import Item
 from alignvl_cli.errors import DataError
-from alignvl_cli.extraction.encoding import Stopwatch, require_storable, within_memory
+from alignvl_cli.extraction.encoding import Timer, require_storable, within_memory
 from alignvl_cli.extraction.events import Progress, Stage
 from alignvl_cli.extraction.plan import Plan
 from alignvl_cli.extraction.shards import WorkFolder
@@ -46,7 +46,7 @@ def gather_captions(items: Sequence[Item], accepted: np.ndarray) -> Captions:
 
 
 def encode_texts(
-    distinct: Sequence[str], text: "TextEncoder", plan: Plan, folder: WorkFolder, watch: Stopwatch
+    distinct: Sequence[str], text: "TextEncoder", plan: Plan, folder: WorkFolder, timer: Timer
 ) -> Generator[Progress, None, np.ndarray]:
     """Finish all text shards; returns which captions are truncated, (distinct,) bool.
 
@@ -76,7 +76,7 @@ def encode_texts(
                 if record is None:
                     folder.forget_shard(Stage.texts, number)  # of other captions: nobody is to wait for it
             if record is None:
-                with watch.measure("encode_texts"):
+                with timer.measure("encode_texts"):
                     tokens = np.asarray(text.lengths(texts))
                 latents = np.empty((len(texts), text.width), np.float32)
                 # Longest first: a batch that does not fit in memory fails at once, not after hours.
@@ -84,14 +84,14 @@ def encode_texts(
                 for first in range(0, len(order), plan.text_batch):
                     chosen = order[first : first + plan.text_batch]
                     some = [texts[position] for position in chosen]
-                    with watch.measure("encode_texts"):
+                    with timer.measure("encode_texts"):
                         latents[chosen] = encode(some)
                     require_storable(latents[chosen], plan.dtype, "caption", [one[:SHOWN_CHARACTERS] for one in some])
                     encoded += len(chosen)
                     rate = encoded / (time.perf_counter() - started)
                     yield Progress(Stage.texts, finished + first + len(chosen), len(distinct), rate)
                 record = {**wanted, "truncated": np.flatnonzero(tokens > text.max_length).tolist()}
-                with watch.measure("write"):
+                with timer.measure("write"):
                     folder.write_shard(Stage.texts, number, latents, record)
             else:
                 folder.release(Stage.texts, number)

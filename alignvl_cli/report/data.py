@@ -1,7 +1,5 @@
-"""What a look over a dataset found: a table, the JSON document, and the warnings in words.
-
-What an extraction would take, as a table.
-"""
+"""What a check of a dataset found: a table, the JSON document, and the warnings in words; and what an extraction would
+take, as a table."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict

@@ -220,7 +220,7 @@ def extraction_of(store: "Store | None") -> list[str]:
     """The command that made the store; none for imported latents, or without the store."""
     if store is None or store.made_by.get("stage") != "extract":
         return []
-    return [extract_command(store.dataset, store.vision, store.text)]
+    return [extract_command(store.dataset, store.vision, store.text, store.made_by["settings"])]
 
 
 def made_with_of(folder: Path) -> str:

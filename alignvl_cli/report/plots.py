@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignvl_cli.ablation.study import PRIMARIES
 from alignvl_cli.artifacts import canonical_json
 from alignvl_cli.report.evaluation import DIRECTIONS
 from alignvl_cli.report.figures import COLOURS, INK, SOFT, Plot, label, line_style, new_figure, save_figure, styled
@@ -56,23 +57,24 @@ def study_plots(
         f"of {counted(verdicts['margin'], 'point')} within which arms count as equivalent."
     )
     arms = [arm for arm in verdicts["arms"] if arm["verdict"] is not None]
+    unit = PRIMARIES[verdicts["primary"]].words
     yield Plot(
         name="differences",
         title=f"Differences to {verdicts['reference']}.",
         caption=explained,
-        draw=partial(forest, verdicts["margin"], arms, [arm["arm"] for arm in arms], verdicts["reference"]),
+        draw=partial(forest, verdicts["margin"], arms, [arm["arm"] for arm in arms], verdicts["reference"], unit),
     )
     if effects := verdicts["effects"]:
         yield Plot(
             name="effects",
             title="Main effects and interactions.",
             caption=explained,
-            draw=partial(forest, verdicts["margin"], effects, [effect["effect"] for effect in effects]),
+            draw=partial(forest, verdicts["margin"], effects, [effect["effect"] for effect in effects], "", unit),
         )
     for sweep in find_sweeps(study):
         yield Plot(
             name=f"sweep-{sweep.key}",
-            title=f"Mean recall over {sweep.key}.",
+            title=f"{unit[0].upper()}{unit[1:]} over {sweep.key}.",
             caption="Means over seeds; the band is the 95 % t interval over seeds.",
             draw=partial(sweep_plot, verdicts, sweep),
         )
@@ -95,8 +97,11 @@ def study_plots(
         )
 
 
-def forest(margin: float, rows: Sequence[Json], names: Sequence[str], against: str = "") -> "Figure":
-    """Mean difference of each row (an arm or an effect), its interval over seeds, and over seeds and test images."""
+def forest(
+    margin: float, rows: Sequence[Json], names: Sequence[str], against: str = "", unit: str = "mean recall"
+) -> "Figure":
+    """Mean difference of each row (an arm or an effect) in points of `unit`, its interval over seeds, and, where it is
+    known, over seeds and test images."""
     figure = new_figure(WIDTH, 1.15 + 0.42 * len(rows))
     axes = figure.subplots()
     axes.axvspan(-margin, margin, color=SOFT, alpha=0.14, linewidth=0)
@@ -107,13 +112,14 @@ def forest(margin: float, rows: Sequence[Json], names: Sequence[str], against: s
             axes.text(0, place, "not tested", va="center", ha="center", color=SOFT)
             continue
         colour, marker = VERDICT_STYLE.get(row["verdict"], UNDECIDED)
-        axes.plot(difference["crossed_ci95"], [place, place], color=colour, linewidth=1)
+        if difference.get("crossed_ci95"):
+            axes.plot(difference["crossed_ci95"], [place, place], color=colour, linewidth=1)
         axes.plot(difference["ci95"], [place, place], color=colour, linewidth=4, solid_capstyle="butt", alpha=0.6)
         axes.plot(difference["mean"], place, marker=marker, color=colour, markersize=7)
     axes.set_yticks(range(len(rows)), [label(name) for name in names])
     axes.set(
         ylim=(len(rows) - 0.4, -0.6),
-        xlabel="points of mean recall" + (f", against {label(against)}" if against else ""),
+        xlabel=f"points of {unit}" + (f", against {label(against)}" if against else ""),
     )
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
@@ -188,7 +194,7 @@ def sweep_plot(verdicts: Json, sweep: Sweep) -> "Figure":
             value_N, low_N, high_N = zip(*banded, strict=True)
             axes.fill_between(value_N, low_N, high_N, color=style["color"], alpha=0.18, linewidth=0)
     _value_axis(axes, sorted({value for _, points in sweep.lines for value, _ in points}))
-    axes.set(xlabel=sweep.key, ylabel="mean recall, %")
+    axes.set(xlabel=sweep.key, ylabel=PRIMARIES[verdicts["primary"]].words)
     _legend(axes)
     return figure
 

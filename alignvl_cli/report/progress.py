@@ -4,18 +4,20 @@ In a terminal a bar moves; elsewhere a plain line comes now and then; with `--qu
 """
 
 import json
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from alignvl_cli.errors import UsageError
+from alignvl_cli.recipes import as_flags
 from alignvl_cli.report.artifacts import flat
 from alignvl_cli.report.text import as_time, counted, roughly, safe
 
@@ -35,7 +37,7 @@ class _Bar:
         self._live = Live(console=console, transient=True)
         self._task: TaskID | None = None
 
-    def update(self, name: str, done: int, total: int, beneath: Text) -> None:
+    def update(self, name: str, done: int, total: int, beneath: RenderableType) -> None:
         first = self._task is None
         if self._task is None:
             self._task = self._progress.add_task(name, count="")
@@ -216,7 +218,7 @@ class TrainingProgress(Display):
         self._say(f"{ridge}validation mean recall {tried.metrics['mean_recall']:.2f}{best}")
 
     def _member(self, member: "records.Member") -> None:
-        settings = " ".join(f"--{key} {value}" for key, value in member.settings.items()) or "the first"
+        settings = as_flags(member.settings) or "the first"
         self._say(f"pair {member.number} of {member.of}: {settings}")
         self._last = self._best = None
 
@@ -230,7 +232,7 @@ class TrainingProgress(Display):
         self._say(f"{what}{closed}: validation mean recall {weighed.metrics['mean_recall']:.2f}{kept}")
 
     def _compared(self, compared: "records.Compared") -> None:
-        settings = " ".join(f"--{key} {value}" for key, value in compared.settings.items()) or "the usual settings"
+        settings = as_flags(compared.settings) or "the usual settings"
         self._say(
             f"compared, {compared.share:.0%} of the epochs: {settings}: "
             f"validation mean recall {compared.metrics['mean_recall']:.2f}"
@@ -291,15 +293,19 @@ def _left(start: "records.Started", step: "records.Step") -> str:
     return as_time((start.total_steps - step.step) * start.batch_size / step.pairs_per_s) + " left"
 
 
+ARM_LINES = 12
+
+
 class StudyProgress(Display):
     """Takes a study's events; `verdicts` is there after the last."""
 
-    def __init__(self, console: Console, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
         super().__init__(console, quiet=quiet)
         self._handlers = {"Begun": self._begun, "RunMade": self._made, "Finished": lambda _: None}
-        self._clock = clock
-        self._since = 0.0
-        self._new = 0
+        self._left: dict[str, int] = {}
+        self._total: dict[str, int] = {}
+        self._seconds: dict[str, list[float]] = {}
+        self._processes = 1
         self.verdicts: dict[str, Any] = {}
         """As in `verdicts.json`."""
 
@@ -310,7 +316,16 @@ class StudyProgress(Display):
         self._show(event)
 
     def _begun(self, begun: "run.Begun") -> None:
-        self._since = self._clock()
+        self._left = dict(begun.left)
+        self._total = dict(begun.left)
+        self._processes = begun.processes
+        if begun.changed:
+            self._say(f"changed since the folder was begun, and trained anew: {'; '.join(begun.changed)}")
+        for note in begun.left_out:
+            self._say(note)
+        if begun.hidden:
+            runs = counted(begun.hidden, "finished run")
+            self._say(f"{runs} in the folder: not asked for now, kept, and in no table")
         reused = f", {begun.reused:,} of them finished before" if begun.reused else ""
         threads = counted(begun.threads, "thread")
         how = f"; {begun.processes} at a time on {begun.device}, {threads} each" if begun.reused < begun.runs else ""
@@ -319,21 +334,40 @@ class StudyProgress(Display):
             self._bar.update("runs", begun.reused, begun.runs, Text(""))
 
     def _made(self, event: "run.RunMade") -> None:
-        self._new += 1
         made = event.made
-        left = (self._clock() - self._since) / self._new * (event.runs - event.done)
-        what = f"{made.arm}, seed {made.seed}: "
+        self._left[made.arm] -= 1
+        self._seconds.setdefault(made.arm, []).append(made.seconds)
+        where = f"{made.cell}, {made.arm}" if made.cell else made.arm
+        what = f"{where}, seed {made.seed}: "
         what += f"mean recall {made.mean_recall:.2f}" if made.failure is None else f"failed: {made.failure}"
         what += f" ({roughly(made.seconds)})"
         for warning in made.warnings:
-            self._say(f"{made.arm}, seed {made.seed}: {warning}", "yellow")
-        ahead = f", about {roughly(left)} left" if event.done < event.runs else ""
+            self._say(f"{where}, seed {made.seed}: {warning}", "yellow")
+        ahead = f", about {roughly(self._ahead())} left" if event.done < event.runs else ""
         if self._bar:
-            self._bar.update("runs", event.done, event.runs, safe(what + ahead))
+            self._bar.update("runs", event.done, event.runs, Group(safe(what + ahead), *map(safe, self._by_arm())))
             if made.failure is not None:
                 self._say(what)
         else:
             self._say(f"{event.done:,}/{event.runs:,} {what}{ahead}")
+
+    def _ahead(self) -> float:
+        """Seconds: the mean of each arm's runs so far, or of all, for each that it has left."""
+        return sum(self._mean(arm) * left for arm, left in self._left.items()) / self._processes
+
+    def _mean(self, arm: str) -> float:
+        every = [second for seconds in self._seconds.values() for second in seconds]
+        return statistics.fmean(self._seconds.get(arm) or every)
+
+    def _by_arm(self) -> list[str]:
+        """A line each of the arms that are at work or have runs left, as many as fit on a screen."""
+        lines = []
+        for arm, left in self._left.items():
+            if left and len(self._total) > 1:
+                about = f", about {roughly(self._mean(arm) * left / self._processes)} left"
+                lines.append(f"{arm}: {self._total[arm] - left:,} of {self._total[arm]:,}{about}")
+        more = len(lines) - ARM_LINES
+        return lines if more <= 0 else [*lines[:ARM_LINES], f"and {counted(more, 'arm')} more"]
 
 
 class TensorBoardLog:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from alignvl_cli.ablation.study import DATA_KEYS
 from alignvl_cli.recipes import ACT_ON_CLOSED_FORMS, DEFAULTS, NOT_IN_ADAPTER, SWITCHED_BY, resolve_train
 from alignvl_cli.settings import LEFT_OUT, AdapterKind, Method, by_flag
 
@@ -30,18 +31,30 @@ SPELLED: dict[str, Callable[[Any], str]] = {
 """Settings whose flag is no plain number or word."""
 
 
-def extract_command(dataset: Json, vision: Json, text: Json) -> str:
-    """Of a store, from what it keeps of the dataset and of each encoder."""
-    name = str(dataset.get("name", "DATASET"))
+def extract_command(dataset: Json, vision: Json, text: Json, settings: Json) -> str:
+    """Of a store, from what it keeps of the dataset, of each encoder, and of the settings that it was made with. Where
+    those have no flags that were `given`, the encoders tell the ones that decide a latent."""
+    name = str(settings.get("dataset") or dataset.get("name", "DATASET"))
     if name.startswith(DEMO):
         name = name.replace(DEMO, "demo:", 1)
     words = ["alignvl", "extract", name, "--vision", _encoder(vision), "--text", _encoder(text)]
-    for flag, side in (("--image-layers", vision), ("--text-layers", text)):
+    flags = settings["given"] if "given" in settings else dict(_encoder_flags(vision, text))
+    return shlex.join([*words, *flags_of({key: flags[key] for key in flags if key not in ("vision", "text")})])
+
+
+def _encoder_flags(vision: Json, text: Json) -> Iterator[tuple[str, Any]]:
+    for name, side in (("image", vision), ("text", text)):
+        if side["about"].get("pooling_source") == "asked":
+            yield f"{name}-pooling", side["record"]["pooling"]
         if parts := side.get("record", {}).get("parts"):
-            words += [flag, ",".join(part["name"] for part in parts)]
+            yield f"{name}-layers", ",".join(part["name"] for part in parts)
     if views := vision.get("record", {}).get("views"):
-        words += ["--views", str(len(views))]
-    return shlex.join(words)
+        yield "views", len(views)
+    if "prefix" in text.get("record", {}):
+        yield "text-prefix", text["record"]["prefix"]
+    for flag in ("trust-remote-code", "allow-pickle"):
+        if any(side["about"].get(flag.replace("-", "_")) for side in (vision, text)):
+            yield flag, True
 
 
 def _encoder(kept: Json) -> str:
@@ -96,8 +109,12 @@ def departing_settings(settings: Json, pairs: int) -> dict[str, Any]:
 
 def study_toml(study: Json) -> str:
     """The study file that `study` (what `study.json` holds) was made of, but for comments and order."""
-    lines = [f"{key} = {_toml(study[key])}" for key in ("name", "question", "reference", "seeds", "margin")]
+    keys = ("name", "question", "reference", "seeds", "margin", "primary")
+    lines = [f"{key} = {_toml(study[key])}" for key in keys if key in study]
     lines += ["", "[base]", *_settings(study["base"])]
+    if study.get("data"):
+        kept = {key: study["data"][field] for key, field in DATA_KEYS.items() if study["data"][field]}
+        lines += ["", "[data]", *_settings(kept)]
     tables = _levels(study) if study["factors"] else _arms(study)
     for header, settings in tables:
         lines += ["", f"[{header}]", *_settings(settings)]

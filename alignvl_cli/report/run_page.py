@@ -6,6 +6,7 @@ from typing import Any
 
 from alignvl_cli.ablation.analysis import LearningCurve, learning_curve, read_validations
 from alignvl_cli.artifacts import read_json
+from alignvl_cli.recipes import as_flags, departures
 from alignvl_cli.report.evaluation import hubness_table, modesty_table, recall_table
 from alignvl_cli.report.examples import Shower, run_examples
 from alignvl_cli.report.figures import Plot
@@ -29,7 +30,7 @@ from alignvl_cli.report.reproduce import train_command
 from alignvl_cli.report.tables import Table
 from alignvl_cli.retrieval.embeddings import embed_split
 from alignvl_cli.retrieval.evaluate import Evaluation, evaluate
-from alignvl_cli.settings import HubnessReport
+from alignvl_cli.settings import HubnessReport, TrainConfig
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.run_folder import ENVIRONMENT, Run
 
@@ -39,7 +40,8 @@ Json = Mapping[str, Any]
 def run_views(run: Run, store: Store, split: str, device: str) -> Views:
     """Of a run, evaluated on `split` now; errors as of `alignvl eval`."""
     evaluation = evaluate(run, store, split, bootstrap=True, calibration=True, hubs=HubnessReport.report, device=device)
-    plots = list(run_plots(evaluation, learning_curve([read_validations(run.path)])))
+    curve = None if "members" in run.config else learning_curve([read_validations(run.path)])  # of several, none
+    plots = list(run_plots(evaluation, curve))
 
     def page() -> Page:
         return run_page(
@@ -112,6 +114,7 @@ def run_page(
             section("hubs", "Hubs", *_with_notes(hubness_table(both, "How unevenly the gallery is found"))),
             section("learning", "Learning", drawings.get("learning")),
             section("examples", "Examples", *examples),
+            section("tried", "Tried on validation", *_tried(run)),
             section("provenance", "Provenance", *_provenance(run, environment)),
             section("again", "Make it again", Code("The commands", "\n".join(commands))),
         ),
@@ -142,10 +145,42 @@ def _with_notes(table: Table) -> tuple[Block, Block]:
     return TableBlock(table), Notes(table.notes)
 
 
+def _tried(run: Run) -> Iterator[Block]:
+    """Shapes that were compared, pairs that were trained, and how they were joined."""
+    figures = ("mean recall", "RSUM")
+
+    def recalls(metrics: Json) -> tuple[str, str]:
+        return f"{metrics['mean_recall']:.2f}", f"{metrics['rsum']:.1f}"
+
+    if compared := run.config.get("candidates"):
+        rows = [
+            (as_flags(one["settings"]) or "the usual settings", f"{one['share']:.0%}", *recalls(one["metrics"]))
+            for one in compared
+        ]
+        yield TableBlock(Table.of("Shapes, after a share of the epochs", ("settings", "epochs", *figures), rows))
+    members = [TrainConfig.from_json(member) for member in run.config.get("members", ())]
+    trained = run.result.get("trained", ())
+    if members:
+        names = [as_flags(departures(member, members[0])) or "the first" for member in members]
+        names += ["one of the best again"] * (len(trained) - len(members))
+        pairs = [
+            (f"{number}", name, *recalls(one)) for number, (name, one) in enumerate(zip(names, trained, strict=True), 1)
+        ]
+        yield TableBlock(Table.of("Pairs that were trained", ("pair", "settings", *figures), pairs, left=(0, 1)))
+    if choices := run.result.get("ensembles"):
+        joined = [
+            (", ".join(map(str, one["members"])), f"{one['weight']:g}", *recalls(one), "kept" if one["chosen"] else "")
+            for one in choices
+        ]
+        headers = ("pairs", "weight of the closed form", *figures, "")
+        yield TableBlock(Table.of("Joined, before the reduction", headers, joined, left=(0, 4)))
+
+
 def _provenance(run: Run, environment: Json) -> Iterator[Block]:
     config = run.config
     yield facts("Settings", shown_settings(config["settings"]))
-    yield facts("Training", run.result, is_folded=True)
+    told = {key: value for key, value in run.result.items() if key not in ("trained", "ensembles")}
+    yield facts("Training", told, is_folded=True)
     yield facts("Data", {"stores": [store["path"] for store in config["stores"]], "content hash": run.store_hash})
     yield facts("Machine", {key: value for key, value in environment.items() if key not in ("settings", "libraries")})
     yield facts("Libraries", environment.get("libraries", {}), is_folded=True)

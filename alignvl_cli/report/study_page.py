@@ -19,7 +19,8 @@ from alignvl_cli.ablation.analysis import (
     read_reliability,
     read_validations,
 )
-from alignvl_cli.ablation.records import read_study, read_verdicts, run_folder
+from alignvl_cli.ablation.records import read_begun, run_folders
+from alignvl_cli.ablation.study import PRIMARIES
 from alignvl_cli.artifacts import canonical_json, read_json
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.report.artifacts import shown
@@ -45,7 +46,8 @@ from alignvl_cli.report.page import (
 )
 from alignvl_cli.report.plots import RELIABILITY, study_plots
 from alignvl_cli.report.reproduce import ablate_command, study_toml
-from alignvl_cli.report.study import study_notes, study_tables
+from alignvl_cli.report.study import study_notes, study_tables, verdicts_of
+from alignvl_cli.report.surface import surface_plots
 from alignvl_cli.report.tables import Cell, Table
 from alignvl_cli.report.text import counted
 from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
@@ -56,6 +58,8 @@ Json = Mapping[str, Any]
 Find = Callable[[str, str], Store | None]
 """The store of a content hash, also looked for at a path."""
 Warn = Callable[[str], None]
+Runs = Mapping[tuple[str, str, int], Path]
+"""Cell, arm and seed -> folder."""
 SIDES = ("vision", "text")
 TONES = {
     "better": ("better", "▲"),
@@ -70,20 +74,27 @@ JUDGED = {"overconfidence": "overconfidence", "ece": "ECE", "ece_fitted": "ECE, 
 
 
 def study_views(folder: Path, data: Path | None, device: str, *, find: Find, warn: Warn) -> Views:
-    """Of a finished study; DataError for an unfinished one. Making the page raises MismatchError when `data` is another
-    store than the study's."""
-    verdicts, study = read_verdicts(folder), read_study(folder)
-    curves, reliability = _curves(folder, verdicts, warn), _reliability(folder, verdicts, study, warn)
+    """Of a study, or the part that is finished; DataError when no run is. Making the page raises MismatchError when
+    `data` is another store than the study's."""
+    verdicts, study = verdicts_of(folder), read_begun(folder)
+    if verdicts.get("cells"):
+        plots = list(surface_plots(verdicts))
+        return Views(plots, lambda: surface_page(verdicts, study, plots, made_with=made_with_of(folder)))
+    runs = run_folders(folder, study)
+    curves, reliability = _curves(runs, verdicts, warn), _reliability(runs, verdicts, study, warn)
     plots = list(study_plots(verdicts, study, curves, reliability))
 
     def page() -> Page:
         store = _store_of_study(folder, study["store"], data, find, warn)
-        config, environment = _records_of_a_run(folder, verdicts)
+        config, environment = _records_of_a_run(runs, verdicts)
+        examples: list[Block] = []
+        if store is not None and not verdicts.get("partial"):  # the ranks are gathered at the end
+            examples = list(_disagreements(folder, runs, verdicts, Shower.of(store), device))
         return study_page(
             verdicts,
             study,
             plots,
-            [] if store is None else list(_disagreements(folder, verdicts, Shower.of(store), device)),
+            examples,
             encoders={side: config[side] for side in SIDES if side in config},
             machine=environment,
             commands=[*extraction_of(store), ablate_command(f"{verdicts['name']}.toml", study)],
@@ -91,6 +102,40 @@ def study_views(folder: Path, data: Path | None, device: str, *, find: Find, war
         )
 
     return Views(plots, page)
+
+
+def surface_page(verdicts: Json, study: Json, plots: Sequence[Plot], *, made_with: str) -> Page:
+    """Of a study of several cells."""
+    tables = [TableBlock(table) for table in study_tables(verdicts)]
+    drawings = [Drawing.of(plot) for plot in plots]
+    stores = {cell["set"]: {key: cell[key] for key in ("path", "content_hash", "pairs")} for cell in study["cells"]}
+    name = f"{verdicts['name']}.toml"
+    return Page(
+        kind="study",
+        title=verdicts["name"],
+        lead=verdicts["question"],
+        summary=_summary(verdicts["reference"], [f for f in verdicts["over_sets"] if f["condition"] is None]),
+        counts=(
+            f"{len(study['arms'])} arms, {counted(len(verdicts['cells']), 'cell')}, "
+            f"{counted(len(verdicts['seeds']), 'seed')} each",
+            f"stores {', '.join(stores)}",
+        ),
+        warnings=tuple(verdicts["warnings"]),
+        sections=sections(
+            section("verdicts", "Over sets", tables[0], drawings[0]),
+            section("cells", "Cell by cell", drawings[1], *tables[1:], Notes(tuple(study_notes(verdicts)))),
+            section("effects", "Effects", *drawings[2:]),
+            section("settings", "Settings", _varied(study), facts("Of all arms", _shared(study), is_folded=True)),
+            section("provenance", "Provenance", facts("Stores", stores), facts("Made by", study["made_by"])),
+            section(
+                "again",
+                "Make it again",
+                Code(f"The study, as {name}", study_toml(study)),
+                Code("The commands", ablate_command(name, study)),
+            ),
+        ),
+        footer=made_with,
+    )
 
 
 def _store_of_study(folder: Path, kept: Json, data: Path | None, find: Find, warn: Warn) -> Store | None:
@@ -112,7 +157,7 @@ def _store_of_study(folder: Path, kept: Json, data: Path | None, find: Find, war
     return found
 
 
-def _disagreements(folder: Path, verdicts: Json, shower: Shower, device: str) -> Iterator[Block]:
+def _disagreements(folder: Path, runs: Runs, verdicts: Json, shower: Shower, device: str) -> Iterator[Block]:
     """Every arm against the reference, in both directions, with the first seed that both have a run of."""
     split, reference = verdicts["evaluation"]["split"], verdicts["reference"]
 
@@ -124,42 +169,42 @@ def _disagreements(folder: Path, verdicts: Json, shower: Shower, device: str) ->
         for direction, count in DISAGREEING.items():
             ours, theirs = (read_ranks(folder, name, direction) for name in (reference, arm))
             common = [seed for seed in ours.by_seed if seed in theirs.by_seed]
-            runs = {seed: [run_folder(folder, name, seed) for name in (reference, arm)] for seed in common}
-            kept = [seed for seed in common if all(map(is_complete_run, runs[seed]))]
+            places = {seed: [runs["", name, seed] for name in (reference, arm)] for seed in common}
+            kept = [seed for seed in common if all(map(is_complete_run, places[seed]))]
             if not common:
                 continue
             found = disagreements(ours, theirs, (kept or common)[0], count)
             there = {
                 name: embedded(run)
-                for name, run in zip((reference, arm), runs[found.seed], strict=True)
+                for name, run in zip((reference, arm), places[found.seed], strict=True)
                 if is_complete_run(run)
             }
             if found.gains or found.losses:
                 yield disagreement_examples(shower, direction, found, (reference, arm), there)
 
 
-def _curves(folder: Path, verdicts: Json, warn: Warn) -> dict[str, LearningCurve]:
+def _curves(runs: Runs, verdicts: Json, warn: Warn) -> dict[str, LearningCurve]:
     """Of every arm whose finished runs are all still there."""
     curves = {}
     for arm in verdicts["arms"]:
         try:
-            runs = [read_validations(run_folder(folder, arm["arm"], seed)) for seed in arm["seeds"]]
+            logs = [read_validations(runs["", arm["arm"], seed]) for seed in arm["seeds"]]
         except DataError as problem:
             warn(f"no learning curve of arm {arm['arm']}: {problem}")
             continue
-        if curve := learning_curve(runs):
+        if curve := learning_curve(logs):
             curves[arm["arm"]] = curve
     return curves
 
 
-def _reliability(folder: Path, verdicts: Json, study: Json, warn: Warn) -> dict[str, dict[str, Reliability]]:
+def _reliability(runs: Runs, verdicts: Json, study: Json, warn: Warn) -> dict[str, dict[str, Reliability]]:
     """By direction, every arm whose evaluations are all still there."""
     by_direction: dict[str, dict[str, Reliability]] = {}
     for arm in verdicts["arms"]:
-        runs = [run_folder(folder, arm["arm"], seed) for seed in arm["seeds"]]
+        places = [runs["", arm["arm"], seed] for seed in arm["seeds"]]
         try:
             place = Path(study["store"]["path"]), study["store"]["content_hash"]
-            found = read_reliability(runs, *place, study["split"])
+            found = read_reliability(places, *place, study["split"])
         except DataError as problem:
             warn(f"no reliability of arm {arm['arm']}: {problem}")
             continue
@@ -168,10 +213,10 @@ def _reliability(folder: Path, verdicts: Json, study: Json, warn: Warn) -> dict[
     return by_direction
 
 
-def _records_of_a_run(folder: Path, verdicts: Json) -> tuple[Json, Json]:
+def _records_of_a_run(runs: Runs, verdicts: Json) -> tuple[Json, Json]:
     """Configuration and environment of the first finished run that is still there; empty when none is."""
     for arm in verdicts["arms"]:
-        for path in (run_folder(folder, arm["arm"], seed) for seed in arm["seeds"]):
+        for path in (runs["", arm["arm"], seed] for seed in arm["seeds"]):
             if is_complete_run(path):
                 environment = read_json(path / ENVIRONMENT, "run's environment")
                 kept = {key: value for key, value in environment.items() if key not in ("settings", "stage")}
@@ -201,7 +246,7 @@ def study_page(
         kind="study",
         title=verdicts["name"],
         lead=verdicts["question"],
-        summary=_summary(verdicts),
+        summary=_summary(verdicts["reference"], verdicts["arms"]),
         counts=(
             f"{len(verdicts['arms'])} arms, {counted(len(seeds), 'seed')} each",
             f"{evaluation['images']:,} images and {evaluation['captions']:,} captions of split {evaluation['split']}",
@@ -234,20 +279,21 @@ def study_page(
     )
 
 
-def _summary(verdicts: Json) -> str:
+def _summary(reference: str, arms: Sequence[Json]) -> str:
     """How many arms came out how, against the reference."""
-    found = Counter(arm["verdict"] for arm in verdicts["arms"] if arm["verdict"] is not None)
+    found = Counter(arm["verdict"] for arm in arms if arm["verdict"] is not None)
     parts = [f"{count} {verdict}" for verdict, count in found.items()]
-    return f"Against {verdicts['reference']}: " + "; ".join(parts) + "."
+    return f"Against {reference}: " + "; ".join(parts) + "."
 
 
 def _judgements(arms: Sequence[Json], primary: str) -> Judgements:
     rows = []
+    scale = PRIMARIES[primary].scale
     for arm in arms:
         tone, mark = TONES.get(arm["verdict"], OPEN)
         summary = arm["metrics"].get(primary)
-        spread = "" if summary is None or summary["sd"] is None else f" ± {summary['sd']:.1f}"
-        figure = "no finished run" if summary is None else f"{summary['mean']:.1f}{spread} %"
+        spread = "" if summary is None or summary["sd"] is None else f" ± {scale * summary['sd']:.1f}"
+        figure = "no finished run" if summary is None else f"{scale * summary['mean']:.1f}{spread} %"
         rows.append(Judgement(tone, mark, arm["arm"], arm["words"], figure))
     return Judgements(tuple(rows))
 

@@ -1,4 +1,4 @@
-"""What a hit is (the protocol, and which gallery rows answer a query), and retrieval metrics from per-query ranks.
+"""Retrieval metrics: which gallery rows are relevant to a query, its rank, R@K and the other figures, their intervals.
 
 A rank is the number of wrong candidates that score at least as well as the match: 0 is a hit at 1.
 What papers on image-text retrieval call R@K is the hit rate: the share of queries with any relevant item among the

@@ -9,20 +9,20 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from alignvl_cli.recipes import departures, shape_for
+from alignvl_cli.recipes import as_flags, departures, shape_for
 from alignvl_cli.settings import SubsetKind, TrainConfig
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.loop import fit
 from alignvl_cli.training.prepare import prepare
 from alignvl_cli.training.state import Compared, Plan
-from alignvl_cli.training.validation import is_clearly_better
+from alignvl_cli.training.validation import is_clearly_better, standard_error
 
 FIRST_SHARE, SECOND_SHARE = 0.1, 0.25
 """Of a candidate's epochs, in the two rounds."""
 SAMPLED_PAIRS = 20_000
 """More pairs than these are compared on so many."""
 
-Comparison = Generator[Compared, None, TrainConfig]
+Comparison = Generator[Compared, None, tuple[TrainConfig, str]]
 
 
 def compare(
@@ -35,8 +35,8 @@ def compare(
 ) -> Comparison:
     """Train the `candidates`, the first being the usual one, for a while, and say what each reached.
 
-    Returns the one to train in full. `usual` is the plan of the first, on `pairs` pairs, whose rows are used. Raises as
-    `prepare` and `fit` do.
+    Returns the one to train in full, and why in a sentence. `usual` is the plan of the first, on `pairs` pairs, whose
+    rows are used. Raises as `prepare` and `fit` do.
     """
     loaded, parallel = usual.loaded, usual.parallel
 
@@ -59,7 +59,16 @@ def compare(
     other = max(range(1, len(candidates)), key=lambda number: first[number]["mean_recall"])
     usual_metrics = yield from tried(0, SECOND_SHARE)
     other_metrics = yield from tried(other, SECOND_SHARE)
-    return candidates[other if is_clearly_better(other_metrics, usual_metrics, usual.val) else 0]
+    is_other = is_clearly_better(other_metrics, usual_metrics, usual.val)
+    changes = as_flags(departures(candidates[other], candidates[0]))
+    gain = other_metrics["mean_recall"] - usual_metrics["mean_recall"]
+    error = standard_error(usual_metrics, usual.val)
+    why = (
+        f"trained {'with' if is_other else 'by the usual settings, not with'} {changes}: after {SECOND_SHARE:.0%} of "
+        f"the epochs its validation mean recall is {gain:+.2f}, {'more' if is_other else 'no more'} than the standard "
+        f"error of {error:.2f}"
+    )
+    return candidates[other if is_other else 0], why
 
 
 def _short(config: TrainConfig, pairs: int, share: float) -> TrainConfig:

@@ -39,6 +39,7 @@ from alignvl_cli.training.prepare import TRAIN, TRAIN_REMEDY, VAL, prepare
 from alignvl_cli.training.run_folder import (
     ENVIRONMENT,
     METRICS,
+    NUMBERS,
     RunWriter,
     StoreReference,
     claim_run,
@@ -155,8 +156,9 @@ def train_run(
                 held_open.enter_context(held_run(output))
             if others and not is_ladder:
                 comparison = compare(opened, val_store, [config, *others], plan, started.pairs, device)
-                config = yield from _told(comparison, compared, parallel.is_main)
+                config, why = yield from _told(comparison, compared, parallel.is_main)
                 plan, state, started = prepare(opened, val_store, config, device, parallel, plan.loaded)
+                started = replace(started, notes=(why, *started.notes))
             if not parallel.is_main:
                 yield from follow(members, plan, state)
                 return
@@ -171,7 +173,9 @@ def train_run(
                 yield from fill(writer, members, plan, state, started, checkpoints, rates=[])
 
 
-def _told(comparison: Comparison, compared: list[Compared], is_main: bool) -> Generator[Record, None, TrainConfig]:
+def _told(
+    comparison: Comparison, compared: list[Compared], is_main: bool
+) -> Generator[Record, None, tuple[TrainConfig, str]]:
     """Pass on what was compared, in the first process, and keep it."""
     while True:
         try:
@@ -249,6 +253,8 @@ def fill(
                 settings=departures(plan.config, first),
                 total_steps=plan.total_steps,
             )
+            if state.best is None:  # it begins, and does not go on after a stop
+                writer.log(log_line(member))
             yield member
         plan.parallel.broadcast_weights(state.adapters)
         try:
@@ -329,6 +335,7 @@ def _describe(
         "encoder_hash": first.encoder_hash,
         "vision": first.vision,
         "text": first.text,
+        "numbers": NUMBERS,
         "recipe": config.recipe,
         "settings": config.to_json(),
         **({} if given is None else {"given": dict(given)}),

@@ -34,6 +34,9 @@ from alignvl_cli.settings import Precision, TrainConfig
 from alignvl_cli.training.checkpoint import remove_checkpoint, write_checkpoint
 
 FORMAT = "alignvl.run/1"
+NUMBERS = 1
+"""Raised when a change of the code moves what a training or an evaluation of equal settings gives: runs of another
+number are no longer taken for the same. Runs without it are of 1."""
 FAMILY = "alignvl.run/"
 """What the format of a run begins with, of this and every other version."""
 CONFIG = "config.json"

@@ -22,7 +22,7 @@ def test_mean_recall_is_that_of_the_evaluation():
             QueryRanks(rank_Q, np.zeros(count), np.arange(count), [""] * count, np.zeros(count, int))
         )
 
-    assert found.mean_recall == pytest.approx(RetrievalMetrics(metrics(by_image), metrics(by_text)).mean_recall)
+    assert found.value == pytest.approx(RetrievalMetrics(metrics(by_image), metrics(by_text)).mean_recall)
 
 
 def test_resamples_of_equal_runs_are_equal_and_centre_on_the_measured_value():
@@ -31,7 +31,7 @@ def test_resamples_of_equal_runs_are_equal_and_centre_on_the_measured_value():
     recall_RB = image_resamples([one, one, other])
     assert np.array_equal(recall_RB[0], recall_RB[1])  # the same draws for all runs
     assert not np.array_equal(recall_RB[0], recall_RB[2])
-    assert recall_RB[0].mean() == pytest.approx(one.mean_recall, abs=0.3)
+    assert recall_RB[0].mean() == pytest.approx(one.value, abs=0.3)
     assert recall_RB.std(axis=1).min() > 0.5
 
 

@@ -8,7 +8,6 @@ import pandas
 import pytest
 
 from alignvl_cli.ablation.records import (
-    PRIMARY,
     RANKS,
     RESULTS,
     STUDY,
@@ -19,6 +18,7 @@ from alignvl_cli.ablation.records import (
     read_verdicts,
     write_outcomes,
 )
+from alignvl_cli.ablation.study import DEFAULT_PRIMARY as PRIMARY
 from alignvl_cli.ablation.study import parse_study
 from alignvl_cli.ablation.verdicts import Verdict, judge
 from alignvl_cli.errors import DataError

@@ -13,9 +13,9 @@ import pytest
 from support.fakes import make_store
 from support.studies import write_study
 
-from alignvl_cli.ablation.plan import set_up
 from alignvl_cli.ablation.processes import _result, _started
 from alignvl_cli.ablation.run import Begun, run_study
+from alignvl_cli.ablation.setup import set_up
 from alignvl_cli.ablation.study import load_study
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.settings import Device

@@ -14,13 +14,13 @@ from support.fakes import make_store
 from support.studies import STUDY, write_study
 
 from alignvl_cli.ablation import jobs as jobs_module
-from alignvl_cli.ablation.plan import plan_study, set_up
+from alignvl_cli.ablation.plan import plan_study
 from alignvl_cli.ablation.records import RANKS, RESULTS, VERDICTS, read_study, read_verdicts, run_folder
 from alignvl_cli.ablation.run import Begun, Finished, RunMade, run_study
+from alignvl_cli.ablation.setup import set_up
 from alignvl_cli.ablation.study import load_study
-from alignvl_cli.artifacts import read_json
 from alignvl_cli.devices import computing_with
-from alignvl_cli.errors import DataError, DivergedError, MismatchError, UsageError
+from alignvl_cli.errors import DataError, DivergedError, UsageError
 from alignvl_cli.settings import Device
 from alignvl_cli.training.run import resume_run, train_run
 from alignvl_cli.training.run_folder import load_run
@@ -131,58 +131,12 @@ def test_a_removed_run_is_made_again_and_comes_out_the_same(copied, store, tmp_p
     assert records(copied) == before
 
 
-def test_more_seeds_join_and_none_is_dropped(copied, store, tmp_path):
-    events = run(setup_of(store, tmp_path, seeds="[2]"), copied)
-    assert {event.made.seed for event in events[1:-1]} == {2}
-    assert sorted(read_study(copied)["seeds"]) == sorted(read_verdicts(copied)["seeds"]) == [0, 1, 2]
-    assert {arm["metrics"]["mean_recall"]["seeds"] for arm in read_verdicts(copied)["arms"]} == {3}
-
-
 def test_another_margin_is_another_verdict_on_the_same_runs(copied, store, tmp_path):
     setup = setup_of(store, tmp_path)
     wide = replace(setup, study=replace(setup.study, margin=100.0))
     assert run(wide, copied)[0].reused == 6
     assert read_verdicts(copied)["margin"] == 100
     assert read_verdicts(copied)["arms"][1]["verdict"] == "equivalent within the margin"
-
-
-CHANGES = {
-    "noise-std was 0.5 and is 0.6": {"text": STUDY.replace("noise-std = 0.5", "noise-std = 0.6")},
-    "arm 'new' is new": {"text": STUDY + "[arms.new]\nmix = true\n"},
-    "arm 'noisy' is gone": {"text": STUDY.replace("[arms.noisy]", "[arms.other]")},
-    'reference was plain and is a"b<c': {"reference": "'a\"b<c'"},
-    "threads was 1 and is 2": {"threads": 2},
-    "lr was 0.003 and is 0.001": {"lr": "1e-3"},
-}
-
-
-@pytest.mark.parametrize("message", CHANGES)
-def test_other_settings_under_the_same_folder_are_refused(message, finished, store, tmp_path):
-    folder, before = finished[0], records(finished[0])
-    with pytest.raises(MismatchError) as refused:
-        run(setup_of(store, tmp_path, **CHANGES[message]), folder)
-    assert message in str(refused.value)
-    assert "-o" in str(refused.value)
-    assert records(folder) == before
-
-
-def test_another_store_is_refused_and_the_same_elsewhere_is_not(copied, store, tmp_path):
-    other = make_store(tmp_path / "tiny.h5", images=60, dim=12, text_dim=10, seed=1)
-    with pytest.raises(MismatchError, match="store was"):
-        run(setup_of(other, tmp_path), copied)
-    (tmp_path / "moved").mkdir()
-    moved = shutil.copy(store, tmp_path / "moved" / store.name)
-    assert run(setup_of(moved, tmp_path), copied)[0].reused == 6
-
-
-def test_a_run_of_other_settings_in_its_place_is_named_and_kept(copied, store, tmp_path):
-    config = run_folder(copied, "noisy", 0) / "config.json"
-    changed = read_json(config, "config")
-    changed["settings"]["noise_std"] = 9.0
-    config.write_text(json.dumps(changed))
-    with pytest.raises(MismatchError, match=r"seed-0: .*noise-std was 9.0 and is 0.5.*remove that folder"):
-        run(setup_of(store, tmp_path), copied)
-    assert config.is_file()
 
 
 def test_a_folder_of_something_else_is_left_alone(store, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alignvl_cli.ablation.statistics import seeds_for_any_verdict
-from alignvl_cli.ablation.study import load_study, parse_seeds, parse_study
+from alignvl_cli.ablation.study import Data, load_study, parse_seeds, parse_study, study_of
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.settings import NoiseKind
 
@@ -68,7 +68,70 @@ def test_a_crossed_study_has_every_combination():
     assert study.margin == 2
 
 
+def test_an_arm_starts_from_another():
+    study = parse(
+        PLAIN + "[arms.loud]\nlike = 'uniform'\nnoise-std = 0.9\n[arms.off]\nlike = 'loud'\nrp = false\nes = false\n"
+    )
+    configs = {arm.name: study.config(arm) for arm in study.arms}
+    assert (configs["loud"].noise, configs["loud"].noise_std) == (NoiseKind.uniform, 0.9)
+    assert (configs["off"].noise, configs["off"].smoothing) == (NoiseKind.none, 0)
+    assert study_of(study.record()) == study
+
+
+def test_a_list_of_values_is_an_arm_of_each():
+    study = parse(PLAIN + "[arms.loud]\nlike = 'uniform'\nnoise-std = [0.5, 1]\nsmoothing = [0.1, 0.2]\nmix = [true]\n")
+    names = [arm.name for arm in study.arms]
+    assert names[3:] == ["loud-0.5-0.1-true", "loud-0.5-0.2-true", "loud-1-0.1-true", "loud-1-0.2-true"]
+    config = study.config(study.arms[5])
+    assert (config.noise, config.noise_std, config.smoothing) == (NoiseKind.uniform, 1.0, 0.1)
+    assert parse(PLAIN.replace('reference = "gaussian"', 'reference = "loud-2"') + "[arms.loud]\nnoise-std = [1, 2]\n")
+
+
+def test_the_data_of_a_study():
+    study = parse(
+        PLAIN + "[data]\nstores = ['a.h5', 'b']\nsubsets = [300, 'kdpp:50', 'all']\ncorrupt-captions = [0, 0.2]\n"
+    )
+    assert study.data == Data(stores=("a.h5", "b"), subsets=("uniform:300", "kdpp:50", "all"), corrupt=(0.0, 0.2))
+    assert study.data.layers()[:2] == [{"subset": "uniform:300"}, {"subset": "uniform:300", "corrupt-captions": 0.2}]
+    assert study_of(study.record()) == study
+    near = parse(PLAIN.replace("[base]", "[base]\ncorrupt-kind = 'near'") + "[data]\ncorrupt-captions = [0, 0.2]\n")
+    clean, wrong = (near.config(near.arms[0], data=layer) for layer in near.data.layers())
+    assert (clean.corrupt_captions, wrong.corrupt_captions, wrong.corrupt_kind) == (0, 0.2, "near")
+
+
+def test_the_metric_of_the_verdicts_and_its_margin():
+    assert (parse(PLAIN).primary, parse(PLAIN).margin) == ("mean_recall", 1)
+    rsum = parse("primary = 'rsum'\n" + PLAIN)
+    assert (rsum.primary, rsum.margin) == ("rsum", 6)
+    assert parse("primary = 'image_to_text.R@1'\nmargin = 2\n" + PLAIN).margin == 2
+
+
 BAD = {
+    "arm 'uniform': like: no arm is called 'gausian'. Did you mean 'gaussian'?": PLAIN.replace(
+        'noise = "uniform"', 'like = "gausian"'
+    ),
+    "arm 'gaussian': like: gaussian is like uniform is like gaussian, which is a circle": PLAIN.replace(
+        "[arms.gaussian]", "[arms.gaussian]\nlike = 'uniform'"
+    ).replace('noise = "uniform"', "like = 'gaussian'"),
+    "arm 'none': like: 'uniform' is several arms, one for each noise-std": PLAIN.replace(
+        'noise = "uniform"', "noise-std = [1, 2]"
+    ).replace("rp = false", "like = 'uniform'"),
+    "two arms are called 'uniform-2'": PLAIN.replace('noise = "uniform"', "noise-std = [1, 2]") + "[arms.uniform-2]\n",
+    "[base]: noise-std = [0.3, 1]: write one value": PLAIN.replace("noise_std = 0.3", "noise-std = [0.3, 1]"),
+    "[factors.noise] rp: noise-std = [0.3]: write one value": CROSSED.replace("noise-std = 0.3", "noise-std = [0.3]"),
+    "[arms.uniform]: noise = []: write one value": PLAIN.replace('noise = "uniform"', "noise = []"),
+    "arm 'loud': --no-rp leaves --noise-std without effect": PLAIN
+    + "[arms.loud]\nlike = 'uniform'\nrp = false\nnoise-std = 1\n",
+    "[data]: unknown key 'store'. Did you mean 'stores'?": PLAIN + "[data]\nstore = ['a']\n",
+    "[data] subsets: wanted a list, got 'all'": PLAIN + "[data]\nsubsets = 'all'\n",
+    "--subset: wanted 'all', 'uniform:PAIRS'": PLAIN + "[data]\nsubsets = ['some']\n",
+    "--corrupt-captions: wanted": PLAIN + "[data]\ncorrupt-captions = [2]\n",
+    "[data] subsets: one stands there twice": PLAIN + "[data]\nsubsets = [300, 'uniform:300']\n",
+    "[data]: wanted one or more of stores, subsets, corrupt-captions": PLAIN + "[data]\n",
+    "arm 'none': 'subset' is set by [data]": PLAIN + "subset = 'uniform:50'\n[data]\nsubsets = [300]\n",
+    "[base]: 'corrupt-captions' is set by [data]": PLAIN.replace("[base]", "[base]\ncorrupt-captions = 0.1")
+    + "[data]\ncorrupt-captions = [0.2]\n",
+    "primary: wanted one of mean_recall, rsum, ": "primary = 'recall'\n" + PLAIN,
     "unknown key 'refrence'. Did you mean 'reference'?": PLAIN.replace("reference =", "refrence ="),
     "the key 'seeds' is missing": PLAIN.replace("seeds = [0, 1, 2]", ""),
     "no arm is called 'gausian'. Did you mean 'gaussian'?": PLAIN.replace('"gaussian"', '"gausian"', 1),
@@ -142,7 +205,8 @@ def test_a_shipped_study_resolves_and_its_seeds_can_settle_it(path):
     study = load_study(path)
     assert study.name == path.stem
     assert study.question.endswith("?")
-    assert len(study.seeds) >= seeds_for_any_verdict(len(study.arms) - 1)
+    contrasts = 1 if study.data else len(study.arms) - 1  # those of several cells are tested at once
+    assert len(study.seeds) >= seeds_for_any_verdict(contrasts)
     for arm in study.arms:
         assert study.config(arm, seed=1, pairs=3679).batch_size <= 3679 // 2
 

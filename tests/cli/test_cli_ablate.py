@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 
 import pytest
 from support.studies import STUDY, write_study
@@ -13,8 +14,6 @@ from alignvl_cli.ablation.records import read_verdicts, run_folder
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory, prepared):
     """A workspace with one finished study."""
-    import shutil
-
     from support.command_line import CommandLine
 
     folder = tmp_path_factory.mktemp("studied")
@@ -97,14 +96,24 @@ def test_what_is_wrong_whatever_the_data_is_a_usage_error(studied, tmp_path):
     assert "margin" in alignvl.fails(2, "ablate", study, "--margin", "0")
 
 
-def test_missing_things_and_mismatches_have_their_codes(studied, tmp_path):
+def test_missing_things_have_their_codes(studied, tmp_path):
     alignvl, study, _ = studied
     assert "cannot read this study" in alignvl.fails(3, "ablate", tmp_path / "none.toml")
     assert "no such store" in alignvl.fails(3, "ablate", study, "--data", tmp_path / "none.h5")
     assert "not a study" in alignvl.fails(3, "report", tmp_path)
+
+
+def test_a_changed_and_a_shorter_study_say_what_is_made_anew_and_what_is_hidden(studied, tmp_path):
+    alignvl, _, _ = studied
+    folder = tmp_path / "study"
+    shutil.copytree(alignvl.workspace / "studies" / "tiny", folder)
     changed = write_study(tmp_path / "changed.toml", STUDY.replace("0.2", "0.3"))
-    message = alignvl.fails(4, "ablate", changed, "--device", "cpu", "--quiet")
-    assert "smoothing was 0.2 and is 0.3" in message
+    result = alignvl("ablate", changed, "-o", folder, "--jobs", "1", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stderr.split())
+    assert "6 runs, 4 of them finished before" in said
+    assert 'changed since the folder was begun, and trained anew: smoothing was 0.2 and is 0.3 (a"b<c)' in said
+    assert "2 finished runs in the folder: not asked for now, kept, and in no table" in said
 
 
 def test_all_runs_diverging_leaves_with_5(studied, tmp_path):

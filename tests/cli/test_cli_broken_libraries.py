@@ -11,6 +11,7 @@ BROKEN = {
     "torchvision": "raise RuntimeError('operator torchvision::nms does not exist')",
     "accelerate": "raise AttributeError('module torch has no attribute distributed_c10d')",
     "kernels": "raise OSError('libcudart.so.13: cannot open shared object file')",
+    "sentencepiece": "raise RuntimeError('built for another Python')",
     "faiss": "raise ImportError('libgomp.so.1: cannot open shared object file')",
     "matplotlib": "raise RuntimeError('module compiled against ABI version 0x1')",
 }
@@ -32,7 +33,7 @@ def python(folder, names, *words):
 def test_doctor_names_each_with_a_way_out(tmp_path):
     done = python(tmp_path / "libraries", BROKEN, "-m", "alignvl_cli", "doctor")
     assert done.returncode == 3, done.stderr
-    for topic in ("faiss-cpu", "torchvision", "accelerate", "kernels", "extra report"):
+    for topic in ("faiss-cpu", "torchvision", "accelerate", "kernels", "sentencepiece", "extra report"):
         assert topic in done.stderr.splitlines()[-1]
     for said in (
         "torchvision::nms",
@@ -74,3 +75,20 @@ def test_a_command_that_needs_it_says_so_and_is_no_bug_of_ours(tmp_path, name):
     )
     assert "alignvl doctor" in done.stderr
     assert "bug" not in done.stderr
+
+
+def test_a_library_is_named_behind_the_error_that_hides_it(tmp_path):
+    code = (
+        "from alignvl_cli.cli.doctor import library_that_fails\n"
+        "def late():\n"
+        "    try:\n"
+        "        import kernels\n"
+        "    except OSError as problem:\n"
+        "        raise ModuleNotFoundError('Could not import module') from problem\n"
+        "try:\n"
+        "    late()\n"
+        "except ModuleNotFoundError as problem:\n"
+        "    print(library_that_fails(problem))\n"
+    )
+    done = python(tmp_path / "libraries", ["kernels"], "-c", code)
+    assert done.stdout == "kernels\n", done.stderr

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import shutil
 import sys
 import tarfile
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from alignvl_cli.report.reproduce import extract_command
 from alignvl_cli.store.reader import open_store
 
 
@@ -74,6 +77,53 @@ def test_each_picture_is_opened_once_and_never_again(empty, tmp_path, manifest, 
     opened.clear()
     empty.succeeds(*extract(manifest))
     assert opened == []
+
+
+@pytest.mark.parametrize("change", ["nothing", "weights", "pooling", "dtype", "elsewhere"])
+def test_an_up_to_date_store_is_known_without_its_encoders(
+    empty, tmp_path, manifest, extract, tiny_encoders, monkeypatch, change
+):
+    """No model is loaded while everything is as it was; what decides a latent is never passed over."""
+    vision = tiny_encoders[tiny_encoders.index("--vision") + 1]
+    copy = shutil.copytree(vision, tmp_path / "vision")
+    words = [copy if word == vision else word for word in extract(manifest)]
+    empty.succeeds(*words)
+    if change == "nothing":
+        monkeypatch.setattr("alignvl_cli.encoders.vision.load_vision", None)
+        assert "up to date" in empty(*words).stderr
+        (tmp_path / "photos" / "08.png").unlink()
+        assert "1 of 40 pictures cannot be read" in " ".join(empty(*words).stderr.split())
+    elif change == "weights":
+        weights = load_file(copy / "model.safetensors")
+        name = next(name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.ndim > 1)
+        save_file(weights | {name: weights[name] + 1}, copy / "model.safetensors", metadata={"format": "pt"})
+        assert "vision.weights" in empty.fails(2, *words)
+    elif change == "elsewhere":
+        copy.rename(tmp_path / "moved")
+        moved = [tmp_path / "moved" if word == copy else word for word in words]
+        assert "up to date" in empty(*moved).stderr, "the same model in another place"
+    else:
+        more = {"pooling": ["--image-pooling", "mean"], "dtype": ["--dtype", "float16"]}[change]
+        assert "other data or settings" in empty.fails(2, *words, *more)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--image-pooling", "mean", "--text-pooling", "cls", "--text-prefix", ""],
+        ["--text-prefix", "a photo: ", "--image-layers", "1,last", "--views", "2", "--max-pixels", "5000"],
+    ],
+)
+def test_the_command_in_a_report_makes_the_store_again(empty, tmp_path, manifest, extract, flags):
+    """By its own words alone: no flag that decides a latent is lost."""
+    empty.succeeds(*extract(manifest), *flags)
+    store = open_store(tmp_path / "s.h5")
+    words = shlex.split(extract_command(store.dataset, store.vision, store.text, store.made_by["settings"]))
+    assert words[0] == "alignvl"
+    assert "up to date" in empty(*words[1:], "-o", tmp_path / "s.h5").stderr
+    empty.succeeds(*words[1:], "-o", tmp_path / "again.h5")
+    assert open_store(tmp_path / "again.h5").content_hash == store.content_hash
 
 
 @pytest.mark.parametrize("lose", [Path.unlink, lambda path: path.write_text("{"), lambda path: path.write_text("[]")])

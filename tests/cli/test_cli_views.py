@@ -78,7 +78,7 @@ def test_a_store_of_views_answers_pictures_seen_the_same_way(seen, tmp_path):
     seen.succeeds("inspect", store.path, "--verify", 5)
     hits = json.loads(seen.succeeds("search", "--image", paths[1], "--of", "image", "-k", 1, "--json"))
     assert store.image_id[17] in json.dumps(hits)
-    assert "--views 4" in extract_command(store.dataset, store.vision, store.text)
+    assert "--views 4" in extract_command(store.dataset, store.vision, store.text, {})
 
 
 def test_the_onnx_graph_takes_the_latent_of_the_views(seen, tmp_path):

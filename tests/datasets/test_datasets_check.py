@@ -10,17 +10,16 @@ from alignvl_cli.datasets.check import (
     HASH_BYTES,
     MOST_BITS,
     MOST_COLOUR,
+    CheckProgress,
     DataReport,
-    Looked,
     check_dataset,
-    look_at,
+    hash_pictures,
     near_groups,
     signature_of,
 )
-from alignvl_cli.datasets.dataset import Dataset, ImageSource, Item
+from alignvl_cli.datasets.dataset import MOST_BYTES, Dataset, ImageSource, Item
 from alignvl_cli.encoders.decoding import decode_image
 from alignvl_cli.errors import DataError
-from alignvl_cli.extraction.images import MOST_BYTES
 
 
 def scene(seed, size=(160, 120)):
@@ -55,7 +54,7 @@ def dataset_of(folder, rows, **more):
 def check(dataset, **changes):
     settings = {"max_pixels": 10**6, "max_rejected": 0.0, "workers": 0} | changes
     *progress, report = check_dataset(dataset, decode_image, **settings)
-    assert all(isinstance(record, Looked) for record in progress)
+    assert all(isinstance(record, CheckProgress) for record in progress)
     assert progress[-1].done == progress[-1].total == len(dataset.items)
     assert isinstance(report, DataReport)
     return report
@@ -160,9 +159,9 @@ def test_a_signature_survives_scaling_and_jpeg_and_tells_colours_apart():
     assert signature_of(Image.new("RGB", (50, 50), "red")) is None
 
 
-def test_looking_reads_a_folder_as_unreadable(tmp_path):
-    (look,) = look_at([ImageSource(tmp_path)], decode_image, 100)
-    assert (look.is_missing, "not a regular file" in look.reason) == (False, True)
+def test_a_folder_in_place_of_a_picture_is_unreadable(tmp_path):
+    (problem,) = hash_pictures([ImageSource(tmp_path)], decode_image, 100)
+    assert (problem.is_missing, "not a regular file" in problem.reason) == (False, True)
 
 
 def brute_force(signatures):

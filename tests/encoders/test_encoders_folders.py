@@ -1,5 +1,7 @@
 """What a user may type for a model, and one clear message for each way in which it leads nowhere."""
 
+import codecs
+
 import pytest
 from huggingface_hub import constants
 from support import tiny_models
@@ -49,6 +51,67 @@ def test_a_revision_of_a_local_folder_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="m is a local folder, and those have no revisions"):
         find_model("m@main", Side.text)
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12345\n"
+MARKED = "begins with a byte order mark.*save it as UTF-8 without one"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("model.safetensors", lambda data: LFS, "Git LFS pointer.*git lfs pull"),
+        ("tokenizer.json", lambda data: LFS, "Git LFS pointer.*git lfs pull"),
+        ("model.safetensors", lambda data: b"/annex/objects/x\n", "git-annex pointer.*git annex get"),
+        ("config.json", lambda data: codecs.BOM_UTF8 + data, MARKED),
+        ("tokenizer.json", lambda data: codecs.BOM_UTF8 + data, MARKED),
+        ("tokenizer_config.json", lambda data: data.decode().encode("utf-16"), MARKED),
+        ("tokenizer_config.json", lambda data: b"{", "this model file is not valid JSON"),
+        ("tokenizer_config.json", lambda data: b"[]", "should hold a JSON object"),
+    ],
+)
+def test_a_file_that_transformers_trips_over_is_named(tmp_path, name, change, said):
+    folder = tiny_models.save_bert(tmp_path / "m")
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(change(data))
+    with pytest.raises(DataError, match=rf"/m/{name}: .*{said}"):
+        find_model(str(folder), Side.text)
+    (folder / name).write_bytes(data)
+    find_model(str(folder), Side.text)
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "config.json"])
+def test_an_image_processor_with_a_byte_order_mark_is_named(tmp_path, name):
+    folder = tiny_models.save_dinov2(tmp_path / "m")
+    (folder / name).write_bytes(codecs.BOM_UTF8 + (folder / name).read_bytes())
+    with pytest.raises(DataError, match=rf"/m/{name}: {MARKED}"):
+        find_model(str(folder), Side.vision)
+
+
+def test_an_index_of_weights_with_a_byte_order_mark_is_named(tmp_path):
+    folder = tiny_models.save_bert(tmp_path / "m")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    index = folder / "model.safetensors.index.json"
+    tiny_models.write_json(index, {"weight_map": {"x": "model-00001-of-00001.safetensors"}})
+    find_model(str(folder), Side.text)
+    index.write_bytes(codecs.BOM_UTF8 + index.read_bytes())
+    with pytest.raises(DataError, match=rf"/m/model.safetensors.index.json: {MARKED}"):
+        find_model(str(folder), Side.text)
+
+
+def test_a_list_of_modules_with_a_byte_order_mark_is_read(tmp_path):
+    folder = tiny_models.save_sentence_transformer(tmp_path / "m")
+    (folder / "modules.json").write_bytes(codecs.BOM_UTF8 + (folder / "modules.json").read_bytes())
+    assert find_model(str(folder), Side.text).path == folder
+
+
+def test_a_vocabulary_is_looked_at_where_it_is_read_alone(tmp_path):
+    folder = tiny_models.save_bert(tmp_path / "m")
+    (folder / "vocab.txt").write_bytes(codecs.BOM_UTF8 + b"[PAD]\n")
+    find_model(str(folder), Side.text)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match=rf"/m/vocab.txt: {MARKED}"):
+        find_model(str(folder), Side.text)
 
 
 @pytest.mark.parametrize("spec", ["owner/model", "owner/model@main", f"owner/model@{COMMIT}"])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignvl_cli.encoders.decoding import UnreadableImage, decode_image
+from alignvl_cli.encoders.decoding import GUESSED_BITS, UnreadableImage, decode_image
 from alignvl_cli.settings import MAX_PIXELS
 
 
@@ -237,6 +237,8 @@ def test_grey_of_fewer_bits_in_sixteen_is_as_bright_as_the_same_in_eight(bits, k
     ramp = np.linspace(0, 255, 24 * 32).reshape(24, 32)
     deep = Image.fromarray((ramp * ((1 << bits) - 1) / 255).astype(np.uint16))
     np.testing.assert_allclose(decoded(deep, kind)[..., 0], ramp, atol=2)
+    told = decode_image(saved(deep, kind), MAX_PIXELS).info.get(GUESSED_BITS)
+    assert told == (bits if bits < 16 else None)
 
 
 @pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (4, 2), (6, 4)])
@@ -246,9 +248,11 @@ def test_sixteen_bits_a_colour_are_read_and_twelve_in_sixteen_are_no_black_pictu
         values[..., -1] = 0xFFFF
     got = np.asarray(decode_image(sixteen_bit_png(values, colour_type), MAX_PIXELS))
     assert (got == (values[..., :1] if channels == 2 else values[..., :3]) >> 8).all()
-    values[..., : 1 if channels == 2 else 3] >>= 4
-    with pytest.raises(UnreadableImage, match="upper 4 are empty"):
-        decode_image(sixteen_bit_png(values, colour_type), MAX_PIXELS)
+    for empty, seems in ((2, "dark"), (4, "black")):
+        fewer = values.copy()
+        fewer[..., : 1 if channels == 2 else 3] >>= empty
+        with pytest.raises(UnreadableImage, match=f"upper {empty} are empty: it would come out {seems}"):
+            decode_image(sixteen_bit_png(fewer, colour_type), MAX_PIXELS)
 
 
 def test_one_transparent_value_of_sixteen_bits_shows_white():

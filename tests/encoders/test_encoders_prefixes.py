@@ -9,7 +9,7 @@ from alignvl_cli.encoders.text import load_caption_reader, load_text, reload_tex
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.settings import Pooling, Precision
 
-STATED = {"prompts": {"query": "q: ", "passage": "p: "}}
+STATED = {"prompts": {"query": "q: ", "document": "p: "}}
 EMPTY = {"prompts": {"query": "", "document": ""}, "default_prompt_name": None}
 QUESTIONS = {"prompts": {"web_search_query": "Instruct: find. Query: "}, "default_prompt_name": None}
 

@@ -215,7 +215,7 @@ def test_a_text_alone_is_not_taken_for_its_letters_and_no_texts_are_no_rows(fold
 
 
 def test_lengths_count_tokens_before_the_cut(tmp_path):
-    prompts = {"prompts": {"passage": "p: "}}
+    prompts = {"prompts": {"document": "p: "}}
     encoder = load(tiny_models.save_sentence_transformer(tmp_path / "m", prompts=prompts))
     assert encoder.lengths(["ab", "", "a" * 30]) == [2 + 2 + 2, 2 + 2, 2 + 2 + 30]  # [CLS] p : ... [SEP]
     assert encoder.lengths([]) == []
@@ -450,29 +450,6 @@ def test_settings_of_another_type_are_data_errors(tmp_path, file, settings):
         load(folder)
 
 
-ACTED_ON = [
-    {"config_args": {"use_bidirectional_attention": True}},
-    {"config_kwargs": {"num_hidden_layers": 1}},
-    {"tokenizer_args": {"truncation_side": "left"}},
-    {"processor_kwargs": {"model_max_length": 4}},
-    {"model_args": {"num_labels": 3}},
-    {"processing_kwargs": {"text": {"add_special_tokens": False}}},
-    {"transformer_task": "fill-mask"},
-    {"module_output_name": "sentence_embedding"},
-    {"document_length": 5},
-]
-
-
-@pytest.mark.parametrize("changes", ACTED_ON, ids=lambda changes: next(iter(changes)))
-def test_a_setting_that_would_change_the_vector_is_refused_by_name(tmp_path, changes):
-    save_sentence_transformer(tmp_path / "m")
-    write_json(tmp_path / "m" / "sentence_bert_config.json", {"max_seq_length": 32, **changes})
-    with pytest.raises(DataError, match=f"set {next(iter(changes))}"):
-        load_text(str(tmp_path / "m"), pooling=None, device="cpu", precision=Precision.fp32)
-    with pytest.raises(DataError, match=f"set {next(iter(changes))}"):  # however it is to be pooled
-        load_text(str(tmp_path / "m"), pooling=Pooling.mean, device="cpu", precision=Precision.fp32)
-
-
 def test_settings_that_change_nothing_are_no_reason_to_refuse(tmp_path):
     save_sentence_transformer(tmp_path / "m", prompts={"document": ""})
     plain = load_text(str(tmp_path / "m"), pooling=None, device="cpu", precision=Precision.fp32)
@@ -492,52 +469,6 @@ def test_settings_that_change_nothing_are_no_reason_to_refuse(tmp_path):
     )
     again = load_text(str(tmp_path / "m"), pooling=None, device="cpu", precision=Precision.fp32)
     assert again.record == plain.record
-
-
-@pytest.mark.parametrize(
-    "first",
-    ["custom_st.Transformer", "sentence_transformers.models.StaticEmbedding", "sentence_transformers.models.Router"],
-)
-def test_a_first_module_that_is_no_plain_transformer_is_refused(tmp_path, first):
-    save_sentence_transformer(tmp_path / "m")
-    path = tmp_path / "m" / "modules.json"
-    modules = json.loads(path.read_text())
-    write_json(path, [modules[0] | {"type": first}, *modules[1:]])
-    with pytest.raises(DataError, match=first.rsplit(".", 1)[-1]):
-        load_text(str(tmp_path / "m"), pooling=Pooling.mean, device="cpu", precision=Precision.fp32)
-
-
-def test_an_own_pooling_module_is_refused(tmp_path):
-    save_sentence_transformer(tmp_path / "m")
-    path = tmp_path / "m" / "modules.json"
-    modules = json.loads(path.read_text())
-    write_json(path, [modules[0], modules[1] | {"type": "custom_st.Pooling"}, *modules[2:]])
-    with pytest.raises(DataError, match=r"custom_st\.Pooling.*own code"):
-        load_text(str(tmp_path / "m"), pooling=None, device="cpu", precision=Precision.fp32)
-
-
-def test_vectors_that_a_folder_would_cut_are_refused(tmp_path):
-    save_sentence_transformer(tmp_path / "m")
-    write_json(tmp_path / "m" / "config_sentence_transformers.json", {"prompts": {}, "truncate_dim": 4})
-    with pytest.raises(DataError, match="truncate_dim"):
-        load_text(str(tmp_path / "m"), pooling=None, device="cpu", precision=Precision.fp32)
-
-
-def test_a_caption_is_cut_on_the_side_that_the_tokenizer_says(tmp_path):
-    from sentence_transformers import SentenceTransformer
-
-    save_sentence_transformer(tmp_path / "m", modules=())
-    write_json(tmp_path / "m" / "sentence_bert_config.json", {"max_seq_length": 6})
-    path = tmp_path / "m" / "tokenizer_config.json"
-    usual = load_text(str(tmp_path / "m"), pooling=None, device="cpu", precision=Precision.fp32)
-    write_json(path, json.loads(path.read_text()) | {"truncation_side": "left"})
-    left = load_text(str(tmp_path / "m"), pooling=None, device="cpu", precision=Precision.fp32)
-    caption = ["a red dog by the sea in a green hat"]
-    theirs = SentenceTransformer(str(tmp_path / "m"), device="cpu").encode(caption)
-    np.testing.assert_allclose(left.encode(caption), theirs, atol=1e-5)
-    assert not np.allclose(usual.encode(caption), theirs, atol=1e-3)
-    assert left.record != usual.record
-    assert "truncation_side" not in usual.record
 
 
 @pytest.mark.parametrize(

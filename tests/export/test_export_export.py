@@ -25,7 +25,8 @@ TEXTS = ["red", "a Green square", "", "blue square 7 " * 30]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> CommandLine:
-    """A workspace with runs of every adapter, an ensemble last, and the folder of their text encoder beside it."""
+    """A workspace with runs of every adapter, fusemix last and joined, and the folder of their text
+    encoder beside it."""
     folder = tmp_path_factory.mktemp("export")
     alignvl = CommandLine(folder / "workspace")
     save_dinov2(folder / "vision")
@@ -34,10 +35,10 @@ def trained(tmp_path_factory) -> CommandLine:
         alignvl, folder, ["--vision", str(folder / "vision"), "--text", str(folder / "sentences"), "--device", "cpu"]
     )
     for words in (
-        ["--adapter", "linear", "--latent-norm", "standardize", "--cca-weight", 0],
-        ["--adapter", "mlp", "--cca-weight", 0],
-        ["--recipe", "sail"],
-        [],
+        ["--adapter", "linear", "--latent-norm", "standardize", "--size", "pairs"],
+        ["--adapter", "mlp", "--size", "pairs"],
+        ["--recipe", "sail", "--size", "pairs"],
+        ["--cca-weight", "0.5", "--size", "pairs"],
     ):
         alignvl.succeeds("train", "--epochs", 1, "--batch-size", 8, "--embed-dim", 8, "--device", "cpu", *words)
     return alignvl
@@ -95,8 +96,7 @@ def test_the_card_tells_the_runs_record(trained, tmp_path):
         "| image | vision |",
         "| text | sentences |",
         "an ensemble of adapters (`fusemix`, `linear`)",
-        "| noise_units | rms |",
-        "| cca_weight | by validation |",
+        "| noise_std | 0.7 |",
         "| temperature | learned |",
         "the epoch was selected on the split",
         "-test |",

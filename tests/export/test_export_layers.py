@@ -1,7 +1,6 @@
 """Every adapter, under every latent norm and reduction, is the chain of modules that it is exported as."""
 
 import itertools
-from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -10,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from support import tiny_models
 from torch import nn
 
-from alignvl_cli.align.adapters import LATENT_NORM, AdapterPair, AdapterShape, Columns, new_pair
+from alignvl_cli.align.adapters import LATENT_NORM, AdapterShape, Columns, Joined, new_pair
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.encoders.text import load_text
 from alignvl_cli.export import alignvl_blocks
@@ -22,17 +21,7 @@ WIDTH, ROWS = 12, 40
 
 def adapter_of(kind: AdapterKind, norm: LatentNorm, latent_width: int) -> tuple[nn.Module, torch.Tensor]:
     """A text adapter with fitted statistics, and latents with a mean and unequal scales."""
-    shape = shape_of(kind, norm, latent_width)
-    generator = torch.Generator().manual_seed(5)
-    latent_ND = torch.randn(ROWS, WIDTH, generator=generator) * torch.linspace(0.1, 3, WIDTH) + 0.5
-    adapter = new_pair(shape, Streams(3)).eval().text
-    adapter.norm.fit([latent_ND])
-    adapter.reduce.fit([adapter.norm(latent_ND)])
-    return adapter.requires_grad_(False), latent_ND
-
-
-def shape_of(kind: AdapterKind, norm: LatentNorm, latent_width: int) -> AdapterShape:
-    return AdapterShape(
+    shape = AdapterShape(
         kind=kind,
         image_width=9,
         text_width=WIDTH,
@@ -45,6 +34,12 @@ def shape_of(kind: AdapterKind, norm: LatentNorm, latent_width: int) -> AdapterS
         loss=Loss.infonce,
         latent_width=latent_width,
     )
+    generator = torch.Generator().manual_seed(5)
+    latent_ND = torch.randn(ROWS, WIDTH, generator=generator) * torch.linspace(0.1, 3, WIDTH) + 0.5
+    adapter = new_pair(shape, Streams(3)).eval().text
+    adapter.norm.fit([latent_ND])
+    adapter.reduce.fit([adapter.norm(latent_ND)])
+    return adapter.requires_grad_(False), latent_ND
 
 
 def run_chain(modules, latent_ND: torch.Tensor) -> torch.Tensor:
@@ -95,20 +90,14 @@ def test_every_latent_norm_has_its_line():
 
 
 def test_the_chain_of_an_ensemble_is_the_ensemble():
-    """Members of each kind of adapter, each with another latent norm."""
-    settings = list(zip(AdapterKind, LatentNorm, (0, 8, 0, 8), strict=True))
-    members = [adapter_of(*one) for one in settings]
-    shape = replace(shape_of(*settings[0]), members=tuple(shape_of(*one) for one in settings), embed_dim=5)
-    joined = AdapterPair(shape).to_empty(device="cpu").eval().requires_grad_(False).text
-    for place, (adapter, _) in zip(joined.body.members, members, strict=True):
-        place.load_state_dict(adapter.state_dict())
-    generator = torch.Generator().manual_seed(5)
-    joined.body.root_M.uniform_(0.1, 1, generator=generator)
-    joined.body.map_ES.normal_(generator=generator)
-    modules, latent_ND = chain(joined), members[0][1]
-    assert [module.needs_code for module in modules] == [True, False, False]
-    wanted = nn.functional.normalize(joined(latent_ND), dim=1)
-    torch.testing.assert_close(run_chain(modules, latent_ND), wanted, atol=5e-6, rtol=0)
+    """Of members of every kind, norm and reduction."""
+    made = [adapter_of(*which) for which in itertools.product(AdapterKind, LatentNorm, [0, 8])]
+    joined = Joined([adapter for adapter, _ in made], [7] * len(made), 5)
+    draw = torch.Generator().manual_seed(1)
+    joined.root_M.copy_(torch.rand(len(made), generator=draw))
+    joined.map_ES.copy_(torch.randn(joined.map_ES.shape, generator=draw))
+    modules, latent_ND = MODULES[Joined](joined, None), made[0][1]
+    torch.testing.assert_close(run_chain(modules, latent_ND), joined(latent_ND), atol=1e-5, rtol=0)
 
 
 TEXTS = ["a red heart", "two dogs running in the snow", "z", ""]

@@ -16,8 +16,7 @@ import pytest
 from PIL import Image
 from support.fakes import FakeText, FakeVision
 
-from alignvl_cli.datasets.dataset import Dataset, ImageSource, Item
-from alignvl_cli.extraction.images import MOST_BYTES
+from alignvl_cli.datasets.dataset import MOST_BYTES, Dataset, ImageSource, Item
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.settings import ExtractConfig
 from alignvl_cli.store.reader import open_store

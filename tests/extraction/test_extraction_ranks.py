@@ -189,6 +189,7 @@ def test_sharing_needs_locks(tmp_path, alone, monkeypatch):
     ("environment", "expected"),
     [
         ({}, ALONE),
+        ({"WORLD_SIZE": "1"}, ALONE),
         ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, Ranks(1, 2, 1, 2)),
         ({"RANK": "1", "WORLD_SIZE": "2"}, Ranks(1, 2, None, 2)),
         ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, Ranks(5, 8, 1, 4)),
@@ -198,7 +199,18 @@ def test_ranks_are_read_from_the_environment(environment, expected):
     assert ranks_here(environment) == expected
 
 
-@pytest.mark.parametrize("environment", [{"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "x"}, {"WORLD_SIZE": "-1"}])
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": "2", "WORLD_SIZE": "2"},
+        {"RANK": "x"},
+        {"WORLD_SIZE": "-1"},
+        {"WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "2", "LOCAL_RANK": "1"},
+        {"RANK": "0"},
+        {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"},
+    ],
+)
 def test_nonsense_in_the_environment_is_said(environment):
     with pytest.raises(UsageError, match="torchrun"):
         ranks_here(environment)

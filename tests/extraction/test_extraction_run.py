@@ -130,9 +130,20 @@ def test_above_ten_images_the_share_decides_and_the_store_is_complete(tmp_path, 
 
 def test_nothing_readable_is_an_error_and_leaves_nothing(tmp_path):
     items = [Item(f"i{n}", "x", ("a",), None, "", ImageSource(tmp_path / f"{n}.png")) for n in range(3)]
-    with pytest.raises(DataError, match=r"none of the 3 images.*No such file.*as x;"):
+    with pytest.raises(DataError, match=r"none of the 3 images.*the first, x: No such file.*; are the paths right"):
         extract(Dataset("x", {}, items), tmp_path / "s.h5")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_grey_depths_that_were_guessed_are_said_once(tmp_path):
+    dataset = make_dataset(tmp_path / "data", images=6)
+    for row, most in ((1, 0xFFF), (2, 0xFFFF), (4, 0x3FFF)):
+        grey = np.linspace(0, most, 20 * 20).astype(np.uint16).reshape(20, 20)
+        Image.fromarray(grey).save(dataset.items[row].source.path)
+    events, _ = extract(dataset, tmp_path / "s.h5")
+    (note,) = (event.text for event in events if isinstance(event, Note) and "16 bits" in event.text)
+    assert note.startswith("2 grey pictures of 16 bits")
+    assert f"({dataset.items[1].id}: 12)" in note
 
 
 def test_no_caption_left_is_an_error_and_leaves_nothing(tmp_path):

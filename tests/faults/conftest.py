@@ -14,8 +14,8 @@ from support.killable import CONFIG
 from support.killable_training import settings
 from support.studies import write_study
 
-from alignvl_cli.ablation.plan import set_up
 from alignvl_cli.ablation.run import run_study
+from alignvl_cli.ablation.setup import set_up
 from alignvl_cli.ablation.study import load_study
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.retrieval.evaluate import evaluate, save_evaluation

@@ -108,10 +108,19 @@ def test_a_validation_store_of_its_own_is_named():
 def test_a_store_is_extracted_again_from_its_dataset_and_encoders():
     vision, text = ({"about": {"id": f"org/{name}", "commit": commit}} for name, commit in (("v", "abc"), ("t", None)))
     assert (
-        extract_command({"name": "demo-emoji"}, vision, text)
+        extract_command({"name": "demo-emoji"}, vision, text, {})
         == "alignvl extract demo:emoji --vision org/v@abc --text org/t"
     )
-    assert extract_command({"name": "a b.jsonl"}, vision, text).startswith("alignvl extract 'a b.jsonl' ")
+    assert extract_command({"name": "a b.jsonl"}, vision, text, {}).startswith("alignvl extract 'a b.jsonl' ")
+
+
+def test_a_store_that_kept_no_flags_is_extracted_again_as_its_encoders_tell():
+    about = {"id": "m", "commit": None, "pooling_source": "asked", "allow_pickle": True}
+    vision = {"about": about, "record": {"pooling": "cls"}}
+    text = {"about": {**about, "pooling_source": "table"}, "record": {"pooling": "mean", "prefix": ""}}
+    assert extract_command({"name": "d"}, vision, text, {}) == (
+        "alignvl extract d --vision m --text m --image-pooling cls --text-prefix '' --allow-pickle"
+    )
 
 
 LISTED = {

@@ -87,7 +87,7 @@ def test_a_joined_shape_survives_its_record(data):
 
 
 def test_a_run_is_joined_with_the_closed_form_by_default(store, tmp_path):
-    records = trained(store, tmp_path / "run", noise_std=0.3, adapter_expansion=1)
+    records = trained(store, tmp_path / "run", size="pairs", cca_weight="auto")
     run = load_run(tmp_path / "run")
     result = records[-1].result
     tried = [record for record in records if isinstance(record, Weighed)]
@@ -102,7 +102,7 @@ def test_a_run_is_joined_with_the_closed_form_by_default(store, tmp_path):
     assert [choice["weight"] for choice in result["ensembles"]] == [0.0, 0.25, 0.5, 1.0]
     assert result["tau"] == pytest.approx(run.temperature)
     dual = DualEncoder.load(tmp_path / "run")
-    rows = torch.from_numpy(open_store(store).image_latent[:3].copy())
+    rows, _ = torch.from_numpy(open_store(store).image_latent[:3].copy()), run.adapters.eval()
     assert torch.allclose(torch.from_numpy(dual.project_image(rows.numpy())), run.adapters.project_image(rows))
 
 
@@ -150,7 +150,8 @@ def test_what_is_asked_for_is_not_chosen(store):
     for config in asked(store, rp=False):
         assert config.noise is NoiseKind.none
     assert len({config.noise_std for config in asked(store, rp=False)}) == 1, "what has no effect is not varied"
-    assert not any(config.adapter_expansion == 4 for config in asked(store, adapter="linear"))
+    assert {config.mix_alpha for config in asked(store, mix=False)} == {1.0}
+    assert {config.noise_std for config in asked(store, mix=False)} == {0.3, 0.7}
     assert len(asked(store, size="pairs")) == len(asked(store, size="released", batch_size=24)) == 1
     assert all(config.init is Init.random for config in asked(store))
 

@@ -1,4 +1,4 @@
-"""Lanes return what the encoder returns, hold no more than they may, and leave torch as they found it."""
+"""The pool returns what the encoder returns, holds no more than it may, and leaves torch as it found it."""
 
 import threading
 
@@ -10,7 +10,7 @@ from support import tiny_models
 
 from alignvl_cli.devices import computing_with
 from alignvl_cli.encoders.vision import load_vision
-from alignvl_cli.extraction.encoding import open_lanes
+from alignvl_cli.extraction.encoding import encoding_pool
 from alignvl_cli.settings import Precision
 
 WAIT_SECONDS = 20
@@ -26,8 +26,8 @@ def test_latents_are_those_of_the_encoder_bit_for_bit(tmp_path, device, threads)
     batches = [np.stack([encoder.prepare(one) for one in pictures[first : first + 4]]) for first in range(0, 30, 4)]
     with computing_with(threads):
         expected = [encoder.encode(batch) for batch in batches]
-        with open_lanes(encoder.encode, device) as lanes:
-            futures = [lanes.submit(batch) for batch in batches]
+        with encoding_pool(encoder.encode, device) as pool:
+            futures = [pool.submit(batch) for batch in batches]
             got = [future.result() for future in futures]
         assert torch.get_num_threads() == threads
     assert len({one.tobytes() for one in got}) == len(batches)
@@ -36,10 +36,10 @@ def test_latents_are_those_of_the_encoder_bit_for_bit(tmp_path, device, threads)
 
 
 @pytest.mark.parametrize(
-    ("device", "threads", "lanes", "each"), [("cpu", 1, 1, 1), ("cpu", 2, 2, 1), ("cpu", 5, 2, 2), ("cuda", 4, 1, 4)]
+    ("device", "threads", "batches", "each"), [("cpu", 1, 1, 1), ("cpu", 2, 2, 1), ("cpu", 5, 2, 2), ("cuda", 4, 1, 4)]
 )
-def test_the_threads_are_shared_and_waiting_batches_are_few(device, threads, lanes, each):
-    """As many batches are under way as there are lanes, one more waits, and the next `submit` does too."""
+def test_the_threads_are_shared_and_waiting_batches_are_few(device, threads, batches, each):
+    """As many batches are under way as run at once, one more waits, and the next `submit` does too."""
     go_on = threading.Event()
     begun = threading.Semaphore(0)
     counts = []
@@ -51,22 +51,22 @@ def test_the_threads_are_shared_and_waiting_batches_are_few(device, threads, lan
         return batch + 1
 
     submitted = []
-    with computing_with(threads), open_lanes(encode, device) as open_ones:
+    with computing_with(threads), encoding_pool(encode, device) as open_ones:
 
         def submit():
-            for number in range(lanes + 3):
+            for number in range(batches + 3):
                 submitted.append(open_ones.submit(np.array([number])))
 
         feeder = threading.Thread(target=submit)
         feeder.start()
-        for _ in range(lanes):
+        for _ in range(batches):
             assert begun.acquire(timeout=WAIT_SECONDS)
         feeder.join(0.2)
-        assert len(submitted) == lanes + 1
+        assert len(submitted) == batches + 1
         assert not begun.acquire(timeout=0.1)
         go_on.set()
         feeder.join(WAIT_SECONDS)
-        assert [int(future.result()[0]) for future in submitted] == list(range(1, lanes + 4))
+        assert [int(future.result()[0]) for future in submitted] == list(range(1, batches + 4))
     assert set(counts) == {each}
 
 
@@ -78,9 +78,9 @@ def test_an_error_reaches_the_one_who_submits_and_nothing_is_begun_after_it():
         raise ValueError("too large")
 
     def submit_all():
-        with computing_with(1), open_lanes(encode, "cpu") as lanes:
+        with computing_with(1), encoding_pool(encode, "cpu") as pool:
             for number in range(100):
-                lanes.submit(np.array([number]))
+                pool.submit(np.array([number]))
 
     with pytest.raises(ValueError, match="too large"):
         submit_all()

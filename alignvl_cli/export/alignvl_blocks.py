@@ -1,6 +1,6 @@
-"""What sentence-transformers lacks: pooling of several layers, and two kinds of block. A copy of this file travels in
-the exported folder, and is loaded from there with `trust_remote_code=True`; it needs torch, safetensors and
-sentence-transformers alone.
+"""What sentence-transformers lacks: pooling of several layers, two kinds of block, and ensembles. A copy of this file
+travels in the exported folder, and is loaded from there with `trust_remote_code=True`; it needs torch, safetensors
+and sentence-transformers alone.
 
 Letters: N texts, L tokens, D width of a latent, P of a part of it, H hidden width, E shared width.
 """
@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 try:
-    from sentence_transformers.sentence_transformer.modules import Module
+    from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Module, Normalize
 except ImportError:  # before 6.0
-    from sentence_transformers.models import Module  # type: ignore[no-redef]
+    from sentence_transformers.models import Dense, LayerNorm, Module, Normalize  # type: ignore[no-redef]
 
 
 def _bring_this_file(module_folder: str) -> None:
@@ -65,8 +65,23 @@ class LayerPooling(Module):
         _bring_this_file(output_path)
 
 
-class _Block(Module):
-    """A map of the sentence embedding, with its widths in `config.json` and its weights in `model.safetensors`."""
+class _Weighted(Module):
+    """With its settings in `config.json` and its weights in `model.safetensors`."""
+
+    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **_: Any) -> None:
+        self.save_config(output_path)
+        _bring_this_file(output_path)
+        self.save_torch_weights(output_path, safe_serialization=safe_serialization)
+
+    @classmethod
+    def load(cls, model_name_or_path: str, subfolder: str = "", **hub: Any) -> "_Weighted":  # type: ignore[override]
+        hub = {key: hub[key] for key in ("token", "cache_folder", "revision", "local_files_only") if key in hub}
+        config = cls.load_config(model_name_or_path, subfolder=subfolder, **hub)
+        return cls.load_torch_weights(model_name_or_path, subfolder=subfolder, model=cls(**config), **hub)
+
+
+class _Block(_Weighted):
+    """A map of the sentence embedding."""
 
     config_keys = ["width", "hidden", "out"]  # noqa: RUF012  (as the base class has it)
 
@@ -83,17 +98,6 @@ class _Block(Module):
         return self.out
 
     get_sentence_embedding_dimension = get_embedding_dimension
-
-    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **_: Any) -> None:
-        self.save_config(output_path)
-        _bring_this_file(output_path)
-        self.save_torch_weights(output_path, safe_serialization=safe_serialization)
-
-    @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **hub: Any) -> "_Block":  # type: ignore[override]
-        hub = {key: hub[key] for key in ("token", "cache_folder", "revision", "local_files_only") if key in hub}
-        config = cls.load_config(model_name_or_path, subfolder=subfolder, **hub)
-        return cls.load_torch_weights(model_name_or_path, subfolder=subfolder, model=cls(**config), **hub)
 
 
 class InvertedBottleneck(_Block):
@@ -123,50 +127,28 @@ class GatedUnit(_Block):
         return self.out_map(F.relu6(self.gate(x_ND)) * self.value(x_ND))
 
 
-class _Member(nn.Module):
-    """A chain of layers of a member: the pooled latent in, its unit embedding out."""
+STEPS = {kind.__name__: kind for kind in (Dense, LayerNorm, Normalize, InvertedBottleneck, GatedUnit)}
+ACTIVATIONS = {f"{kind.__module__}.{kind.__name__}": kind for kind in (nn.Identity, nn.GELU)}
 
-    def __init__(self, layers: list[dict[str, Any]]) -> None:
+
+def _step(kind: str, **settings: Any) -> nn.Module:
+    if "activation_function" in settings:
+        settings["activation_function"] = ACTIVATIONS[settings["activation_function"]]()
+    return STEPS[kind](**settings)
+
+
+class Members(_Weighted):
+    """An ensemble: the sentence embedding goes through each chain of steps, and what comes out stands side by side."""
+
+    config_keys = ["chains"]  # noqa: RUF012  (as the base class has it)
+
+    def __init__(self, chains: list[list[dict[str, Any]]]) -> None:
         super().__init__()
-        self.kinds = [layer["kind"] for layer in layers]
-        made: dict[str, Any] = {
-            "Dense": _dense,
-            "LayerNorm": lambda dimension: nn.LayerNorm(dimension),
-            "Normalize": nn.Identity,
-        }
-        made |= {"InvertedBottleneck": InvertedBottleneck, "GatedUnit": GatedUnit}
-        self.layers = nn.ModuleList(
-            made[layer["kind"]](**{key: value for key, value in layer.items() if key != "kind"}) for layer in layers
-        )
+        self.chains = chains
+        self.members = nn.ModuleList(nn.Sequential(*(_step(**step) for step in steps)) for steps in chains)
 
-    def forward(self, x_ND: Tensor) -> Tensor:
-        for kind, layer in zip(self.kinds, self.layers, strict=True):
-            if kind == "Normalize":
-                x_ND = F.normalize(x_ND, dim=1)
-            else:
-                x_ND = layer.apply_to(x_ND) if isinstance(layer, _Block) else layer(x_ND)
-        return x_ND
-
-
-def _dense(in_features: int, out_features: int, bias: bool, activation_function: str) -> nn.Module:
-    linear = nn.Linear(in_features, out_features, bias)
-    return nn.Sequential(linear, nn.GELU()) if activation_function.endswith("GELU") else nn.Sequential(linear)
-
-
-class Joined(_Block):
-    """An ensemble: members' unit embeddings, each times the root of its weight, side by side, then a linear map."""
-
-    config_keys = ["width", "hidden", "out", "members", "roots"]  # noqa: RUF012
-
-    def __init__(
-        self, width: int, hidden: int, out: int, members: list[list[dict[str, Any]]], roots: list[float]
-    ) -> None:
-        super().__init__(width, hidden, out)
-        del self.norm
-        self.members, self.roots = members, roots
-        self.chains = nn.ModuleList(_Member(layers) for layers in members)
-        self.reduce = nn.Linear(hidden, out, bias=False)
-
-    def apply_to(self, x_ND: Tensor) -> Tensor:
-        unit = [root * chain(x_ND) for root, chain in zip(self.roots, self.chains, strict=True)]
-        return self.reduce(torch.cat(unit, dim=1))
+    def forward(self, features: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
+        latent_ND = features["sentence_embedding"]
+        rows_NE = [member({"sentence_embedding": latent_ND})["sentence_embedding"] for member in self.members]
+        features["sentence_embedding"] = torch.cat(rows_NE, dim=1)
+        return features

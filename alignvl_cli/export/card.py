@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alignvl_cli.align.adapters import AdapterShape
 from alignvl_cli.artifacts import alignvl_version, read_json
 from alignvl_cli.export.parity import TOLERANCE, Parity
 from alignvl_cli.recipes import ACT_ON_CLOSED_FORMS
@@ -15,6 +16,7 @@ NOT_GIVEN = {
     "temperature": "learned",
     "loss_tile": "by batch size and memory",
     "memory_budget": "all latents in memory",
+    "cca_weight": "by validation",
 }
 """What a setting without a value means."""
 KINDS = {
@@ -67,7 +69,7 @@ tags: [alignvl, image-text-retrieval]
 
 # {run.path.resolve().name}
 
-{KINDS[target]} It comes from a run of alignvl {alignvl_version()}: adapters of the kind `{shape.kind}` that put two
+{KINDS[target]} It comes from a run of alignvl {alignvl_version()}: {_adapters(shape)} that put two
 frozen encoders into one space of {shape.embed_dim} dimensions. Embeddings have unit length; a dot product is a cosine,
 and `softmax(cosine / {run.temperature:.4g})` are the run's probabilities.
 
@@ -104,6 +106,11 @@ def _encoder(side: str, encoder: dict[str, Any], width: int) -> tuple[object, ..
     name = Path(about["id"]).name if Path(about["id"]).is_absolute() else about["id"]
     layers = ", ".join(_parts(encoder))
     return (side, name, about.get("commit") or "not pinned", record.get("pooling", "unknown"), layers, width)
+
+
+def _adapters(shape: AdapterShape) -> str:
+    kinds = [f"`{member.kind}`" for member in shape.members]
+    return f"an ensemble of adapters ({', '.join(kinds)})" if kinds else f"adapters of the kind `{shape.kind}`"
 
 
 def _views(record: dict[str, Any]) -> str:

@@ -122,21 +122,22 @@ def _gated(layer: GatedUnit, following: nn.Module | None) -> list[Module]:
 
 
 def _joined(layer: Joined, following: nn.Module | None) -> list[Module]:
-    """Each member's own chain, nested; the names of its layers' weights say where they are."""
-    members, weights = [], {"reduce.weight": layer.map_ES}
-    for number, member in enumerate(layer.members):
-        assert isinstance(member, Adapter)
-        modules = chain(member)
-        members.append([{"kind": module.type.rsplit(".", 1)[1], **module.config} for module in modules])
-        for place, module in enumerate(modules):
-            prefix = f"chains.{number}.layers.{place}."
-            names = {"linear.": "0.", "norm.": "" if module.type.endswith(".LayerNorm") else "norm."}
-            for name, tensor in module.weights.items():
-                known = next((part for part in names if name.startswith(part)), None)
-                weights[prefix + (name if known is None else names[known] + name.removeprefix(known))] = tensor
-    config = {"width": members[0][0].get("in_features", 0), "hidden": layer.map_ES.shape[1]}
-    config |= {"out": layer.map_ES.shape[0], "members": members, "roots": layer.root_M.tolist()}
-    return [Module(f"{OURS}Joined", config, weights)]
+    """The members side by side; their weights are part of the linear map that follows."""
+    chains = [chain(member) for member in layer.members]  # type: ignore[arg-type]  # a ModuleList of them
+    written = [[{"kind": step.type.rsplit(".", 1)[1], **step.config} for step in steps] for steps in chains]
+    weights = {
+        f"members.{member}.{number}.{name}": tensor
+        for member, steps in enumerate(chains)
+        for number, step in enumerate(steps)
+        for name, tensor in step.weights.items()
+    }
+    lasts = [steps[-2].config for steps in chains]  # before each member's Normalize
+    widths = [last["out_features"] if "out_features" in last else last["out"] for last in lasts]
+    root_S = layer.root_M.repeat_interleave(torch.tensor(widths))
+    return [
+        Module(f"{OURS}Members", {"chains": written}, weights),
+        _dense(layer.map_ES * root_S, torch.zeros(len(layer.map_ES))),
+    ]
 
 
 def _nothing(layer: nn.Module, following: nn.Module | None) -> list[Module]:

@@ -61,6 +61,8 @@ def test_a_store_of_views_answers_pictures_seen_the_same_way(seen, tmp_path):
     store, folder = store_of(seen), seen.workspace.parent
     assert len(store.vision["record"]["views"]) == 4
     assert list(store.image_parts) == ["1", "last"]
+    plan = store.made_by["plan"]
+    assert plan["image_shard"] == 4 * plan["image_batch"], "a shard is as much work as of one view"
     run = next((seen.workspace / "runs").iterdir())
     dual = DualEncoder.load(run, "cpu")
     rows = [0, 17, 44]

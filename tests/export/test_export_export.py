@@ -95,6 +95,7 @@ def test_the_card_tells_the_runs_record(trained, tmp_path):
         run.name,
         "| image | vision |",
         "| text | sentences |",
+        "an ensemble of adapters (`fusemix`, `linear`)",
         "| noise_std | 0.7 |",
         "| temperature | learned |",
         "the epoch was selected on the split",

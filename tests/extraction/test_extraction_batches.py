@@ -32,13 +32,14 @@ class Device:
             raise self.error
         self.now += self.start + self.item * size
 
-    def size(self):
-        return measured_size(self.encode, lambda: self.now)
+    def size(self, most=1024):
+        return measured_size(self.encode, lambda: self.now, most)
 
 
 def test_sizes_grow_while_a_larger_batch_pays():
     assert Device(start=0, item=1).size() == 16, "no start to share: the smallest"
     assert Device(start=100, item=1).size() == 1024
+    assert Device(start=100, item=1).size(most=256) == 256, "of four views, a quarter of the pictures"
     middle = Device(start=16, item=1)
     assert middle.size() == 256, "512 are 3 % faster an item"
     assert max(middle.tried) == 512

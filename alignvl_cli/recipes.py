@@ -3,7 +3,7 @@
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -233,13 +233,16 @@ def members(*layers: Mapping[str, Any], pairs: int) -> list[TrainConfig]:
 
 def _settled(usual: TrainConfig, layers: Sequence[Mapping[str, Any]]) -> set[str]:
     """Settings that nothing may be chosen for: what `layers` ask for, and what has no effect beside it."""
-    settled = {key.replace("-", "_") for layer in layers for key in layer}
+    given = {key.replace("_", "-") for layer in layers for key in layer}
+    settled = {key.replace("-", "_") for key in given}
     settled |= {key.replace("-", "_") for key in NOT_IN_ADAPTER.get(usual.adapter, ())}
     if usual.noise is NoiseKind.none or usual.noise_units is NoiseUnits.absolute:
         settled.add("noise_std")
+    if given & set(SWITCHED_BY["mix"]):
+        settled.add("mix")
     if not usual.mix:
         settled.add("mix_alpha")
-    if not usual.smoothing:
+    if not usual.smoothing or given & set(SWITCHED_BY["es"]):
         settled.add("smoothing")
     if usual.adapter not in CAN_START_AT_CCA:
         settled.add("init")
@@ -264,9 +267,18 @@ def departures(config: TrainConfig, usual: TrainConfig) -> dict[str, Any]:
     return {key: value for key, value in by_flag(config.to_json()).items() if value != there.get(key)}
 
 
+def flags_of(asked: Mapping[str, Any]) -> Iterator[str]:
+    """The words of a command line for settings by flag."""
+    for key, value in asked.items():
+        if isinstance(value, bool):
+            yield f"--{'' if value else 'no-'}{key}"
+        else:
+            yield from (f"--{key}", f"{value}")
+
+
 def as_flags(settings: Mapping[str, Any]) -> str:
     """Settings as they are typed."""
-    return " ".join(f"--{key} {value}" for key, value in settings.items())
+    return " ".join(flags_of(settings))
 
 
 SAME_PAIRS = ("seed", "embed_dim", "memory_budget", "corrupt_captions", "corrupt_kind", "subset")

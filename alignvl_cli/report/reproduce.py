@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from alignvl_cli.ablation.study import DATA_KEYS
-from alignvl_cli.recipes import ACT_ON_CLOSED_FORMS, DEFAULTS, NOT_IN_ADAPTER, SWITCHED_BY, resolve_train
+from alignvl_cli.recipes import ACT_ON_CLOSED_FORMS, DEFAULTS, NOT_IN_ADAPTER, SWITCHED_BY, flags_of, resolve_train
 from alignvl_cli.settings import LEFT_OUT, AdapterKind, Method, by_flag
 
 Json = Mapping[str, Any]
@@ -74,15 +74,6 @@ def ablate_command(name: str, study: Json) -> str:
     """Of a study whose file is `name`, from its `study.json`; seeds and margin are in the file."""
     asked = {key: value for key, value in study.get("given", {}).items() if key == "device"}
     return shlex.join(["alignvl", "ablate", name, *flags_of({"threads": study["threads"], **asked})])
-
-
-def flags_of(asked: Json) -> Iterator[str]:
-    """The words of a command line for settings by flag."""
-    for key, value in asked.items():
-        if isinstance(value, bool):
-            yield f"--{'' if value else 'no-'}{key}"
-        else:
-            yield from (f"--{key}", f"{value}")
 
 
 def departing_settings(settings: Json, pairs: int) -> dict[str, Any]:

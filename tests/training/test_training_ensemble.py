@@ -12,7 +12,7 @@ from support.killable_training import outcome
 from alignvl_cli.align.adapters import AdapterPair, AdapterShape, new_pair
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.errors import UsageError
-from alignvl_cli.recipes import candidates, closed_form_beside, members, next_member, resolve_train
+from alignvl_cli.recipes import as_flags, candidates, closed_form_beside, members, next_member, resolve_train
 from alignvl_cli.retrieval.dual_encoder import DualEncoder
 from alignvl_cli.settings import AdapterKind, Init, LatentNorm, Loss, Method, NoiseKind, Recipe
 from alignvl_cli.store.reader import open_store
@@ -195,6 +195,15 @@ def test_what_is_asked_of_best_holds_in_every_member(store):
     assert {config.noise for config in asked(store, recipe="best", rp=False)} == {NoiseKind.none}
     assert {config.smoothing for config in asked(store, recipe="best", es=False)} == {0.0}
     assert {config.noise for config in asked(store, recipe="best", noise="uniform")} == {NoiseKind.uniform}
+    assert all(config.mix for config in asked(store, recipe="best", mix_alpha=0.5))
+    assert {config.smoothing for config in asked(store, recipe="best", es_target="off-diagonal")} == {0.1}
+
+
+def test_settings_are_told_as_they_are_typed():
+    assert (
+        as_flags({"mix": False, "noise-std": 0.3, "mask-duplicates": True})
+        == "--no-mix --noise-std 0.3 --mask-duplicates"
+    )
 
 
 @pytest.mark.parametrize("more", [{"recipe": "best"}, {"recipe": "best", "subset": "uniform:80"}, {}])

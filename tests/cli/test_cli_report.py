@@ -104,7 +104,7 @@ def test_the_page_of_a_run_has_its_parts(made, pictures):
     page = Reader((pictures / "run.html").read_text(encoding="utf-8"))
     page.check_that_nothing_acts()
     assert [section["id"] for section in page.all("section")] == [
-        "recalls", "confidence", "hubs", "learning", "examples", "provenance", "again",
+        "recalls", "confidence", "hubs", "learning", "examples", "tried", "provenance", "again",
     ]  # fmt: skip
     evaluation = json.loads(alignvl.succeeds("eval", run, "--json", "--device", "cpu"))
     assert f"Mean recall {evaluation['metrics']['mean_recall']:.1f} %" in page.text

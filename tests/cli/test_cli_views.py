@@ -152,6 +152,7 @@ def test_a_store_of_other_views_is_another_encoders(seen, tmp_path):
 def test_python_takes_the_views_too(seen, tmp_path):
     folder = seen.workspace.parent
     settings = {"vision": str(folder / "vision"), "text": str(folder / "sentences"), "device": "cpu"}
+    settings["image_layers"] = "last"
     store = alignvl_cli.extract(folder / "own.jsonl", output=tmp_path / "two.h5", views=2, **settings)
     assert store.vision["record"]["views"] == ["as it is", "mirrored"]
     np.testing.assert_allclose(np.linalg.norm(store.image_latent[:], axis=1), 1, atol=1e-5)

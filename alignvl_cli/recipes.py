@@ -73,6 +73,8 @@ class Shape:
     """Of the closed form that the adapters are joined with; None: by validation."""
 
 
+USUAL_NOISE = (0.7, 0.3)
+"""Of the latents' RMS: what sizes and candidates take."""
 PAPER_NOISE = 0.01
 """Align-VL's sigma, of latents as they are stored."""
 RELEASED_SHAPE = Shape(
@@ -330,8 +332,9 @@ def run_name(config: TrainConfig) -> str:
         parts.append("mix" if config.mix else "no-mix")
     if config.noise != plain.noise:
         parts.append("no-rp" if config.noise is NoiseKind.none else config.noise.value)
-    if config.noise is not NoiseKind.none and config.noise_std != plain.noise_std:
-        parts.append(f"std{config.noise_std:g}" + ("rms" if config.noise_units is NoiseUnits.rms else ""))
+    is_relative = config.noise_units is NoiseUnits.rms
+    if config.noise is not NoiseKind.none and config.noise_std not in (USUAL_NOISE if is_relative else (PAPER_NOISE,)):
+        parts.append(f"std{config.noise_std:g}" + ("rms" if is_relative else ""))
     if config.smoothing != plain.smoothing:
         parts.append(f"es{config.smoothing:g}" if config.smoothing else "no-es")
     if config.smoothing and config.es_target != plain.es_target:

@@ -559,7 +559,11 @@ class TrainConfig:
     """A flag alone: off is `noise` none."""
     noise: NoiseKind = setting("Its shape.", NoiseKind.gaussian, PERTURBATION)
     noise_std: float = setting(
-        "Its standard deviation, sigma.", panel=PERTURBATION, within=NOISE_STD, says=f"{BY_SIZE}; 0.01 if absolute"
+        "Its standard deviation, sigma.",
+        panel=PERTURBATION,
+        within=NOISE_STD,
+        says=BY_SIZE,
+        note="0.01 where absolute",
     )
     noise_units: NoiseUnits = setting(
         "sigma times the RMS of that modality's training latents, or as it is (the paper).",

@@ -4,7 +4,7 @@ import inspect
 import json
 import math
 import tomllib
-from dataclasses import MISSING, asdict, fields, replace
+from dataclasses import MISSING, asdict, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +22,7 @@ from alignvl_cli.cli.options import arguments_of
 from alignvl_cli.cli.reference import page
 from alignvl_cli.declarations import declared
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.recipes import TRAIN, auto_shape, parse_setting, read_settings, resolve_train, run_name
+from alignvl_cli.recipes import TRAIN, parse_setting, read_settings, resolve_train, run_name, shape_for
 from alignvl_cli.settings import (
     BY_RECIPE,
     BY_SIZE,
@@ -145,15 +145,13 @@ PLAIN = {
     "mix-alpha": 1,
     "mix-coefficient": "batch",
     "noise": "gaussian",
-    "noise-std": 0.01,
-    "noise-units": "absolute",
+    "noise-units": "rms",
     "noise-match": "variance",
     "noise-position": "input",
     "smoothing": 0.1,
     "es-target": "uniform",
     "es-schedule": "constant",
     "mask-duplicates": False,
-    "latent-norm": "none",
     "loss": "infonce",
     "adapter": "fusemix",
     "size": "auto",
@@ -175,10 +173,10 @@ def test_nothing_asked_for_is_what_it_has_always_been():
     plain = by_flag(asdict(resolve_train()))
     assert {key: value for key, value in plain.items() if key in PLAIN} == PLAIN
     left_out = plain.keys() - by_flag(resolve_train().to_json()).keys()
-    assert left_out == {"image-parts", "text-parts"}, "of the record, which is as before there were parts"
+    assert left_out == {"image-parts", "text-parts"}, "of the record, which says what departs from them"
     assert TrainConfig.from_json(resolve_train().to_json()) == resolve_train()
     sized = {flag for flag, setting in TRAIN.items() if setting.said.says == BY_SIZE}
-    assert sized == by_flag(asdict(auto_shape(300))).keys() == TRAIN.keys() - PLAIN.keys() - {"rp", "es"}
+    assert sized == by_flag(asdict(shape_for(300))).keys() == TRAIN.keys() - PLAIN.keys() - {"rp", "es"}
 
 
 @pytest.mark.parametrize("setting", TRAIN.values(), ids=TRAIN)
@@ -191,7 +189,8 @@ def test_the_default_that_the_help_tells_is_what_the_resolution_gives(setting):
         assert len({one[field] for one in values}) > 1, "no recipe decides it"
     elif told == BY_SIZE:
         sizes = [resolve_train({"size": size}, pairs=pairs) for size in Size for pairs in (300, 10**6)]
-        assert len({by_flag(one.to_json())[setting.flag] for one in sizes}) > 1 or setting.flag == "dropout"
+        sizes.append(resolve_train({"noise-units": "absolute"}))
+        assert len({by_flag(asdict(one))[setting.flag] for one in sizes}) > 1 or setting.flag in ("embed-dim", "init")
     else:
         written = {int: int, float: float}.get(setting.kind, str)(told)
         assert setting.parse(written) == plain[setting.flag] == PLAIN[setting.flag]
@@ -314,8 +313,8 @@ def test_loss_tile(asked, side):
 
 
 def test_a_subset_decides_the_automatic_size():
-    assert resolve_train({"subset": "kdpp:300"}, pairs=5000).batch_size == auto_shape(300).batch_size
-    assert resolve_train({"subset": "all"}, pairs=5000).batch_size == auto_shape(5000).batch_size
+    assert resolve_train({"subset": "kdpp:300"}, pairs=5000).batch_size == shape_for(300).batch_size
+    assert resolve_train({"subset": "all"}, pairs=5000).batch_size == shape_for(5000).batch_size
 
 
 def test_recipe_sail_is_glu_and_sigmoid_and_flags_beat_it():
@@ -339,21 +338,35 @@ def test_explicit_shape_beats_size():
 
 @pytest.mark.parametrize("pairs", [2, 3, 10, 300, 3_600, 100_000, 5_000_000])
 def test_automatic_size_fits_the_data(pairs):
-    shape = auto_shape(pairs)
+    shape = shape_for(pairs)
     assert 1 <= shape.batch_size <= max(2, pairs // 2) or pairs < 4
     assert shape.epochs >= 1
     assert 0 <= shape.dropout < 1
 
 
-def test_a_start_at_cca_has_one_shape_whatever_the_pairs_and_a_drawn_one_two():
-    assert {replace(auto_shape(pairs), batch_size=1) for pairs in (300, 19_999, 20_000, 5_000_000)} == {
-        replace(auto_shape(3_600), batch_size=1)
-    }
-    few, many = (auto_shape(pairs, Init.random) for pairs in (19_999, 20_000))
-    assert few.init == many.init == "random"
-    assert (few.adapter_expansion, many.adapter_expansion) == (1, 4)
-    assert resolve_train({}, pairs=100_000).init == "cca"
-    assert resolve_train({"adapter": "glu"}, pairs=100_000).init == "random"
+@pytest.mark.parametrize("pairs", [300, 3_600, 19_999, 20_000, 99_999, 100_000, 5_000_000])
+def test_a_training_takes_steps_enough_and_sees_each_pair_often(pairs):
+    shape = shape_for(pairs)
+    assert shape.epochs * (pairs // shape.batch_size) >= 300
+    assert shape.epochs >= (20 if pairs < 100_000 else 10)
+    assert shape.init == "random"
+
+
+def test_only_the_automatic_size_joins_with_the_closed_form():
+    weights = {size: resolve_train({"size": size}, pairs=5_000).cca_weight for size in Size}
+    assert weights == {"auto": None, "pairs": 0, "released": 0}
+    assert resolve_train({"size": "auto", "cca-weight": 0}, pairs=5_000).cca_weight == 0
+    assert resolve_train({"method": "cca"}, pairs=5_000).cca_weight == 0
+
+
+def test_absolute_noise_is_the_papers_unless_it_is_said():
+    assert resolve_train({"noise-units": "absolute"}).noise_std == 0.01
+    assert resolve_train({"noise-units": "absolute", "noise-std": 0.2}).noise_std == 0.2
+    assert resolve_train().noise_std > 0.1
+    assert run_name(resolve_train({"noise-units": "absolute", "noise-std": 0.2})) == "alignvl-std0.2-s0"
+
+
+def test_a_closed_form_has_a_width_of_its_own():
     assert resolve_train({"method": "cca"}, pairs=100_000).embed_dim == 512, "a closed form has the width of its own"
 
 
@@ -362,7 +375,7 @@ def test_a_start_at_cca_has_one_shape_whatever_the_pairs_and_a_drawn_one_two():
     [
         ({}, "alignvl-s0"),
         ({"mix": False, "noise": "uniform"}, "alignvl-no-mix-uniform-s0"),
-        ({"recipe": "fusemix", "noise-std": 0.3, "noise-units": "rms", "seed": 7}, "fusemix-gaussian-std0.3rms-s7"),
+        ({"recipe": "fusemix", "noise-std": 0.5, "seed": 7}, "fusemix-gaussian-std0.5rms-s7"),
         ({"rp": False, "es": False}, "alignvl-no-rp-no-es-s0"),
         ({"adapter": "linear", "smoothing": 0.2}, "alignvl-es0.2-linear-s0"),
         ({"es-target": "similarity", "es-schedule": "confidence"}, "alignvl-similarity-confidence-s0"),
@@ -415,13 +428,9 @@ def test_dataset_options_default_to_the_manifest_contract():
     assert DatasetOptions().image_column == "image"
 
 
-def test_training_starts_at_cca_where_the_adapter_can():
-    assert resolve_train({}, pairs=3000).init is Init.cca
-    assert resolve_train({"adapter": "linear"}, pairs=3000).init is Init.cca
-    glu, asked = resolve_train({"adapter": "glu"}, pairs=3000), resolve_train({"init": "random"}, pairs=3000)
-    assert glu.init is asked.init is resolve_train({"adapter": "mlp"}, pairs=10**6).init is Init.random
-    assert glu.lr == asked.lr > resolve_train({}, pairs=3000).lr, "a drawn start has further to go"
-    assert resolve_train({"size": "released"}, pairs=3000).init is Init.random
-    assert resolve_train({"size": "released", "init": "cca"}, pairs=3000).init is Init.cca
+def test_training_starts_at_cca_where_it_is_asked_to_and_the_adapter_can():
+    for asked in ({}, {"size": "released"}, {"adapter": "linear"}):
+        assert resolve_train(asked, pairs=3000).init is Init.random
+        assert resolve_train(asked | {"init": "cca"}, pairs=3000).init is Init.cca
     with pytest.raises(UsageError, match=r"--init cca .* --adapter mlp"):
         resolve_train({"adapter": "mlp", "init": "cca"})

@@ -67,8 +67,8 @@ def test_every_format_has_the_same_figures(surface, tmp_path):
     markdown = alignvl.succeeds("report", "tiny", "--format", "markdown")
     mean = noisy["photographs all"]["mean"]
     assert latex.count(r"\toprule") == 3
-    assert f"{mean:+.2f} ?" in latex
-    assert f"{mean:+.2f} ?" in markdown
+    assert f"{signed(mean, 2)} ?" in latex
+    assert f"{signed(mean, 2)} ?" in markdown
 
 
 def test_the_page_and_the_plots_have_the_heat_map(surface, tmp_path):
@@ -85,7 +85,7 @@ def test_the_page_and_the_plots_have_the_heat_map(surface, tmp_path):
     cells = json.loads(alignvl.succeeds("report", "tiny", "--format", "json"))["cells"]
     for cell in cells:
         for arm in cell["arms"][1:]:
-            assert f"{signed(arm['difference']['mean'], 1)} " in svg
+            assert f"{signed(arm['difference']['mean'], 1)} ?" in svg
 
 
 def test_the_file_on_the_page_is_the_study(surface, tmp_path):

@@ -46,11 +46,7 @@ def test_what_was_given_is_kept_with_the_study_and_with_each_run(studied):
     for name, arm in record["arms"].items():
         run = json.loads((run_folder(folder, name, 1) / "config.json").read_text())
         asked = {key: value for layer in arm["layers"] for key, value in layer.items()}
-<<<<<<< HEAD
-        assert run["given"] == record["base"] | asked | {"size": "pairs", "seed": 1, "device": "cpu"}
-=======
         assert run["given"] == {"size": "pairs"} | record["base"] | asked | {"seed": 1, "device": "cpu"}
->>>>>>> h2
 
 
 def test_the_report_shows_it_again_in_every_format(studied):

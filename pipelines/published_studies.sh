@@ -5,7 +5,8 @@ set -euo pipefail
 
 HERE=$(dirname "$0")
 FOLDER=${1:-docs/studies}
-STORE=$(alignvl extract demo:emoji)
+STORE=last-layers.h5  # when they were published a latent was the last layer
+[ -e "$STORE" ] || alignvl extract demo:emoji -o "$STORE" --image-layers last --text-layers last
 for NAME in mixing noise corruption smoothing small-data baselines; do
     alignvl ablate "$HERE"/studies/"$NAME".toml --data "$STORE" --jobs 2
     alignvl report "$NAME" --format markdown > "$FOLDER"/"$NAME".md

@@ -14,12 +14,14 @@ mkdir -p "$WORK"
 cd "$WORK"
 unset ALIGNVL_WORKSPACE
 STORE=$(alignvl extract demo:emoji)
+LAST=last-layers.h5  # what the published studies are of
+[ -e "$LAST" ] || alignvl extract demo:emoji -o "$LAST" --image-layers last --text-layers last
 if [ ! -e alignvl-workspace/indexes ]; then
   RUN=$(alignvl train "$STORE")
   alignvl index "$RUN"
 fi
-alignvl ablate "$HERE"/studies/mixing.toml --data "$STORE" --jobs 2
-alignvl ablate "$HERE"/studies/noise.toml --data "$STORE" --jobs 2
+alignvl ablate "$HERE"/studies/mixing.toml --data "$LAST" --jobs 2
+alignvl ablate "$HERE"/studies/noise.toml --data "$LAST" --jobs 2
 
 python "$HERE"/terminal.py "$FOLDER"/eval.svg alignvl eval
 python "$HERE"/terminal.py "$FOLDER"/search.svg alignvl search "thunderstorm" -k 5

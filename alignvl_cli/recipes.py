@@ -185,7 +185,6 @@ def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> Train
 CANDIDATES: tuple[dict[str, Any], ...] = (
     {"noise_std": 0.3},
     {"noise_std": 0.7},
-    {"mix_alpha": 0.2},
     {"mix_alpha": 0.2, "noise_std": 0.3},
 )
 """What `--size auto` tries besides the shape for the number of pairs."""

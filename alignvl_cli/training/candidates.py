@@ -1,8 +1,9 @@
 """What `--size auto` does: a few shapes and schedules compared by short trainings on the validation split.
 
-Successive halving (Jamieson and Talwalkar, 2016) in two rounds: all candidates train for a tenth of their epochs, then
-the usual one and the best other for a quarter, each in a learning rate schedule of its own; together that costs about
-one training. The usual one stays unless the other is clearly better. Large data are stood for by a uniform subset.
+Successive halving (Jamieson and Talwalkar, 2016) in two rounds: all but the usual one train for a tenth of their
+epochs, then the usual one and the best other for a quarter, each in a learning rate schedule of its own; together that
+costs less than one training. The usual one stays unless the other is clearly better. Large data are stood for by a
+uniform subset.
 """
 
 from collections.abc import Generator, Sequence
@@ -53,10 +54,12 @@ def compare(
         yield Compared(candidate=number + 1, settings=settings, share=share, metrics=state.best.metrics)
         return state.best.metrics
 
-    first: list[dict[str, Any]] = []
-    for number in range(len(candidates)):
-        first.append((yield from tried(number, FIRST_SHARE)))
-    other = max(range(1, len(candidates)), key=lambda number: first[number]["mean_recall"])
+    other = 1
+    if len(candidates) > 2:
+        first: list[dict[str, Any]] = []
+        for number in range(1, len(candidates)):
+            first.append((yield from tried(number, FIRST_SHARE)))
+        other += max(range(len(first)), key=lambda place: first[place]["mean_recall"])
     usual_metrics = yield from tried(0, SECOND_SHARE)
     other_metrics = yield from tried(other, SECOND_SHARE)
     is_other = is_clearly_better(other_metrics, usual_metrics, usual.val)

@@ -167,6 +167,6 @@ def test_stores_of_one_content_are_refused_and_of_one_name_told_apart(stores, tm
 
 
 def test_arms_that_a_store_makes_equal_are_refused(stores):
-    text = STUDY + "[arms.same]\nlatent-width = 512\nnoise-std = 0.5\n"
+    text = STUDY + "[arms.same]\nlatent-width = 1024\nnoise-std = 0.5\n"
     with pytest.raises(UsageError, match=r"arms 'noisy' and 'same' are the same settings"):
         setup_of(stores[:1], text)

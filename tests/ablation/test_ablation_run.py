@@ -69,6 +69,7 @@ def test_runs_that_kept_their_start_are_told(store, tmp_path):
     assert warning in read_verdicts(tmp_path / "study")["warnings"]
 
 
+@pytest.mark.slow
 def test_every_arm_and_seed_has_a_run_and_an_evaluation(finished):
     folder, events = finished
     assert [type(event) for event in events] == [Begun, *[RunMade] * 6, Finished]
@@ -113,6 +114,7 @@ def test_again_makes_nothing_and_says_the_same(copied, store, tmp_path):
     assert records(copied) == before
 
 
+@pytest.mark.slow
 def test_studies_are_counted_in_their_folder(finished, store, tmp_path):
     assert read_study(finished[0])["counter"] == 1
     setup = setup_of(store, tmp_path, seeds="[0]")
@@ -153,6 +155,7 @@ def test_a_folder_of_something_else_is_left_alone(store, tmp_path):
 WILD = STUDY + "[arms.wild]\nlr = 1e30\n"
 
 
+@pytest.mark.slow
 def test_an_arm_that_diverges_is_a_row_with_its_reason_and_is_not_tried_again(store, tmp_path):
     setup, folder = setup_of(store, tmp_path, WILD), tmp_path / "study"
     events = run(setup, folder)
@@ -191,6 +194,7 @@ def test_two_at_once_on_one_folder_are_refused(copied, store, tmp_path):
     assert isinstance(run(setup_of(store, tmp_path), copied)[-1], Finished)
 
 
+@pytest.mark.slow
 def test_the_store_is_opened_once_for_all_runs(store, tmp_path, monkeypatch):
     opened = []
     jobs_module._store.cache_clear()
@@ -237,6 +241,7 @@ def killed_after(runs, command):
     assert process.wait() == -signal.SIGKILL, said
 
 
+@pytest.mark.slow
 def test_killed_twice_it_ends_as_if_undisturbed(finished, store, tmp_path):
     write_study(tmp_path / "study.toml")
     killed_after(1, command(tmp_path, store, "--jobs", "2"))

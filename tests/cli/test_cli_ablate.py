@@ -23,6 +23,7 @@ def studied(tmp_path_factory, prepared):
     return alignvl, study, shown
 
 
+@pytest.mark.slow
 def test_a_study_prints_its_verdicts_and_only_those(studied):
     _, _, shown = studied
     assert shown.splitlines()[0].strip() == "tiny: Does it help?"

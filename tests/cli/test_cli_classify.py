@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
 
+
+@pytest.mark.slow
 def test_the_labels_of_the_split_are_the_classes(coloured):
     found = json.loads(coloured.succeeds("classify", "--split", "all", "--json"))
     assert found["labels"] == ["blue", "green", "red"]

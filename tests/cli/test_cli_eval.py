@@ -11,12 +11,14 @@ import pytest
 from alignvl_cli.store.reader import open_store
 
 
+@pytest.mark.slow
 def test_every_report_at_once_is_one_table_after_the_other(alignvl):
     table = " ".join(alignvl.succeeds("eval", "--bootstrap", "--calibration", "--hubness", "nnn").split())
     for words in ("95 % intervals: 2,000 resamples", "mAP@R", "mean rank", "tau fitted", "AUROC", "skewness", "nnn"):
         assert words in table, words
 
 
+@pytest.mark.slow
 def test_the_json_has_intervals_calibration_and_hubness(alignvl):
     found = json.loads(
         alignvl.succeeds("eval", "--bootstrap", "--calibration", "--hubness", "inverted-softmax", "--json")
@@ -29,6 +31,7 @@ def test_the_json_has_intervals_calibration_and_hubness(alignvl):
     assert found["hubness"]["corrected"]["transductive"] is True
 
 
+@pytest.mark.slow
 def test_diagrams_are_drawn_beside_the_result(alignvl):
     result = alignvl("eval", "--calibration")
     assert result.exit_code == 0
@@ -99,6 +102,7 @@ def read(path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
 
 
+@pytest.mark.slow
 def test_csv_has_every_figure_of_the_json(alignvl, tmp_path):
     path = tmp_path / "figures.csv"
     found = json.loads(

@@ -79,6 +79,7 @@ def test_each_picture_is_opened_once_and_never_again(empty, tmp_path, manifest, 
     assert opened == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["nothing", "weights", "pooling", "dtype", "elsewhere"])
 def test_an_up_to_date_store_is_known_without_its_encoders(
     empty, tmp_path, manifest, extract, tiny_encoders, monkeypatch, change
@@ -107,6 +108,7 @@ def test_an_up_to_date_store_is_known_without_its_encoders(
         assert "other data or settings" in empty.fails(2, *words, *more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
@@ -126,6 +128,7 @@ def test_the_command_in_a_report_makes_the_store_again(empty, tmp_path, manifest
     assert open_store(tmp_path / "again.h5").content_hash == store.content_hash
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lose", [Path.unlink, lambda path: path.write_text("{"), lambda path: path.write_text("[]")])
 def test_a_store_without_its_record_of_files_is_compared_once(empty, tmp_path, manifest, extract, opened, lose):
     empty.succeeds(*extract(manifest))
@@ -136,6 +139,7 @@ def test_a_store_without_its_record_of_files_is_compared_once(empty, tmp_path, m
         assert len(opened) == opens
 
 
+@pytest.mark.slow
 def test_a_change_of_neither_size_nor_time_is_found_by_verify_alone(empty, tmp_path, manifest, extract):
     path = tmp_path / "photos" / "07.png"
     empty.succeeds(*extract(manifest))
@@ -148,6 +152,7 @@ def test_a_change_of_neither_size_nor_time_is_found_by_verify_alone(empty, tmp_p
     assert "photos/07.png" in verified.stdout + verified.stderr
 
 
+@pytest.mark.slow
 def test_a_replaced_picture_is_named_and_overwrite_takes_it_in(empty, tmp_path, manifest, extract):
     empty.succeeds(*extract(manifest))
     write_picture(tmp_path / "photos" / "07.png", 200)
@@ -158,6 +163,7 @@ def test_a_replaced_picture_is_named_and_overwrite_takes_it_in(empty, tmp_path, 
     assert "nothing to do" in empty(*extract(manifest)).stderr
 
 
+@pytest.mark.slow
 def test_a_folder_mounted_later_is_never_passed_over(empty, tmp_path, manifest, extract):
     away = [tmp_path / "photos" / f"{number:02d}.png" for number in range(20)]
     for path in away:
@@ -175,6 +181,7 @@ def test_a_folder_mounted_later_is_never_passed_over(empty, tmp_path, manifest, 
     assert len(open_store(tmp_path / "s.h5").image_id) == 40
 
 
+@pytest.mark.slow
 def test_damaged_pictures_stay_damaged_until_they_are_repaired(empty, tmp_path, manifest, extract):
     sound = (tmp_path / "photos" / "03.png").read_bytes()
     (tmp_path / "photos" / "03.png").write_bytes(sound[:60])
@@ -196,6 +203,7 @@ def test_pictures_that_are_gone_are_said_and_the_store_keeps_them(empty, tmp_pat
     assert "40 of 40 pictures cannot be read (moved? --image-root)" in " ".join(again.stderr.split())
 
 
+@pytest.mark.slow
 def test_a_tar_packed_anew_or_another_one_is_not_the_store_of_the_first(empty, tmp_path, extract):
     def pack(path, first):
         with tarfile.open(path, "w") as archive:

@@ -52,6 +52,7 @@ def test_a_store_names_its_parts(several):
     several.succeeds("inspect", store.path, "--verify", 4)
 
 
+@pytest.mark.slow
 def test_a_run_takes_its_parts_and_is_handed_the_whole_latent(several, tmp_path):
     store, run = store_of(several), tmp_path / "run"
     several.succeeds("train", *QUICK, "--image-parts", "last", "--text-parts", "last, 0", "-o", run)
@@ -136,6 +137,7 @@ def test_parts_survive_export_and_import(several, tmp_path, layout):
     several.succeeds("train", back.path, *QUICK, "--text-parts", "0", "-o", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_an_interrupted_extraction_of_several_parts_ends_in_the_same_store(several, tmp_path, monkeypatch):
     store = store_of(several)
     asked = json.loads(json.dumps(store.made_by["plan"]))

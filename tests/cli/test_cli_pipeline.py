@@ -38,6 +38,7 @@ def write_csv(path: Path, rows: list[tuple[str, list[str]]]) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "write"), [("own.jsonl", write_jsonl), ("own.csv", write_csv)])
 def test_own_pairs_go_through_every_stage(empty, tmp_path, pictures, tiny_encoders, name, write):
     manifest = write(tmp_path / name, pictures)

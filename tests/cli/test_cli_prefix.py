@@ -29,6 +29,7 @@ def prefixed(tmp_path_factory, encoders):
     return alignvl
 
 
+@pytest.mark.slow
 def test_extract_asks_for_the_prefix_of_an_e5(empty, prefixed, encoders):
     dataset = prefixed.workspace.parent / "own.jsonl"
     message = empty.fails(2, "extract", dataset, *encoders)

@@ -65,6 +65,7 @@ def test_the_example_is_typed_and_its_mistakes_are_found(tmp_path):
     assert "metricks" in said
 
 
+@pytest.mark.slow
 def test_the_example_runs(coloured, tiny_encoders, tmp_path, capsys):
     vision, text = tiny_encoders[1], tiny_encoders[3]
     data = coloured.workspace.parent / "own.jsonl"
@@ -94,6 +95,7 @@ def test_every_public_name_is_documented_typed_and_takes_its_settings_by_keyword
     assert (Path(alignvl_cli.__file__).parent / "py.typed").is_file()
 
 
+@pytest.mark.slow
 def test_functions_find_what_commands_find(coloured):
     path, store = newest(coloured)
     told = json.loads(coloured("eval", path, "--json", "--device", "cpu", "--calibration").stdout)
@@ -118,6 +120,7 @@ def test_functions_find_what_commands_find(coloured):
     assert by_picture[0].caption
 
 
+@pytest.mark.slow
 def test_training_and_studies_by_function(tmp_path):
     store = make_store(tmp_path / "s.h5", images=60, dim=12, text_dim=10)
     events: list = []

@@ -177,6 +177,7 @@ def test_a_folder_of_the_users_is_never_overwritten(alignvl, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.slow
 def test_what_only_looks_like_an_artefact_is_never_overwritten(alignvl, tmp_path):
     run = alignvl.workspace / "runs" / "0001-alignvl-s0"
     save_dinov2(tmp_path / "model")

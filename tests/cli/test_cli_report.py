@@ -56,6 +56,7 @@ def studied(made, pictures):
     return Reader((pictures / "page.html").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_the_page_of_a_study_has_its_parts_and_its_verdicts_on_top(made, studied):
     alignvl, _ = made
     sections = [section["id"] for section in studied.all("section")]

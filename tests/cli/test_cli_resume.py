@@ -33,6 +33,7 @@ def interrupted(alignvl, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stop", "code", "word"), [(KeyboardInterrupt, 130, "interrupted"), (Terminated, 143, "term")])
 def test_an_interruption_says_how_to_go_on_and_that_command_does(alignvl, interrupted, stop, code, word):
     result = interrupted(stop(), "train", *SETTINGS)
@@ -97,6 +98,7 @@ def test_the_help_names_the_flag():
     assert "--resume RUN" in CliRunner().invoke(app, ["train", "--help"]).output
 
 
+@pytest.mark.slow
 def test_tensorboard_is_silent_unless_asked_for_and_goes_on_with_the_run(alignvl, interrupted):
     assert not list(alignvl.workspace.rglob("events.out*"))
     run = alignvl.workspace / "runs" / "0003-alignvl-s0"

@@ -87,6 +87,7 @@ def test_a_store_equals_what_its_encoders_give(empty, store):
     assert said == ""
 
 
+@pytest.mark.slow
 def test_no_more_than_the_sample_is_encoded(empty, store):
     found, _ = verified(empty, store, sample=3)
     assert (found["images"]["compared"], found["captions"]["compared"]) == (3, 3)
@@ -95,6 +96,7 @@ def test_no_more_than_the_sample_is_encoded(empty, store):
     assert "verify.images.largest" in table
 
 
+@pytest.mark.slow
 def test_pictures_that_are_gone_or_changed_are_named(empty, pictures, store):
     (pictures.parent / "2.png").unlink()
     Image.new("RGB", (40, 40), (1, 2, 3)).save(pictures.parent / "5.png")
@@ -145,6 +147,7 @@ def test_members_of_a_tar_are_encoded_again(empty, pictures, tmp_path, tiny_enco
     assert found["gone"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["image", "text"])
 def test_latents_of_the_wrong_rows_are_found(empty, store, side):
     sound = open_store(store)

@@ -137,6 +137,7 @@ def test_a_file_longer_than_any_picture_is_not_read(tmp_path):
     assert "bytes long, more than" in bad.reason
 
 
+@pytest.mark.slow
 def test_worker_processes_find_the_same(tmp_path):
     dataset = dataset_of(tmp_path, [(f"{n}.png", encoded(scene(n % 30)), ["x"], "train") for n in range(40)])
     assert check(dataset, workers=1) == check(dataset)

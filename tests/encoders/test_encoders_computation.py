@@ -51,6 +51,7 @@ def vectors(model):
     return torch.cat([part.flatten() for part in parts if part is not None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_moves_an_output_is_recorded(name):
     with torch.random.fork_rng(devices=[]):

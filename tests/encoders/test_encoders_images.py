@@ -206,6 +206,7 @@ def test_damaged_files_never_raise_anything_else(kind):
     assert readable < 150
 
 
+@pytest.mark.slow
 def test_many_pixels_warn_nobody():
     data = saved(Image.new("1", (9_500, 9_500)), "PNG")
     with warnings.catch_warnings():

@@ -57,6 +57,7 @@ def unit(latent_BD):
     return latent_BD / np.linalg.norm(latent_BD, axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", VISION)
 def test_each_part_of_a_picture_is_the_single_layer_at_unit_length(family, tmp_path):
     save, pooling, layers = VISION[family]
@@ -126,6 +127,7 @@ def test_words_stand_for_layers(layers, wanted, tmp_path):
     assert [part["name"] for part in encoder.record["parts"]] == wanted
 
 
+@pytest.mark.slow
 def test_automatic_layers_of_the_bundled_encoders_are_those_that_were_measured():
     images = load_vision(
         "bundled:efficientnet-lite0", pooling=None, layers="auto", device="cpu", precision=Precision.fp32

@@ -70,6 +70,7 @@ def reference(folder, pooling, caption):
 CASES = [(name, pooling) for name, able in ABLE.items() for pooling in Pooling if pooling in able]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "pooling"), CASES, ids=str)
 def test_each_pooling_is_the_vector_it_names_whatever_the_padding(folders, name, pooling):
     encoder = load(folders[name], pooling)

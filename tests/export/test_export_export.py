@@ -54,6 +54,7 @@ def runs(alignvl: CommandLine) -> list[Path]:
     return sorted((alignvl.workspace / "runs").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "needs_code"), [(1, False), (2, False), (3, True), (4, True)])
 def test_sentence_transformers_gives_the_runs_embeddings(trained, tmp_path, number, needs_code):
     run = runs(trained)[number]
@@ -72,6 +73,7 @@ def test_sentence_transformers_gives_the_runs_embeddings(trained, tmp_path, numb
     np.testing.assert_allclose(again.encode(TEXTS), model.encode(TEXTS), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_onnx_gives_the_runs_embeddings_for_any_number_of_rows(trained, tmp_path):
     import onnxruntime
 
@@ -160,6 +162,7 @@ def test_poolings_without_a_module_are_refused(trained, tmp_path, tmp_path_facto
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_the_page_runs(trained, tmp_path, monkeypatch, capsys):
     for folder, target in (("text-model", "sentence-transformers"), ("graphs", "onnx"), ("weights", "safetensors")):
         trained.succeeds("export", "-o", tmp_path / folder, "--to", target)

@@ -123,6 +123,7 @@ SPOILT = pytest.mark.parametrize("spoil", [Path.unlink, replace], ids=["vanished
 WHEN = pytest.mark.parametrize("when", ["before", "after"])
 
 
+@pytest.mark.slow
 @SPOILT
 @WHEN
 @pytest.mark.parametrize("twin", [5, 40, 150])

@@ -35,6 +35,7 @@ def texts(svg):
     ]
 
 
+@pytest.mark.slow
 def test_a_name_stays_text_and_no_mathematics_is_read_in_it():
     with styled():
         svg = inline_svg(drawn(), HOSTILE)

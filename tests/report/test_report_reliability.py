@@ -61,6 +61,7 @@ def test_runs_are_named_when_there_are_several_and_what_was_not_fitted_stays_emp
     assert lines[lines.index(["tau", "a", "0.050", "0.125", "0.050", "0.125"]) + 1] == ["tau", "b", "0.050", "0.050"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fitted", "panels"), [(True, 2), (False, 1)])
 def test_diagrams_are_drawn_and_equal_reports_give_equal_files(tmp_path, fitted, panels):
     paths = save_reliability(report(fitted=fitted), "0001-alignvl", tmp_path / "a.b")

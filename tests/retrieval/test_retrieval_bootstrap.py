@@ -91,6 +91,7 @@ def test_folds_are_resampled_apart_and_count_alike():
     assert resample(*ranks, KS).ci95()["image_to_text"]["R@1"] == [50.0, 50.0]
 
 
+@pytest.mark.slow
 def test_intervals_cover_what_they_claim():
     """Of 200 samples from one population, about 95 % of the intervals hold its R@1."""
     covered = 0

@@ -63,6 +63,7 @@ def test_a_closed_form_has_no_batch_that_could_be_too_large(store, tmp_path):
     assert list(train_run([store], tmp_path / "other", corrupted))[-1].result["positives"]["corrupted"]["pairs"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_centring_is_in_the_bias_and_the_memory_budget_changes_nothing(tmp_path, method):
     latents = np.random.default_rng(0).standard_normal((1500, 12)).astype(np.float32)

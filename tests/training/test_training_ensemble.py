@@ -173,6 +173,7 @@ def test_a_clear_gain_is_more_than_the_standard_error(store):
     assert is_clearly_better(half | {"mean_recall": 50.0 + 1.01 * by_hand}, half, val)
 
 
+@pytest.mark.slow
 def test_best_trains_a_ladder_and_the_better_ones_again(store, tmp_path):
     records = trained(store, tmp_path / "run", recipe="best")
     begun = [record for record in records if isinstance(record, Member)]
@@ -207,6 +208,7 @@ def test_settings_are_told_as_they_are_typed():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{"recipe": "best"}, {"recipe": "best", "subset": "uniform:80"}, {}])
 def test_stopped_anywhere_it_ends_the_same(store, tmp_path, more):
     records = trained(store, tmp_path / "whole", **more)

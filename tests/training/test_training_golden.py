@@ -15,6 +15,8 @@ from alignvl_cli.recipes import resolve_train
 from alignvl_cli.training.run import train_run
 from alignvl_cli.training.state import Step, Validated
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
 PAPER = {"noise-std": 0.01, "noise-units": "absolute"}
 ARMS = {

@@ -62,7 +62,7 @@ def compare(
         other += max(range(len(first)), key=lambda place: first[place]["mean_recall"])
     usual_metrics = yield from tried(0, SECOND_SHARE)
     other_metrics = yield from tried(other, SECOND_SHARE)
-    is_other = is_clearly_better(other_metrics, usual_metrics, usual.val)
+    is_other = parallel.broadcast(is_clearly_better(other_metrics, usual_metrics, usual.val)) > 0  # one for all ranks
     changes = as_flags(departures(candidates[other], candidates[0]))
     gain = other_metrics["mean_recall"] - usual_metrics["mean_recall"]
     error = standard_error(usual_metrics, usual.val)

@@ -241,6 +241,7 @@ def _is_text(prefix: str) -> bool:
 
 
 PROBE_TEXTS = ["a", "a"]
+LONGER_TEXT = "a photograph of two dogs that run along a beach in the rain"
 MOST_TOKENS = 1 << 15
 """Tokens, padding included, that go through a text model at once: 64 captions of 512. One caption of 32,768 among 63
 short ones would pad them all to its length."""
@@ -373,6 +374,7 @@ def load_text(
         _require_end(found, tower, reader)
     mask_2L = batch["attention_mask"]
     last_2P = TEXT_VECTORS[chosen](output, mask_2L)
+    _require_padding_is_masked(found, tower, reader, chosen, last_2P)
     inner = inner_pooling(Side.text, chosen, tower.model_type, None) or chosen
     parts = choose_layers(
         Side.text,
@@ -401,6 +403,26 @@ def load_text(
         layers=parts,
         inner=inner,
     )
+
+
+PADDING_MOVES = 0.02
+"""Largest difference, as a share of the largest entry, that padding may make to a vector: rounding is far below it."""
+
+
+def _require_padding_is_masked(
+    found: ModelFolder, tower: Tower, reader: CaptionReader, pooling: Pooling, vector_2P: Tensor
+) -> None:
+    """UsageError where a text's vector is another in a batch with a longer one: the model reads its padding, as FNet
+    does, and latents would depend on what they happen to be encoded with."""
+    batch = reader.batch([PROBE_TEXTS[0], LONGER_TEXT], "cpu")
+    with probed(found, tower):
+        beside_2P = TEXT_VECTORS[pooling](_forward(tower.model, reader, batch), batch["attention_mask"])
+    moved = ((beside_2P[0] - vector_2P[0]).abs().max() / vector_2P[0].abs().max()).item()
+    if not moved <= PADDING_MOVES:
+        raise UsageError(
+            f"{found.spec}: a text has another vector beside a longer one (by {moved:.0%} of its largest entry): this "
+            "model reads the padding of a batch, so that its latents would depend on chance; choose another text model"
+        )
 
 
 def load_caption_reader(model_id: str, *, prefix: str | None, trust: Trust = NO_TRUST) -> CaptionReader:

@@ -9,7 +9,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from support import tiny_models
-from support.tiny_models import save_sentence_transformer, write_json
+from support.tiny_models import VOCABULARY, save_model, save_sentence_transformer, save_tokenizer, write_json
 from tokenizers import processors
 
 from alignvl_cli.encoders.text import MOST_TOKENS, load_text, parts_of, reload_text
@@ -490,3 +490,14 @@ def test_a_tokenizer_without_its_library_says_which_to_install(tmp_path, monkeyp
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", without)
     with pytest.raises(DataError, match=f"{said}.*{advice}"):
         load(folder, Pooling.mean)
+
+
+@pytest.mark.parametrize("kind", ["FNet", "ConvBert"])
+def test_a_model_that_reads_its_padding_is_refused(tmp_path, kind):
+    sizes = {"vocab_size": len(VOCABULARY), "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2}
+    more = {} if kind == "FNet" else {"num_attention_heads": 2, "embedding_size": 24}
+    config = getattr(transformers, f"{kind}Config")(**sizes, **more)
+    save_model(tmp_path / "model", getattr(transformers, f"{kind}Model"), config)
+    save_tokenizer(tmp_path / "model")
+    with pytest.raises(UsageError, match="reads the padding of a batch"):
+        load_text(str(tmp_path / "model"), pooling=Pooling.mean, device="cpu", precision=Precision.fp32)

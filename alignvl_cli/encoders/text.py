@@ -189,7 +189,10 @@ def _positions(config: Any) -> int | None:
     places = getattr(config, "max_position_embeddings", None)
     if not isinstance(places, int) or places < 1:
         return None
-    return places - config.pad_token_id - 1 if config.model_type in COUNT_AFTER_PADDING else places
+    if config.model_type not in COUNT_AFTER_PADDING:
+        return places
+    padding = 1 if config.model_type == "mpnet" else config.pad_token_id  # MPNet's code has it fixed
+    return places - padding - 1
 
 
 WANTED = {

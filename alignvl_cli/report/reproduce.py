@@ -8,7 +8,7 @@ from typing import Any
 
 from alignvl_cli.ablation.study import DATA_KEYS
 from alignvl_cli.recipes import ACT_ON_CLOSED_FORMS, DEFAULTS, NOT_IN_ADAPTER, SWITCHED_BY, flags_of, resolve_train
-from alignvl_cli.settings import LEFT_OUT, AdapterKind, Method, by_flag
+from alignvl_cli.settings import LAST_LAYER, LEFT_OUT, AdapterKind, Method, by_flag
 
 Json = Mapping[str, Any]
 DEMO = "demo-"
@@ -46,8 +46,9 @@ def _encoder_flags(vision: Json, text: Json) -> Iterator[tuple[str, Any]]:
     for name, side in (("image", vision), ("text", text)):
         if side["about"].get("pooling_source") == "asked":
             yield f"{name}-pooling", side["record"]["pooling"]
-        if parts := side.get("record", {}).get("parts"):
-            yield f"{name}-layers", ",".join(part["name"] for part in parts)
+        if "record" in side:  # without parts it is of the last layer, which once was the default
+            parts = side["record"].get("parts", [])
+            yield f"{name}-layers", ",".join(part["name"] for part in parts) or LAST_LAYER
     if views := vision.get("record", {}).get("views"):
         yield "views", len(views)
     if "prefix" in text.get("record", {}):

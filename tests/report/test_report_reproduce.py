@@ -118,8 +118,10 @@ def test_a_store_that_kept_no_flags_is_extracted_again_as_its_encoders_tell():
     about = {"id": "m", "commit": None, "pooling_source": "asked", "allow_pickle": True}
     vision = {"about": about, "record": {"pooling": "cls"}}
     text = {"about": {**about, "pooling_source": "table"}, "record": {"pooling": "mean", "prefix": ""}}
+    vision["record"]["parts"] = [{"name": "3"}, {"name": "last"}]
     assert extract_command({"name": "d"}, vision, text, {}) == (
-        "alignvl extract d --vision m --text m --image-pooling cls --text-prefix '' --allow-pickle"
+        "alignvl extract d --vision m --text m --image-pooling cls --image-layers 3,last --text-layers last "
+        "--text-prefix '' --allow-pickle"
     )
 
 

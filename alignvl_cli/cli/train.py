@@ -57,7 +57,9 @@ def train(
         Path | None,
         typer.Option(metavar="RUN", help="Go on with an unfinished run, by its own settings: no other flag."),
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings, or the config.json of a run; flags beat it.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of settings, or the config.json of a run; flags beat it.")
+    ] = None,
     *,
     flags: Annotated[dict[str, Any], TrainConfig],
     asked: RunSettings,

@@ -34,6 +34,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "loop, plain": LOOP | {"recipe": "clip"},
     "cca": {"method": "cca"},
     "former default": BEFORE,
+    "former default; last layers": BEFORE | {"image_parts": "last", "text_parts": "last"},
+    "loop, plain; last layers": LOOP | {"recipe": "clip", "image_parts": "last", "text_parts": "last"},
     "default": {},
     "best": {"recipe": "best"},
 }
@@ -45,7 +47,7 @@ def settings_of(arm: str, pairs: int) -> dict[str, Any]:
     if arm.startswith("loop"):
         rows = min(ROWS, pairs // 2)
         return ARMS[arm] | {"batch_size": rows, "epochs": max(1, round(STEPS / (pairs // rows)))}
-    if arm == "former default":
+    if arm.startswith("former"):
         seventh = 1 << round(math.log2(max(pairs, 8) / 7))
         return ARMS[arm] | {"batch_size": max(2, min(4096, pairs // 2, seventh))}
     return ARMS[arm]
@@ -72,13 +74,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stores", nargs="+", type=Path)
     parser.add_argument("--seeds", type=seeds_of, default=range(3))
-    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--arms", default=",".join(ARMS).replace("loop,", "loop:"))
     parser.add_argument("--results", type=Path, default=Path("sets.jsonl"))
     asked = parser.parse_args()
     lines = asked.results.read_text().splitlines() if asked.results.exists() else []
     known = {tuple(key): value for key, value in (json.loads(line) for line in lines)}
-    arms = [arm.strip() for arm in asked.arms.replace("loop, ", "loop; ").split(",")]
-    arms = [arm.replace("; ", ", ") for arm in arms]
+    arms = [arm.strip().replace("loop:", "loop,") for arm in asked.arms.split(",")]
     for store in asked.stores:
         for arm in arms:
             for seed in asked.seeds:

@@ -15,10 +15,10 @@ bench = sys.modules["benchmarks_page"] = module_from_spec(spec)
 spec.loader.exec_module(bench)
 
 NO_SPEED = {
-    *("page.py", "synthetic_pairs.py", "sizes.py", "entered_files.py"),
+    *("page.py", "synthetic_pairs.py", "sizes.py", "sets.py", "entered_files.py"),
     *("kill_extraction.py", "kill_training.py", "study_statistics.py"),
 }
-"""The writer itself, the study of sizes with its data, and scripts that count what comes out right."""
+"""The writer itself, the studies of sizes and of sets, and scripts that count what comes out right."""
 
 
 def test_every_benchmark_of_speed_has_its_section():

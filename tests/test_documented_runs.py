@@ -52,7 +52,9 @@ def write_stand_ins(folder: Path) -> None:
     save_dinov2(folder / "facebook" / "dinov2-small")
     save_sentence_transformer(folder / "sentence-transformers" / "all-MiniLM-L6-v2")
     study = (ROOT / "pipelines" / "studies" / "noise.toml").read_text(encoding="utf-8")
-    study = re.sub(r"^seeds = .*", "seeds = [0, 1]", study.replace("[base]", "[base]\nepochs = 2"), flags=re.M)
+    study = re.sub(
+        r"^seeds = .*", "seeds = [0, 1]", re.sub(r"^epochs = .*", "epochs = 2", study, flags=re.M), flags=re.M
+    )
     (folder / "pipelines" / "studies").mkdir(parents=True)
     cut = study[: study.index("[arms.uniform-range]")]
     (folder / "pipelines" / "studies" / "noise.toml").write_text(cut, encoding="utf-8")

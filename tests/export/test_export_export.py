@@ -32,7 +32,18 @@ def trained(tmp_path_factory) -> CommandLine:
     save_dinov2(folder / "vision")
     save_sentence_transformer(folder / "sentences")
     train_on_colours(
-        alignvl, folder, ["--vision", str(folder / "vision"), "--text", str(folder / "sentences"), "--device", "cpu"]
+        alignvl,
+        folder,
+        [
+            "--vision",
+            str(folder / "vision"),
+            "--text",
+            str(folder / "sentences"),
+            "--text-layers",
+            "last",
+            "--device",
+            "cpu",
+        ],
     )
     for words in (
         ["--adapter", "linear", "--latent-norm", "standardize", "--size", "pairs"],

@@ -126,8 +126,7 @@ def test_inspect_without_a_path_lists_the_workspace_and_what_is_broken_in_it(ali
         ("run", True),
         ("run", False),
     ]
-    shown = "".join(alignvl.succeeds("inspect").split())  # a long path of the workspace makes narrow columns
-    assert all(part in shown for part in ("0002-", "no-mix", "uniform"))
+    assert "0002-alignvl-no-mix-uniform-s0" in alignvl.succeeds("inspect")
 
 
 def test_doctor_finds_the_machine_fit(empty):

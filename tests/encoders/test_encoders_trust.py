@@ -52,7 +52,13 @@ def own_code(tmp_path, monkeypatch):
     (folder / "modeling_own.py").write_text(MODELING.format(ran=str(tmp_path / "ran")))
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", list(sys.path))
+    forget_modules()  # of another test, whose folder they would be looked for in
     yield folder
+    forget_modules()
+
+
+def forget_modules():
+    """What transformers has loaded of models' own code."""
     for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
         del sys.modules[name]
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+import transformers.dynamic_module_utils
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support import tiny_models
@@ -50,8 +51,9 @@ def own_code(tmp_path, monkeypatch):
     tiny_models.write_json(folder / "config.json", config | {"model_type": "own_vision", "auto_map": auto})
     (folder / "configuration_own.py").write_text(CONFIGURATION)
     (folder / "modeling_own.py").write_text(MODELING.format(ran=str(tmp_path / "ran")))
+    usual = transformers.dynamic_module_utils.HF_MODULES_CACHE
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != usual])  # where it comes first
     forget_modules()  # of another test, whose folder they would be looked for in
     yield folder
     forget_modules()

@@ -13,7 +13,7 @@ from support.tiny_models import save_dinov2, save_sentence_transformer
 pytestmark = pytest.mark.slow
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
-TINY = ["--epochs", "1", "--batch-size", "8", "--embed-dim", "8", "--device", "cpu"]
+TINY = ["--size", "pairs", "--epochs", "1", "--batch-size", "8", "--embed-dim", "8", "--device", "cpu"]
 SPLITS = ["train", "train", "restval", "train", "val", "test"]
 
 

@@ -8,6 +8,11 @@ FOLDER=${1:-docs/studies}
 STORE=last-layers.h5  # when they were published a latent was the last layer
 [ -e "$STORE" ] || alignvl extract demo:emoji -o "$STORE" --image-layers last --text-layers last
 for NAME in mixing noise corruption smoothing small-data baselines; do
-    alignvl ablate "$HERE"/studies/"$NAME".toml --data "$STORE" --jobs 2
+    FILE=published-$NAME.toml  # small-data and baselines have the batch of their number of pairs
+    case $NAME in
+        small-data | baselines) cp "$HERE"/studies/"$NAME".toml "$FILE" ;;
+        *) sed 's/^lr = 3e-3$/&\nbatch-size = 512/' "$HERE"/studies/"$NAME".toml >"$FILE" ;;
+    esac
+    alignvl ablate "$FILE" --data "$STORE" --jobs 2
     alignvl report "$NAME" --format markdown > "$FOLDER"/"$NAME".md
 done

@@ -20,8 +20,10 @@ if [ ! -e alignvl-workspace/indexes ]; then
   RUN=$(alignvl train "$STORE")
   alignvl index "$RUN"
 fi
-alignvl ablate "$HERE"/studies/mixing.toml --data "$LAST" --jobs 2
-alignvl ablate "$HERE"/studies/noise.toml --data "$LAST" --jobs 2
+for NAME in mixing noise; do  # with the batch that they were published with
+  sed 's/^lr = 3e-3$/&\nbatch-size = 512/' "$HERE"/studies/"$NAME".toml >"published-$NAME.toml"
+  alignvl ablate "published-$NAME.toml" --data "$LAST" --jobs 2
+done
 
 python "$HERE"/terminal.py "$FOLDER"/eval.svg alignvl eval
 python "$HERE"/terminal.py "$FOLDER"/search.svg alignvl search "thunderstorm" -k 5

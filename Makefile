@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(shell [ $(CORES) -lt 8 ] && echo $(CORES) || echo 8) --dist loadfile
 
-.PHONY: quickstart test coverage test-quick test-faults lint docs bench clean
+.PHONY: quickstart test test-quick test-faults lint docs bench clean
 .DEFAULT_GOAL := quickstart
 
 $(STAMP): pyproject.toml constraints.txt
@@ -18,13 +18,10 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: $(STAMP)  ## environment, install, and the main job on the built-in demo
 	PATH="$(abspath $(BIN)):$$PATH" bash pipelines/quickstart.sh
 
-test: $(STAMP)  ## linters, types, and every test
+test: $(STAMP)  ## linters, types, and every test with coverage
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(TESTS)
-
-coverage: $(STAMP)  ## every test, with coverage, which takes a quarter longer
 	$(TESTS) --cov=alignvl_cli --cov-report=term --cov-fail-under=97
 
 test-quick: $(STAMP)  ## for the hand: no test that is marked slow, no coverage; about two minutes

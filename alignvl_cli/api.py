@@ -24,7 +24,7 @@ from alignvl_cli.encoders.text import load_text, text_list
 from alignvl_cli.encoders.vision import load_vision
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.extraction.run import run_extraction
-from alignvl_cli.recipes import candidates, members
+from alignvl_cli.recipes import trainings
 from alignvl_cli.retrieval import classify as classification
 from alignvl_cli.retrieval import evaluate as evaluation
 from alignvl_cli.retrieval import index as indexing
@@ -169,8 +169,7 @@ def train(
     """
     opened = [_store(store) for store in ([stores] if isinstance(stores, Store | str | Path) else stores)]
     given = by_flag(settings)
-    pairs = count_pairs([store.path for store in opened])
-    config, *others = members(given, pairs=pairs) or candidates(given, pairs=pairs)
+    config, *others = trainings(given, pairs=count_pairs([store.path for store in opened]))
     val = None if val is None else Path(val)
     work = train_run(opened, Path(output), config, val=val, overwrite=overwrite, given=given, others=others)
     _last(work, on_event)

@@ -21,6 +21,7 @@ from alignvl_cli.settings import (
     NoiseUnits,
     Recipe,
     Size,
+    SubsetKind,
     TrainConfig,
     by_flag,
     did_you_mean,
@@ -102,7 +103,7 @@ def shape_for(pairs: int) -> Shape:
     """Adapter and schedule for `pairs` training pairs: one block on 1,024 principal components, from a drawn start, for
     300 steps or 20 epochs, whichever is more (10 epochs of 100,000 pairs and more).
 
-    Chosen on the validation splits of four sets of 560 to 5,133 pairs (docs/training.md); above that it is a guess.
+    Chosen on five sets of 556 to 11,213 pairs (docs/LOG.md); above that it is a guess.
     """
     batch_size = 256 if pairs < 4096 else 512 if pairs < 20_000 else 1024 if pairs < 100_000 else 4096
     batch_size = max(2, min(batch_size, pairs // 2))
@@ -190,11 +191,13 @@ CANDIDATES: tuple[dict[str, Any], ...] = (
 """What `--size auto` tries besides the shape for the number of pairs."""
 
 
-def candidates(*layers: Mapping[str, Any], pairs: int) -> list[TrainConfig]:
-    """The shape for `pairs` training pairs, by what `layers` ask for, and the others that `--size auto` compares it
-    with; that one alone where nothing is compared."""
+def trainings(*layers: Mapping[str, Any], pairs: int) -> list[TrainConfig]:
+    """What `layers` ask for, as `resolve_train` has it, and the others that go with it: those that `--size auto`
+    compares it with. Of `--recipe best` all that are trained and joined."""
     usual = resolve_train(*layers, pairs=pairs)
-    if usual.size is not Size.auto or usual.method is not Method.contrastive or usual.recipe is Recipe.best:
+    if usual.recipe is Recipe.best:
+        return _ladder(usual, layers)
+    if usual.size is not Size.auto or usual.method is not Method.contrastive:
         return [usual]
     settled = _settled(usual, layers)
     found = [usual]
@@ -215,12 +218,8 @@ SECOND_SEEDS = 2
 """How many of the best of them it trains again, from another seed."""
 
 
-def members(*layers: Mapping[str, Any], pairs: int) -> list[TrainConfig]:
-    """The pairs that `--recipe best` trains and joins, by what `layers` ask for in all of them; empty for another
-    recipe."""
-    usual = resolve_train(*layers, pairs=pairs)
-    if usual.recipe is not Recipe.best:
-        return []
+def _ladder(usual: TrainConfig, layers: Sequence[Mapping[str, Any]]) -> list[TrainConfig]:
+    """The pairs that `--recipe best` trains; what `layers` ask for holds in all of them."""
     settled = _settled(usual, layers)
     found: list[TrainConfig] = []
     for changes in MEMBERS:
@@ -284,9 +283,15 @@ SAME_PAIRS = ("seed", "embed_dim", "memory_budget", "corrupt_captions", "corrupt
 SAME_PARTS = ("image_parts", "text_parts")
 
 
-def closed_form_beside(config: TrainConfig) -> TrainConfig:
-    """The canonical correlations of the very pairs and parts that `config` trains on."""
+SOLVED_PAIRS = 100_000
+"""More are sampled: the float64 covariances of millions would take hours."""
+
+
+def closed_form_beside(config: TrainConfig, pairs: int) -> TrainConfig:
+    """The canonical correlations of the pairs and parts that `config` trains on; of a sample, of many `pairs`."""
     kept = {name: getattr(config, name) for name in (*SAME_PAIRS, *SAME_PARTS)}
+    if pairs > SOLVED_PAIRS and config.subset == "all":
+        kept["subset"] = f"{SubsetKind.uniform}:{SOLVED_PAIRS}"
     return replace(resolve_train({"method": Method.cca}), **kept)
 
 

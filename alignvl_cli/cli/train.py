@@ -12,7 +12,7 @@ from alignvl_cli.cli.console import Session
 from alignvl_cli.cli.workspace import MARKS
 from alignvl_cli.declarations import given
 from alignvl_cli.errors import UsageError
-from alignvl_cli.recipes import candidates, members, one_layer, read_settings, resolve_train, run_name
+from alignvl_cli.recipes import one_layer, read_settings, resolve_train, run_name, trainings
 from alignvl_cli.settings import ReportTo, RunSettings, TrainConfig
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ def train(
     if not stores:
         stores = [session.workspace.newest_store()]
         session.note(f"training on the newest store, {stores[0]}")
-    pairs = count_pairs(stores)
-    settings, *others = members(*layers, flags, pairs=pairs) or candidates(*layers, flags, pairs=pairs)
+    settings, *others = trainings(*layers, flags, pairs=count_pairs(stores))
     place = session.workspace.place_for(output, "runs", run_name(settings)) if session.is_main else nullcontext(Path())
     with place as run:
         asked_for = one_layer(*layers, flags)

@@ -168,7 +168,8 @@ def _closed_form(stores: Sequence[Store], val_store: Store, config: TrainConfig)
     captions do not vary together."""
     if config.cca_weight == 0:
         return None
-    plan, state, _ = prepare(stores, val_store, closed_form_beside(config), "cpu")
+    pairs = sum(len(store.rows(TRAIN).text) for store in stores)
+    plan, state, _ = prepare(stores, val_store, closed_form_beside(config, pairs), "cpu")
     try:
         for _ in solve(plan, state):
             pass

@@ -62,8 +62,6 @@ VAL_REMEDY = (
     "training selects its epoch there: name a store that has it with --val, or declare it and extract again "
     "(where no split is declared, extract divides the images)"
 )
-PREPARES = (["norm"], ["reduce"])
-"""What of an adapter is fitted to the latents before training."""
 FAINT_NOISE = 0.05
 """Below this share of the latents' RMS the noise is said to be faint."""
 
@@ -183,7 +181,9 @@ def _load(
         scales=scales,
         record=selected.record,
         preparation={
-            name: tensor.clone() for name, tensor in adapters.named_buffers() if name.split(".")[1:2] in PREPARES
+            name: buffer.clone()
+            for name, buffer in adapters.named_buffers()
+            if name.startswith(("image.norm.", "image.reduce.", "text.norm.", "text.reduce."))
         },
     )
 

@@ -56,6 +56,7 @@ from alignvl_cli.training.state import (
     Step,
     Trained,
     TrainState,
+    Warned,
     Weighed,
     log_line,
 )
@@ -312,6 +313,10 @@ def _joined(
         result["tau"] = joined.temperature.item()
         result["parameters"] = sum(tensor.numel() for tensor in joined.state_dict().values())
     result["ensembles"] = choices
+    if plan.config.cca_weight != 0 and not any(choice["weight"] for choice in choices):
+        told = Warned(step=state.step, text="images and captions do not vary together: there is no closed form to join")
+        writer.log(log_line(told))
+        yield told
     if members.ladder and alone is not None:  # of all the ensembles one pair by itself
         one = trained[alone.members[0] - 1]
         writer.save_adapters(one.best.weights, one.shape)

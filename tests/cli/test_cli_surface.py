@@ -12,7 +12,7 @@ from support.pages import Reader
 from support.studies import STUDY, write_study
 
 from alignvl_cli.ablation.records import run_folder
-from alignvl_cli.report.study import signed
+from alignvl_cli.report.study import MARKS, signed
 
 SURFACE = STUDY + "[data]\nstores = ['drawings', 'photographs']\nsubsets = [40, 'all']\n"
 
@@ -85,7 +85,7 @@ def test_the_page_and_the_plots_have_the_heat_map(surface, tmp_path):
     cells = json.loads(alignvl.succeeds("report", "tiny", "--format", "json"))["cells"]
     for cell in cells:
         for arm in cell["arms"][1:]:
-            assert f"{signed(arm['difference']['mean'], 1)} " in svg
+            assert f"{signed(arm['difference']['mean'], 1)} {MARKS[arm['verdict']]}" in svg
 
 
 def test_the_file_on_the_page_is_the_study(surface, tmp_path):

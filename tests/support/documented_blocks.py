@@ -34,7 +34,7 @@ def marked_blocks(name: str, text: str) -> list[Block]:
     return found
 
 
-def run_blocks(blocks: list[Block], folder: Path, timeout: float = 900) -> str:
+def run_blocks(blocks: list[Block], folder: Path, timeout: float = 600) -> str:
     """Run a page's blocks in `folder`, with `alignvl` of this environment; returns what they print on stdout.
 
     Shell blocks share their variables. The Python blocks are one program, run where the last of them stands.

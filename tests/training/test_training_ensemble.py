@@ -12,7 +12,7 @@ from support.killable_training import outcome
 from alignvl_cli.align.adapters import AdapterPair, AdapterShape, new_pair
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.errors import UsageError
-from alignvl_cli.recipes import as_flags, candidates, closed_form_beside, members, next_member, resolve_train
+from alignvl_cli.recipes import SOLVED_PAIRS, as_flags, closed_form_beside, next_member, resolve_train, trainings
 from alignvl_cli.retrieval.dual_encoder import DualEncoder
 from alignvl_cli.settings import AdapterKind, Init, LatentNorm, Loss, Method, NoiseKind, Recipe
 from alignvl_cli.store.reader import open_store
@@ -20,7 +20,7 @@ from alignvl_cli.training.data import load_split
 from alignvl_cli.training.ensemble import Data, embedded, join, join_trained
 from alignvl_cli.training.run import count_pairs, resume_run, train_run
 from alignvl_cli.training.run_folder import CONFIG, METRICS, RESULT, load_run
-from alignvl_cli.training.state import Compared, Finished, Member, Validated, Weighed
+from alignvl_cli.training.state import Compared, Finished, Member, Validated, Warned, Weighed
 from alignvl_cli.training.validation import is_clearly_better, measured, standard_error, validate
 
 QUICK = {"epochs": 4, "batch-size": 24, "embed-dim": 8, "lr": 3e-3, "device": "cpu", "precision": "fp32"}
@@ -33,8 +33,7 @@ def store(tmp_path_factory):
 
 def asked(store, **more):
     layer = QUICK | {key.replace("_", "-"): value for key, value in more.items()}
-    pairs = count_pairs([store])
-    return members(layer, pairs=pairs) or candidates(layer, pairs=pairs)
+    return trainings(layer, pairs=count_pairs([store]))
 
 
 def trained(store, run, **more):
@@ -108,11 +107,16 @@ def test_a_run_is_joined_with_the_closed_form_by_default(store, tmp_path):
 
 def test_the_closed_form_beside_is_that_of_the_same_pairs(store):
     config = resolve_train(QUICK | {"subset": "uniform:100", "corrupt-captions": 0.2, "seed": 3}, pairs=144)
-    beside = closed_form_beside(config)
+    beside = closed_form_beside(config, pairs=144)
     wanted = {"method": "cca", "subset": "uniform:100", "corrupt-captions": 0.2, "seed": 3, "embed-dim": 8}
     unused = {"noise_std": 0.0, "batch_size": 0}
     assert replace(beside, **unused) == replace(resolve_train(wanted, pairs=144), **unused)
     assert beside.method is Method.cca
+    plain = resolve_train(QUICK, pairs=10**6)
+    assert closed_form_beside(plain, pairs=SOLVED_PAIRS).subset == "all"
+    assert closed_form_beside(plain, pairs=10**6).subset == f"uniform:{SOLVED_PAIRS}", "a sample is enough"
+    asked_for = replace(plain, subset="kdpp:500000")
+    assert closed_form_beside(asked_for, pairs=10**6).subset == "kdpp:500000"
 
 
 def test_without_a_weight_the_adapters_stand_alone(store, tmp_path):
@@ -233,6 +237,9 @@ def test_latents_that_share_nothing_are_not_joined(tmp_path):
     opened = open_store(flat)
     config = resolve_train(QUICK, pairs=144)
     assert list(join_trained([opened], opened, config, [(drawn_pair(0), 1.0)])) == []
+    records = trained(flat, tmp_path / "run", cca_weight=0.5, size="pairs")
+    assert [record.text for record in records if isinstance(record, Warned) and "no closed form" in record.text]
+    assert not load_run(tmp_path / "run").adapters.shape.members
 
 
 def test_a_weight_out_of_range_is_refused():

@@ -6,7 +6,7 @@ In a terminal a bar moves; elsewhere a plain line comes now and then; with `--qu
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -251,17 +251,20 @@ class TrainingProgress(Display):
     def _finished(self, finished: "records.Finished") -> None:
         if self._bar:
             self._bar.stop()
-        if self._best:
-            what = f"epoch {self._best.epoch:,}" if self._best.epoch else "the start"
-            self._say(
-                f"kept {what}: validation mean recall {self._best.metrics['mean_recall']:.2f}, "
-                f"RSUM {self._best.metrics['rsum']:.1f}"
-            )
+        chosen = next((one for one in finished.result.get("ensembles", ()) if one["chosen"]), None)
+        if chosen is not None:  # what is kept is more, or other, than the last epochs that passed here
+            many = len(chosen["members"]) > 1 or chosen["weight"]
+            self._kept("the joined space" if many else f"pair {chosen['members'][0]} alone", finished.result["best"])
+        elif self._best:
+            self._kept(f"epoch {self._best.epoch:,}" if self._best.epoch else "the start", self._best.metrics)
         if (share := finished.result.get("share_of_peak")) is not None:
             self._say(
                 f"{finished.result['pairs_per_s']:,.0f} pairs/s: {share:.0%} of what matrix products reach here "
                 f"({finished.result['precision']})"
             )
+
+    def _kept(self, what: str, metrics: Mapping[str, Any]) -> None:
+        self._say(f"kept {what}: validation mean recall {metrics['mean_recall']:.2f}, RSUM {metrics['rsum']:.1f}")
 
     def _draw(self) -> None:
         if self._bar and self._start and self._step:

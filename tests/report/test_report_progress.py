@@ -63,6 +63,19 @@ def test_plain_training_says_a_line_a_validation():
     assert len(lines) == 8
 
 
+@pytest.mark.parametrize(
+    ("members", "weight", "words"),
+    [((1,), 0.5, "kept the joined space"), ((2, 1), 0.0, "kept the joined space"), ((2,), 0.0, "kept pair 2 alone")],
+)
+def test_what_is_kept_of_an_ensemble_is_told_and_not_the_last_pair(members, weight, words):
+    tried = {"members": members, "weight": weight, "chosen": True}
+    result = TRAINING[-1].result | {"best": {"mean_recall": 47.0, "rsum": 282.0}}
+    result |= {"ensembles": [tried | {"chosen": False, "weight": 1.0}, tried]}
+    lines = shown(TrainingProgress, [*TRAINING[:-1], records.Finished(result=result)]).splitlines()
+    assert f"{words}: validation mean recall 47.00, RSUM 282.0" in lines
+    assert not any(line.startswith("kept epoch") for line in lines)
+
+
 def test_a_start_that_is_kept_is_called_so():
     lines = shown(TrainingProgress, [STARTED, validated(0, 50.0, True), *TRAINING[1:]]).splitlines()
     assert lines[3] == "the start: validation mean recall 50.00 (the best)"

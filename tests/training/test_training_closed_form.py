@@ -120,19 +120,16 @@ def test_torch_is_left_as_it_was(store, tmp_path):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+STILL = {
+    "size": "pairs", "latent-norm": "none", "init": "cca", "epochs": 1, "lr": 1e-12, "batch-size": 16, "embed-dim": 6,
+    "device": "cpu",
+}  # fmt: skip
+"""From the start at CCA a step of next to no size."""
+
+
 def test_training_starts_where_the_closed_form_ends(store, tmp_path):
     """With one linear map the start is `--method cca` itself; a step of next to no size leaves it there."""
-    still = {
-        "size": "pairs",
-        "latent-norm": "none",
-        "epochs": 1,
-        "lr": 1e-12,
-        "batch-size": 16,
-        "embed-dim": 6,
-        "noise-std": 1e-9,
-        "device": "cpu",
-    }
-    started = resolve_train({"adapter": "linear", "init": "cca", "latent-width": 0, **still})
+    started = resolve_train(STILL | {"adapter": "linear", "latent-width": 0, "noise-std": 1e-9})
     list(train_run([store], tmp_path / "started", started))
     list(
         train_run(
@@ -146,17 +143,7 @@ def test_training_starts_where_the_closed_form_ends(store, tmp_path):
 
 
 def test_residual_branches_start_at_nothing_and_the_ridge_is_the_best_on_validation(store, tmp_path):
-    still = {
-        "size": "pairs",
-        "latent-norm": "none",
-        "epochs": 1,
-        "lr": 1e-12,
-        "batch-size": 16,
-        "embed-dim": 6,
-        "adapter-depth": 2,
-        "device": "cpu",
-    }
-    list(train_run([store], tmp_path / "run", resolve_train({"init": "cca", **still}, pairs=100)))
+    list(train_run([store], tmp_path / "run", resolve_train(STILL | {"adapter-depth": 2}, pairs=100)))
     run = load_run(tmp_path / "run")
     weights = run.adapters.state_dict()
     assert all(

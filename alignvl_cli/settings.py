@@ -223,6 +223,9 @@ class ReportTo(StrEnum):
     """Where a run's figures go besides `metrics.jsonl`."""
 
     tensorboard = "tensorboard"
+    mlflow = "mlflow"
+    wandb = "wandb"
+    trackio = "trackio"
 
 
 class Gallery(StrEnum):
@@ -688,7 +691,11 @@ class TrainConfig:
 class RunSettings:
     """How a training is run; none of it decides what is trained."""
 
-    report_to: ReportTo | None = setting("Event files in the run folder, besides metrics.jsonl.", None, says="none")
+    report_to: ReportTo | None = setting(
+        "Experiment tracker that gets the figures too, on this machine unless its own settings say otherwise.",
+        None,
+        says="none",
+    )
     overwrite: bool = overwrite()
 
 

@@ -18,22 +18,27 @@ from alignvl_cli.settings import ReportTo, RunSettings, TrainConfig
 if TYPE_CHECKING:
     from alignvl_cli.training.state import Record
 
-TENSORBOARD = "tensorboard"
-"""Folder in the run's, if its figures are logged for TensorBoard too."""
 
-
-def show_training(session: Session, run: Path, records: Generator["Record", None, None], *, tensorboard: bool) -> None:
+def show_training(
+    session: Session,
+    run: Path,
+    records: Generator["Record", None, None],
+    report_to: ReportTo | None,
+    settings: TrainConfig | None = None,
+) -> None:
     """Draw the records of `run` as they come, and log them; an interruption learns how to go on."""
-    from alignvl_cli.report.progress import TensorBoardLog, TrainingProgress
+    from alignvl_cli.report.progress import TrainingProgress
+    from alignvl_cli.report.trackers import open_tracker
     from alignvl_cli.training.state import Started
 
     try:
         with closing(records), ExitStack() as open_views:
             show = [open_views.enter_context(TrainingProgress(session.err, quiet=session.quiet)).show]
             for record in records:
-                if tensorboard and isinstance(record, Started):
-                    log = TensorBoardLog(run / TENSORBOARD, record.first_step)
-                    show.append(open_views.enter_context(log).show)
+                if report_to and isinstance(record, Started) and len(show) == 1:
+                    told = settings.to_json() if settings else None
+                    tracker = open_tracker(report_to, run, record.first_step, told)
+                    show.append(open_views.enter_context(tracker).show)
                 for view in show:
                     view(record)
     except KeyboardInterrupt as stop:
@@ -79,9 +84,9 @@ def train(
     resolve_train(*layers, flags)  # wrong whatever the data: said before any data are opened
 
     if asked.report_to is not None:
-        from alignvl_cli.report.progress import require_tensorboard
+        from alignvl_cli.report.trackers import require_tracker
 
-        require_tensorboard()
+        require_tracker(asked.report_to)
     from alignvl_cli.training.run import count_pairs, train_run
 
     if not stores:
@@ -92,7 +97,7 @@ def train(
     with place as run:
         asked_for = one_layer(*layers, flags)
         records = train_run(stores, run, settings, val=val, overwrite=asked.overwrite, given=asked_for, others=others)
-        show_training(session, run, records, tensorboard=asked.report_to is ReportTo.tensorboard)
+        show_training(session, run, records, asked.report_to, settings)
     session.result(run)
 
 
@@ -101,8 +106,9 @@ def _resume(session: Session, run: Path, places: list[str], flags: dict[str, Any
     others = [*places, *(f"--no-{key}" if value is False else f"--{key}" for key, value in flags.items())]
     if others:
         raise UsageError(f"--resume goes on with the run's own settings, so leave out {', '.join(others)}")
+    from alignvl_cli.report.trackers import tracker_of
     from alignvl_cli.training.run import resume_run
 
     records = resume_run(run, [*reversed(session.workspace.stores())])
-    show_training(session, run, records, tensorboard=(run / TENSORBOARD).is_dir())
+    show_training(session, run, records, tracker_of(run))
     session.result(run)

@@ -46,10 +46,12 @@ METRICS = "metrics.jsonl"
 ENVIRONMENT = "environment.json"
 RESULT = "result.json"
 """Written last: a run is complete when it exists."""
+TRACKER = "tracker.json"
+"""Which experiment tracker the figures go to, and what it calls the run."""
 LOCK = ".lock"
 """Held by the process that trains in the folder, and removed by it; of a killed one it may stay."""
 WRITTEN = {
-    ".": (CONFIG, ADAPTERS, METRICS, ENVIRONMENT, RESULT, "failed.json", LOCK),
+    ".": (CONFIG, ADAPTERS, METRICS, ENVIRONMENT, RESULT, TRACKER, "failed.json", LOCK),
     "checkpoint": ("state.json", "*.safetensors"),
     "eval": ("*.json", "*.parquet", "*-reliability.png", "*-reliability.svg"),
     "tensorboard": ("events.out.tfevents.*",),

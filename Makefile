@@ -28,7 +28,7 @@ test-quick: $(STAMP)  ## for the hand: no test that is marked slow, no coverage;
 	$(TESTS) -q -m "not slow"
 
 test-faults: $(STAMP)  ## kills, full disks, corruptions and hostile input, more of each than `make test` tries; prints counts
-	ALIGNVL_FAULTS=6 ALIGNVL_COMMAND_LINES=2000 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/faults
+	ALIGNVL_FAULTS=6 ALIGNVL_COMMAND_LINES=2000 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -s tests/faults tests/ablation/test_ablation_growth.py
 
 lint: $(STAMP)  ## put formatting and fixable lint right
 	$(BIN)/ruff check --fix .

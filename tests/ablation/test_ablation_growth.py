@@ -3,6 +3,7 @@ study that was run at once.
 """
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -24,6 +25,7 @@ from alignvl_cli.settings import Device
 
 MORE = STUDY + "[arms.unmixed]\nnoise-std = 0.2\n"
 RECORDS = (VERDICTS, RESULTS, RANKS)
+KILLS = 3 * int(os.environ.get("ALIGNVL_FAULTS", "1"))
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +175,7 @@ def test_killed_at_random_while_it_is_extended_it_ends_as_if_undisturbed(copied,
     study = write_study(tmp_path / "more.toml", MORE, seeds="[0, 1, 2]")
     words = ["ablate", study, "--data", store, "-o", copied, "--device", "cpu", "--jobs", "2"]
     draw = random.Random(0)
-    for _ in range(3):
+    for _ in range(KILLS):
         process = subprocess.Popen(
             [sys.executable, "-m", "alignvl_cli", *map(str, words)], stderr=subprocess.PIPE, text=True
         )

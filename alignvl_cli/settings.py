@@ -35,6 +35,8 @@ ALWAYS_FORGIVEN = 10
 DEFAULT_MARGIN = 1.0
 """Points of mean recall within which two arms count as equivalent, where a study does not say."""
 REPORTED_SPLIT = "test"
+NO_REUSE = Path("none")
+"""In place of a store whose latents to reuse."""
 TEMPLATES = ("{}", "a photo of {}", "a picture of {}")
 """Prompts of a class, its label in them."""
 
@@ -513,6 +515,12 @@ class ExtractSettings:
     device: Device = device()
     precision: Precision = precision()
     restart: bool = setting("Discard what an interrupted extraction left.", False, WORK)
+    reuse: Path | None = setting(
+        "Store whose latents of the same pictures and captions to reuse; none: encode all.",
+        *(None, WORK),
+        says="the store that --overwrite replaces",
+        metavar="STORE|none",
+    )
     overwrite: bool = overwrite()
     plan: bool = setting("Time a few batches, say what it would take, write nothing.", False)
     as_json: bool = setting("With --plan: one JSON document on stdout.", False, flag="json")

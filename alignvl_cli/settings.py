@@ -88,6 +88,7 @@ class ExportTarget(StrEnum):
     onnx = "onnx"
     sentence_transformers = "sentence-transformers"
     safetensors = "safetensors"
+    parquet = "parquet"
 
 
 class DatasetFormat(StrEnum):
@@ -810,6 +811,8 @@ class ExportSettings:
     """Of `export`."""
 
     to: ExportTarget = setting("What will load it.")
+    split: str = setting("With --to parquet: split of the store, or `all`.", ALL_PARTS)
+    dtype: StoreDtype = setting("With --to parquet: of the vectors.", StoreDtype.float32)
     allow_pickle: bool = setting(pickled, False)
 
 

@@ -116,6 +116,7 @@ def open_older(path: Path, plan: Plan, *, is_asked: bool) -> Older:
         differences = dict(_differences(store, plan))
         if len(differences) < len(SIDES):
             store.verify()
+            store.release()
             _ = store.text_caption, store.image_sha256  # read now: the file may be replaced under this name
     except DataError as problem:
         if is_asked:

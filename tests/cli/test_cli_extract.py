@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import alignvl_cli
 from alignvl_cli.report.reproduce import extract_command
 from alignvl_cli.store.reader import open_store
 
@@ -191,6 +192,20 @@ def test_grown_data_are_taken_in_with_what_the_store_has(empty, tmp_path, manife
     assert "none of its latents can be reused" in empty.fails(
         4, *elsewhere, "--overwrite", "--reuse", tmp_path / "s.h5", "--image-pooling", "mean", "--text-pooling", "cls"
     )
+
+
+@pytest.mark.slow
+def test_python_reuses_too(tmp_path, manifest, tiny_encoders):
+    words = iter(tiny_encoders)
+    settings = {flag.removeprefix("--"): value for flag, value in zip(words, words, strict=True)}
+    there, elsewhere = tmp_path / "s.h5", tmp_path / "new.h5"
+    first = alignvl_cli.extract(manifest, output=there, **settings)
+    again = alignvl_cli.extract(manifest, output=there, overwrite=True, **settings)
+    copied = alignvl_cli.extract(manifest, output=elsewhere, reuse=there, **settings)
+    assert [one.made_by["reused"]["pictures"] for one in (again, copied)] == [40, 40]
+    anew = alignvl_cli.extract(manifest, output=there, overwrite=True, reuse="none", **settings)
+    assert "reused" not in anew.made_by
+    assert len({one.content_hash for one in (first, again, copied, anew)}) == 1
 
 
 @pytest.mark.slow

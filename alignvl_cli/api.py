@@ -93,18 +93,20 @@ def extract(
     precision: Precision | str = Precision.auto,
     dtype: StoreDtype | str = StoreDtype.float32,
     overwrite: bool = False,
+    reuse: str | Path | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     on_event: OnEvent | None = None,
 ) -> Store:
     """Encode the pictures and captions of `dataset` (anything that `alignvl extract` takes) into the store `output`.
 
-    An interrupted extraction of the same settings is resumed. `workers` processes decode pictures beside this one; a
-    script that asks for any must be importable (`if __name__ == "__main__":`). The store has I image latents (I, D)
-    and T text latents (T, C).
+    An interrupted extraction of the same settings is resumed. Latents of the same pictures and captions are reused from
+    the store at `reuse`, or else from the one that `overwrite` replaces ("none": from none). `workers` processes
+    decode pictures beside this one; a script that asks for any must be importable (`if __name__ == "__main__":`). The
+    store has I image latents (I, D) and T text latents (T, C).
 
     Raises UsageError when `output` is there without `overwrite`, DataError when nothing can be read or a model is
-    missing, MismatchError when the unfinished extraction there had other settings.
+    missing, MismatchError when the unfinished extraction there had other settings, or nothing of `reuse` can be reused.
     """
     options = DatasetOptions(
         image_root=None if image_root is None else Path(image_root),
@@ -142,9 +144,11 @@ def extract(
         trust=trust,
     )
     settings = {"vision": vision, "text": text, "image_root": image_root and str(image_root), **asdict(config)}
-    _last(
-        run_extraction(pairs, images, captions, Path(output), config, overwrite=overwrite, settings=settings), on_event
+    older = None if reuse is None else Path(reuse)
+    work = run_extraction(
+        pairs, images, captions, Path(output), config, overwrite=overwrite, reuse=older, settings=settings
     )
+    _last(work, on_event)
     return open_store(output)
 
 

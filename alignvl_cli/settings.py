@@ -35,6 +35,8 @@ ALWAYS_FORGIVEN = 10
 DEFAULT_MARGIN = 1.0
 """Points of mean recall within which two arms count as equivalent, where a study does not say."""
 REPORTED_SPLIT = "test"
+NO_REUSE = Path("none")
+"""In place of a store whose latents to reuse."""
 TEMPLATES = ("{}", "a photo of {}", "a picture of {}")
 """Prompts of a class, its label in them."""
 
@@ -86,6 +88,7 @@ class ExportTarget(StrEnum):
     onnx = "onnx"
     sentence_transformers = "sentence-transformers"
     safetensors = "safetensors"
+    parquet = "parquet"
 
 
 class DatasetFormat(StrEnum):
@@ -516,6 +519,12 @@ class ExtractSettings:
     device: Device = device()
     precision: Precision = precision()
     restart: bool = setting("Discard what an interrupted extraction left.", False, WORK)
+    reuse: Path | None = setting(
+        "Store whose latents of the same pictures and captions to reuse; none: encode all.",
+        *(None, WORK),
+        says="the store that --overwrite replaces",
+        metavar="STORE|none",
+    )
     overwrite: bool = overwrite()
     plan: bool = setting("Time a few batches, say what it would take, write nothing.", False)
     as_json: bool = setting("With --plan: one JSON document on stdout.", False, flag="json")
@@ -809,6 +818,8 @@ class ExportSettings:
     """Of `export`."""
 
     to: ExportTarget = setting("What will load it.")
+    split: str = setting("With --to parquet: split of the store, or `all`.", ALL_PARTS)
+    dtype: StoreDtype = setting("With --to parquet: of the vectors.", StoreDtype.float32)
     allow_pickle: bool = setting(pickled, False)
 
 

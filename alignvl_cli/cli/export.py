@@ -6,7 +6,10 @@ from typing import Annotated
 import typer
 
 from alignvl_cli.cli.console import Session
-from alignvl_cli.settings import ExportSettings, Trust
+from alignvl_cli.cli.options import DataOption
+from alignvl_cli.declarations import given
+from alignvl_cli.errors import UsageError
+from alignvl_cli.settings import ExportSettings, ExportTarget, Trust
 
 
 def export(
@@ -14,22 +17,31 @@ def export(
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="Run to export. Default: the newest run.")] = None,
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.")],
+    data: DataOption = None,
     asked: ExportSettings,
 ) -> None:
-    """Write a run as ONNX, sentence-transformers or safetensors.
+    """Write a run as ONNX, sentence-transformers or safetensors, or its embeddings as Parquet.
 
     A model card is written beside it. The embeddings are compared with the run's, on its store where that is
     found; above 1e-4 nothing is written. Prints the folder.
     """
-    from alignvl_cli.cli.workspace import find_store
+    is_model = asked.to is not ExportTarget.parquet
+    for flag in {"split", "dtype"} & given(asked).keys() if is_model else ():
+        raise UsageError(f"--{flag} acts on --to parquet alone")
+
+    from alignvl_cli.cli.workspace import find_store, store_of
     from alignvl_cli.export.export import export_run
     from alignvl_cli.training.run_folder import load_run
 
     trained = load_run(run or session.newest_run(), "cpu")
-    store = find_store(session, trained.store_hash, trained.store_path, beside=trained.path)
+    if data is None and is_model:
+        store = find_store(session, trained.store_hash, trained.store_path, beside=trained.path)
+    else:
+        store = store_of(session, trained, data)
     if store is None:
         session.note("the store it was trained on is not here: compared on random latents and a few captions")
-    for found in export_run(trained, store, asked.to, output, Trust(pickle=asked.allow_pickle)):
+    trust = Trust(pickle=asked.allow_pickle)
+    for found in export_run(trained, store, asked.to, output, trust, split=asked.split, dtype=asked.dtype):
         session.note(f"parity: {found.what}, {found.rows} rows: largest difference {found.largest:.2g}")
     if any(output.glob("*.py")):
         session.note(

@@ -135,6 +135,7 @@ def extract(
         config,
         overwrite=asked.overwrite,
         restart=asked.restart,
+        reuse=asked.reuse,
         settings={
             "dataset": dataset,
             "vision": encoders.vision,
@@ -152,7 +153,7 @@ def extract(
         for event in work:
             progress.show(event)
     if ranks.is_main and isinstance(event, Finished) and event.stamps is not None:
-        write_stamps(store, event.summary.content_hash, pairs.items, event.stamps, request)
+        write_stamps(store, event.summary.content_hash, pairs.items, event.stamps, event.rejected, request)
     if ranks.is_main:
         session.result(store)
     if isinstance(event, Finished):
@@ -187,7 +188,7 @@ def _compared(
         ]
         raise MismatchError(
             f"{store} is complete, and made of other pictures: {'; '.join(differences)}; give --overwrite to replace "
-            "it, or choose another --output"
+            "it (latents of the other pictures are reused), or choose another --output"
         )
     return found
 

@@ -116,7 +116,8 @@ def _judge(session: Session, path: Path, found: "Verification") -> None:
         if not gap.is_within:
             raise DataError(
                 f"{path}: the {kind} latent of {gap.worst!r} is not what its encoder gives: 1 - cosine is"
-                f" {gap.largest:.2g}, and rounding explains {gap.tolerance:.2g}; extract again with --overwrite"
+                f" {gap.largest:.2g}, and rounding explains {gap.tolerance:.2g}; extract again with --overwrite "
+                "--reuse none"
             )
     missed = len(found.gone) + len(found.changed) + len(found.unreadable)
     if missed and not found.images.compared:

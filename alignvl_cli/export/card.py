@@ -23,6 +23,7 @@ KINDS = {
     ExportTarget.onnx: "Two ONNX graphs, from latents of frozen encoders to a shared space of images and texts.",
     ExportTarget.sentence_transformers: "A text encoder whose embeddings share a space with those of images.",
     ExportTarget.safetensors: "The weights of two adapters, from frozen latents to a shared space.",
+    ExportTarget.parquet: "Embeddings of images and their captions in one space, a row each.",
 }
 """What the folder is."""
 USES = {
@@ -38,6 +39,10 @@ embeddings = model.encode(["a red heart"])  # (1, {embed_dim}), of unit length""
     ExportTarget.safetensors: """from safetensors.torch import load_file
 
 weights = load_file("adapters.safetensors")  # image.* and text.*; config.json has the shapes""",
+    ExportTarget.parquet: """import pyarrow.parquet
+
+table = pyarrow.parquet.read_table("embeddings.parquet")  # id, uri, caption, split, modality, vector
+vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(len(table), {embed_dim})""",
 }
 """How it is used."""
 assert KINDS.keys() == USES.keys() == set(ExportTarget)
@@ -60,7 +65,7 @@ def model_card(run: Run, target: ExportTarget, compared: Sequence[Parity], folde
         else ""
     )
     encoders = [_encoder("image", run.vision, shape.image_width), _encoder("text", run.text, shape.text_width)]
-    library = target.value if target is not ExportTarget.safetensors else "alignvl"
+    library = target.value if target in (ExportTarget.onnx, ExportTarget.sentence_transformers) else "alignvl"
     return f"""---
 library_name: {library}
 pipeline_tag: {"sentence-similarity" if target is ExportTarget.sentence_transformers else "feature-extraction"}

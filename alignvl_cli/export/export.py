@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,9 +13,10 @@ from alignvl_cli.artifacts import new_folder, read_json, write_foreign_json
 from alignvl_cli.export.card import model_card
 from alignvl_cli.export.onnx import write_onnx
 from alignvl_cli.export.parity import Parity, probe_latents, require_parity
+from alignvl_cli.export.parquet import write_parquet
 from alignvl_cli.export.sentence_transformers import write_sentence
-from alignvl_cli.settings import ExportTarget, Trust
-from alignvl_cli.store.reader import Store
+from alignvl_cli.settings import ExportTarget, StoreDtype, Trust
+from alignvl_cli.store.reader import ALL, Store
 from alignvl_cli.training.run_folder import ADAPTERS, CONFIG, Run
 
 KEPT = ("adapters", "adapters_sha256", "encoder_hash", "vision", "text")
@@ -36,23 +38,35 @@ def write_safetensors(run: Run, store: Store | None, folder: Path, trust: Trust)
     return compared
 
 
-TARGETS: dict[ExportTarget, Callable[[Run, Store | None, Path, Trust], list[Parity]]] = {
+Writer = Callable[[Run, Store | None, Path, Trust], list[Parity]]
+MODELS: dict[ExportTarget, Writer] = {
     ExportTarget.onnx: write_onnx,
     ExportTarget.sentence_transformers: write_sentence,
     ExportTarget.safetensors: write_safetensors,
 }
-assert TARGETS.keys() == set(ExportTarget)
+assert MODELS.keys() | {ExportTarget.parquet} == set(ExportTarget)
 CARD = "README.md"
 
 
-def export_run(run: Run, store: Store | None, target: ExportTarget, folder: Path, trust: Trust) -> list[Parity]:
-    """Fill `folder` for `target` and return the comparisons made, on rows of `store` where there is one.
+def export_run(
+    run: Run,
+    store: Store | None,
+    target: ExportTarget,
+    folder: Path,
+    trust: Trust,
+    *,
+    split: str = ALL,
+    dtype: StoreDtype = StoreDtype.float32,
+) -> list[Parity]:
+    """Fill `folder` for `target` and return the comparisons made, on rows of `store` where there is one; `split` and
+    `dtype` are those of embeddings (`parquet`).
 
     The run must be on the CPU. UsageError when `folder` is there already or the target cannot hold this run;
     DataError when an embedding differs by more than 1e-4. In either case nothing is left behind.
     """
+    write = MODELS.get(target) or partial(write_parquet, split=split, dtype=dtype)
     with new_folder(folder) as scratch:
-        compared = TARGETS[target](run, store, scratch, trust)
+        compared = write(run, store, scratch, trust)
         card = scratch / CARD
         card.write_text(model_card(run, target, compared, scratch), encoding="utf-8")
         mode = card.stat().st_mode  # as the umask has it; some libraries write weights for their owner alone

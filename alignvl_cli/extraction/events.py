@@ -78,6 +78,12 @@ class ExtractSummary:
     """Largest absolute difference that float16 made; None for float32."""
     resumed: int
     """Images whose latents an earlier, interrupted run had finished."""
+    reused_from: Path | None = None
+    """The older store whose latents were reused."""
+    reused_images: int = 0
+    """Of `distinct_images`: those whose latent is the older store's."""
+    reused_captions: int = 0
+    """Of `distinct_captions`."""
     workers: int
     seconds: Seconds
 
@@ -90,6 +96,8 @@ class Finished:
     stamps: "np.ndarray | None" = field(default=None, repr=False, compare=False)
     """(rows of the dataset, 2) int64: size and modification time in ns of each picture file when it was read, -1 where
     it could not be."""
+    rejected: "list[int]" = field(default_factory=list, repr=False, compare=False)
+    """Rows of the dataset that are not in the store."""
 
 
 Event = Progress | Note | Finished

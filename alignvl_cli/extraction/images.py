@@ -11,6 +11,9 @@ shard is resumed, and it is made anew if a hash has changed.
 
 Processes that share an extraction must number contents alike before any of them encodes, so there each file is hashed
 once, by one of them, and the distinct ones are read a second time to be decoded, under the eye of that hash.
+
+A content that an older store has is hashed, not decoded, and takes the latent from there; a file that has the size and
+time that it had then is not even opened.
 """
 
 from bisect import bisect_left
@@ -24,13 +27,14 @@ import numpy as np
 import xxhash
 
 from alignvl_cli.artifacts import canonical_json
-from alignvl_cli.datasets.dataset import Item
+from alignvl_cli.datasets.dataset import ImageSource, Item
 from alignvl_cli.distributed import Workers
 from alignvl_cli.encoders.pixels import Preprocess
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.encoding import EncodingPool, Timer, encoding_pool, require_storable, within_memory
 from alignvl_cli.extraction.events import Progress, Stage
 from alignvl_cli.extraction.plan import Plan
+from alignvl_cli.extraction.reuse import NOTHING, Older
 from alignvl_cli.extraction.shards import WorkFolder
 from alignvl_cli.extraction.sources import READ_CHUNK, Picture, read_pictures
 
@@ -73,6 +77,8 @@ class EncodedImages:
     """Row -> why it is rejected."""
     resumed: int = 0
     """Rows of shards that were finished before."""
+    reused: int = 0
+    """Contents whose latents are those of an older store."""
     guessed_bits: dict[int, int] = field(default_factory=dict)
     """Row -> bits that its 16-bit grey picture was taken to use, of those that were decoded here."""
     known: dict[bytes, int] = field(default_factory=dict)
@@ -119,14 +125,22 @@ class _Chunk:
 
 
 def encode_images(
-    items: Sequence[Item], vision: "VisionEncoder", plan: Plan, folder: WorkFolder, workers: Workers, timer: Timer
+    items: Sequence[Item],
+    vision: "VisionEncoder",
+    plan: Plan,
+    folder: WorkFolder,
+    workers: Workers,
+    timer: Timer,
+    older: Older = NOTHING,
 ) -> Generator[Progress, None, EncodedImages]:
-    """Finish all image shards. Raises DataError when the encoder returns a number that cannot be kept, when a batch
-    does not fit in memory, or when a file changes under processes that share the work."""
+    """Finish all image shards, with what latents the `older` store has.
+
+    Raises DataError when the encoder returns a number that cannot be kept, when a batch does not fit in memory, or when
+    a file changes under processes that share the work."""
     hashed = None
     if folder.is_shared:
         with timer.measure("decode"):
-            hashed = _share_hashes(items, plan, folder, workers)
+            hashed = _share_hashes(items, plan, folder, workers, older)
     resumed = None
     furthest = 0
     guessed_bits: dict[int, int] = {}
@@ -135,9 +149,9 @@ def encode_images(
         done.guessed_bits = guessed_bits
         elsewhere: list[int] = []
         with encoding_pool(within_memory(vision.encode, "pictures"), str(vision.about["device"])) as pool:
-            tasks = _tasks(items, vision.preprocess, plan, folder, hashed)
+            tasks = _tasks(items, vision.preprocess, plan, folder, hashed, older)
             pieces = workers.map(read_pictures, tasks, ahead=2 * workers.count)
-            batch = _Batch(items, vision.width, pool, plan, timer)
+            batch = _Batch(items, vision.width, pool, plan, timer, older)
             for progress in _encode_pass(items, vision.preprocess, plan, pieces, batch, folder, timer, done, elsewhere):
                 if progress.done >= furthest:  # a later pass begins at the first row again
                     furthest = progress.done
@@ -174,7 +188,7 @@ def _encode_pass(
             if shard.record is not None and shard.found is not None and _new(shard, done) != shard.record["new"]:
                 # An earlier shard has other contents than when this one was made: so has this one.
                 shard.record, shard.found, rows = None, None, shard.rows
-                pictures = _read(items, rows, preprocess, plan.max_pixels)
+                pictures = _read(items, rows, preprocess, plan.max_pixels, batch.older)
             for row, picture in zip(shard.rows, shard.found or (), strict=False):
                 done.add(shard, row, picture)
         for row, picture in zip(rows, pictures, strict=True):
@@ -187,13 +201,15 @@ def _encode_pass(
                 _require_same(items[row], picture, shard.found[row - shard.rows.start])
             if picture.guessed_bits:
                 done.guessed_bits[row] = picture.guessed_bits
+            if picture.pixels is None:  # the older store's
+                continue
             if isinstance(picture.pixels, np.ndarray):
                 if batch.is_full:
                     batch.send()
                     yield _progress(row, len(items), session_rows + row - shard.rows.start, timer)
                 batch.add(position, picture.pixels)
             else:
-                batch.reject(position, str(picture.pixels))
+                batch.reject(position, picture.pixels)
         if not chunk.is_last:
             continue
         if shard.is_elsewhere:
@@ -202,14 +218,15 @@ def _encode_pass(
             continue
         if shard.record is None:
             batch.send()
-            latents = batch.latents(shard)
+            latents, reused = batch.latents(shard, done)
             with timer.measure("write"):
-                shard.record = _record(shard, done, batch.rejected)
+                shard.record = {**_record(shard, done, batch.rejected), "reused": reused}
                 folder.write_shard(Stage.images, shard.number, latents, shard.record)
             session_rows += len(shard.rows)
         else:
             done.resumed += len(shard.rows)
         batch.clear()
+        done.reused += shard.record.get("reused", 0)
         start = done.starts[shard.number]
         rejected_contents |= {start + int(position): why for position, why in shard.record["rejected"].items()}
         yield _progress(shard.rows.stop, len(items), session_rows, timer)
@@ -220,7 +237,10 @@ def _encode_pass(
 class _Batch:
     """Pictures on their way through the encoder, and the latents of one shard."""
 
-    def __init__(self, items: Sequence[Item], width: int, pool: EncodingPool, plan: Plan, timer: Timer) -> None:
+    def __init__(
+        self, items: Sequence[Item], width: int, pool: EncodingPool, plan: Plan, timer: Timer, older: Older
+    ) -> None:
+        self.older = older
         self._items = items
         self._width = width
         self._pool = pool
@@ -254,16 +274,23 @@ class _Batch:
             self._sent.append((self._positions, self._pool.submit(np.stack(self._pixels))))
         self._positions, self._pixels = [], []
 
-    def latents(self, shard: Shard) -> np.ndarray:
-        """(contents, D) float32, zeros where a content was rejected; waits for all that was sent."""
+    def latents(self, shard: Shard, done: EncodedImages) -> tuple[np.ndarray, int]:
+        """(contents, D) float32, zeros where a content was rejected, and how many of them are the older store's; waits
+        for all that was sent."""
         latent = np.zeros((len(shard.new_rows), self._width), np.float32)
+        there, known = self.older.picture_latents([done.sha256[row].tobytes() for row in shard.new_rows])
+        if len(there):
+            self._keep(latent, there.tolist(), known, shard)
         for positions, future in self._sent:
             with self._timer.measure("encode_images"):
                 part = future.result()
-            names = [self._items[shard.new_rows[position]].id for position in positions]
-            require_storable(part, self._dtype, "image", names)
-            latent[positions] = part
-        return latent
+            self._keep(latent, positions, part, shard)
+        return latent, len(there)
+
+    def _keep(self, latent: np.ndarray, positions: list[int], part: np.ndarray, shard: Shard) -> None:
+        names = [self._items[shard.new_rows[position]].id for position in positions]
+        require_storable(part, self._dtype, "image", names)
+        latent[positions] = part
 
 
 def _tasks(
@@ -272,6 +299,7 @@ def _tasks(
     plan: Plan,
     folder: WorkFolder,
     hashed: list[list[Picture]] | None,
+    older: Older,
 ) -> Iterator[tuple[_Chunk, tuple[Any, ...]]]:
     """What is to be read, shard after shard; `hashed` is what processes that share the work have told each other."""
     numbering = EncodedImages.of(len(items) if hashed else 0)
@@ -285,20 +313,27 @@ def _tasks(
             wanted = [row for row, one in zip(rows, shard.found, strict=True) if numbering.add(shard, row, one)]
             shard.new_rows = []
             _claim(shard, [row - rows.start for row in wanted], folder)
+            wanted = [row for row in wanted if not older.has_picture(shard.found[row - rows.start].sha256)]
         if shard.record is not None or shard.is_elsewhere:
             wanted = ()
         for first in range(0, max(1, len(wanted)), READ_CHUNK):
             here = wanted[first : first + READ_CHUNK]
             chunk = _Chunk(shard, here, first == 0, first + READ_CHUNK >= len(wanted))
-            yield chunk, ([items[row].source for row in here], preprocess, plan.max_pixels)
+            yield chunk, (_sources(items, here, older), preprocess, plan.max_pixels, older.contents)
 
 
-def _read(items: Sequence[Item], rows: Sequence[int], preprocess: Preprocess, max_pixels: int) -> Iterator[Picture]:
+def _sources(items: Sequence[Item], rows: Sequence[int], older: Older) -> list[ImageSource | Picture]:
+    """What is to be opened, and the pictures of files that need not be."""
+    return [older.unread(items[row]) or items[row].source for row in rows]
+
+
+def _read(
+    items: Sequence[Item], rows: Sequence[int], preprocess: Preprocess, max_pixels: int, older: Older
+) -> Iterator[Picture]:
     """All pictures of a shard, some in memory at a time."""
     for first in range(0, len(rows), READ_CHUNK):
-        yield from read_pictures(
-            [items[row].source for row in rows[first : first + READ_CHUNK]], preprocess, max_pixels
-        )
+        sources = _sources(items, rows[first : first + READ_CHUNK], older)
+        yield from read_pictures(sources, preprocess, max_pixels, older.contents)
 
 
 def _resume(shard: Shard, items: Sequence[Item], folder: WorkFolder) -> None:
@@ -341,7 +376,9 @@ def _claim(shard: Shard, new: list[int], folder: WorkFolder) -> None:
         folder.forget_shard(Stage.images, shard.number)
 
 
-def _share_hashes(items: Sequence[Item], plan: Plan, folder: WorkFolder, workers: Workers) -> list[list[Picture]]:
+def _share_hashes(
+    items: Sequence[Item], plan: Plan, folder: WorkFolder, workers: Workers, older: Older
+) -> list[list[Picture]]:
     """What stands in the files of every shard, each read by one of the processes; returns when all are read."""
     rows = _shard_rows(len(items), plan)
 
@@ -354,7 +391,7 @@ def _share_hashes(items: Sequence[Item], plan: Plan, folder: WorkFolder, workers
                 continue
             here = rows[number]
             for first in range(0, len(here), READ_CHUNK):
-                yield number, ([items[row].source for row in here[first : first + READ_CHUNK]],)
+                yield number, (_sources(items, here[first : first + READ_CHUNK], older),)
 
     missing = list(range(len(rows)))
     while missing := [number for number in missing if folder.read_record(Stage.hashes, number) is None]:

@@ -63,6 +63,8 @@ class Plan:
     """Rows of the dataset in one shard."""
     text_shard: int
     """Distinct captions in one shard."""
+    reuse: dict[str, Any] | None = None
+    """The content hash of the older store whose latents are reused, and whether its `pictures` and `captions` are."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

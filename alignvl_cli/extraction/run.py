@@ -1,7 +1,7 @@
 """An extraction from end to end: images, splits, texts, and the finished shards streamed into one store."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,10 @@ from alignvl_cli.extraction.encoding import Timer
 from alignvl_cli.extraction.events import Event, ExtractSummary, Finished, Note, Seconds, Stage
 from alignvl_cli.extraction.images import EncodedImages, encode_images
 from alignvl_cli.extraction.plan import Batches, Plan, existing_store_matches, make_plan, store_differences
+from alignvl_cli.extraction.reuse import NOTHING, Older, open_older
 from alignvl_cli.extraction.shards import WorkFolder, remove_leftover, work_folder
 from alignvl_cli.extraction.texts import Captions, encode_texts, gather_captions
-from alignvl_cli.settings import ExtractConfig, StoreDtype, too_many_rejected
+from alignvl_cli.settings import NO_REUSE, ExtractConfig, StoreDtype, too_many_rejected
 from alignvl_cli.store.schema import Rejected
 from alignvl_cli.store.writer import StoreAbout, StoreRows, Written, write_store
 
@@ -93,6 +94,7 @@ def run_extraction(
     *,
     overwrite: bool = False,
     restart: bool = False,
+    reuse: Path | None = None,
     settings: Mapping[str, Any],
     counter: int = 0,
     ranks: Ranks = ALONE,
@@ -105,9 +107,12 @@ def run_extraction(
     and so is `counter`, the store's place in its workspace. Several `ranks`, each calling this, share the work over
     the folder; each ends when the store is in place. One that comes when all is done yields no `Finished`.
 
+    Latents of an older store are reused (`open_older`): of the one at `reuse`, or else of the one that is replaced;
+    NO_REUSE: of none.
+
     Raises UsageError when `output` is there and `overwrite` does not say to replace it, DataError
     when nothing can be read, an encoder returns NaN, or another process works on the same store, and
-    MismatchError when the interrupted run had other settings.
+    MismatchError when the interrupted run had other settings, or when nothing of `reuse` can be reused.
     """
     if ranks.is_shared and (overwrite or restart):
         raise UsageError(
@@ -118,14 +123,17 @@ def run_extraction(
         remove_leftover(output)
         _check_output(output, plan, overwrite)
     timer = Timer()
+    older = _older(reuse, output if overwrite else None, plan)
+    plan = replace(plan, reuse=older.on_plan)
     with work_folder(output, plan, restart=restart, is_shared=ranks.is_shared) as folder:
         if ranks.is_shared and existing_store_matches(output, plan):
             folder.discard()
             return
         _check_output(output, plan, overwrite)  # once more, now that nobody else is at work on it
+        yield from map(Note, older.notes)
         count = choose_workers(config.workers, len(dataset.items), ranks.local_count)
         with started_workers(count) as workers:
-            images = yield from encode_images(dataset.items, vision, plan, folder, workers, timer)
+            images = yield from encode_images(dataset.items, vision, plan, folder, workers, timer, older)
         accepted = images.accepted
         if not len(accepted):
             folder.discard()
@@ -140,13 +148,15 @@ def run_extraction(
         if not captions.caption:
             folder.discard()
             raise DataError(f"no caption at all among the {len(accepted)} images that can be read")
-        is_truncated = yield from encode_texts(captions.distinct, text, plan, folder, timer)
+        is_truncated, reused = yield from encode_texts(captions.distinct, text, plan, folder, timer, older)
         with timer.measure("write"), folder.turn():
             if ranks.is_shared and folder.became(output):
                 written = folder.finished()
                 folder.discard()
             else:
                 made = made_by("extract", settings, counter=counter, plan=plan.to_json())
+                if older.store is not None:
+                    made["reused"] = older.on_record(images.reused, reused)
                 written = assemble(folder, dataset, vision, text, Encoded(images, captions, splits), plan, made, output)
                 folder.finish(output, written)
     rejected = len(images.reasons)
@@ -171,6 +181,9 @@ def run_extraction(
             },
             rounding_error=written.rounding_error,
             resumed=images.resumed,
+            reused_from=older.store.path if older.store else None,
+            reused_images=images.reused,
+            reused_captions=reused,
             workers=count,
             seconds=Seconds(
                 decode=timer["decode"],
@@ -181,7 +194,15 @@ def run_extraction(
             ),
         ),
         images.stamps,
+        sorted(images.reasons),
     )
+
+
+def _older(reuse: Path | None, replaced: Path | None, plan: Plan) -> Older:
+    """The store whose latents are reused."""
+    if reuse is not None:
+        return NOTHING if reuse == NO_REUSE else open_older(reuse, plan, is_asked=True)
+    return open_older(replaced, plan, is_asked=False) if replaced and replaced.exists() else NOTHING
 
 
 def _guesses(dataset: Dataset, bits: Mapping[int, int]) -> Iterator[str]:
@@ -200,7 +221,8 @@ def _check_output(output: Path, plan: Plan, overwrite: bool) -> None:
         changed = store_differences(output, plan)
         made = f", made of other data or settings ({changed})" if changed else ""
         raise UsageError(
-            f"{output} is there already{made}; choose another --output, or give --overwrite to replace a store"
+            f"{output} is there already{made}; choose another --output, or give --overwrite to replace a store: "
+            "latents of what has not changed are reused"
         )
     if not output.is_file() or not h5py.is_hdf5(output):
         raise UsageError(

@@ -14,6 +14,7 @@ from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.encoding import Timer, require_storable, within_memory
 from alignvl_cli.extraction.events import Progress, Stage
 from alignvl_cli.extraction.plan import Plan
+from alignvl_cli.extraction.reuse import NOTHING, Older
 from alignvl_cli.extraction.shards import WorkFolder
 
 if TYPE_CHECKING:
@@ -46,9 +47,15 @@ def gather_captions(items: Sequence[Item], accepted: np.ndarray) -> Captions:
 
 
 def encode_texts(
-    distinct: Sequence[str], text: "TextEncoder", plan: Plan, folder: WorkFolder, timer: Timer
-) -> Generator[Progress, None, np.ndarray]:
-    """Finish all text shards; returns which captions are truncated, (distinct,) bool.
+    distinct: Sequence[str],
+    text: "TextEncoder",
+    plan: Plan,
+    folder: WorkFolder,
+    timer: Timer,
+    older: Older = NOTHING,
+) -> Generator[Progress, None, tuple[np.ndarray, int]]:
+    """Finish all text shards; returns which captions are truncated, (distinct,) bool, and how many latents are those
+    of the `older` store.
 
     Raises DataError when the encoder returns a number that cannot be kept, when a batch does not fit in memory, or when
     the tokenizer is of another model.
@@ -56,16 +63,16 @@ def encode_texts(
     encode = _encoder(text)
     is_truncated = np.zeros(len(distinct), dtype=bool)
     started = time.perf_counter()
-    encoded = finished = 0
+    encoded = finished = reused = 0
     pending = list(range(0, len(distinct), plan.text_shard))
     while pending:
         elsewhere = []
         for start in pending:
             number = start // plan.text_shard
-            texts = distinct[start : start + plan.text_shard]
+            texts = list(distinct[start : start + plan.text_shard])
             wanted = {
                 "captions": len(texts),
-                "captions_xxh3": xxhash.xxh3_64_hexdigest(canonical_json(list(texts)).encode()),
+                "captions_xxh3": xxhash.xxh3_64_hexdigest(canonical_json(texts).encode()),
             }
             record = folder.read_shard(Stage.texts, number, wanted)
             if record is None and not folder.claim(Stage.texts, number):
@@ -79,8 +86,13 @@ def encode_texts(
                 with timer.measure("encode_texts"):
                     tokens = np.asarray(text.lengths(texts))
                 latents = np.empty((len(texts), text.width), np.float32)
+                there, known = older.caption_latents(texts)
+                if len(there):
+                    latents[there] = known
+                    require_storable(known, plan.dtype, "caption", [texts[one][:SHOWN_CHARACTERS] for one in there])
                 # Longest first: a batch that does not fit in memory fails at once, not after hours.
                 order = np.argsort(-tokens, kind="stable")
+                order = order[~np.isin(order, there)]
                 for first in range(0, len(order), plan.text_batch):
                     chosen = order[first : first + plan.text_batch]
                     some = [texts[position] for position in chosen]
@@ -89,18 +101,21 @@ def encode_texts(
                     require_storable(latents[chosen], plan.dtype, "caption", [one[:SHOWN_CHARACTERS] for one in some])
                     encoded += len(chosen)
                     rate = encoded / (time.perf_counter() - started)
-                    yield Progress(Stage.texts, finished + first + len(chosen), len(distinct), rate)
-                record = {**wanted, "truncated": np.flatnonzero(tokens > text.max_length).tolist()}
+                    done = finished + len(there) + first + len(chosen)
+                    yield Progress(Stage.texts, done, len(distinct), rate)
+                truncated = np.flatnonzero(tokens > text.max_length).tolist()
+                record = {**wanted, "truncated": truncated, "reused": len(there)}
                 with timer.measure("write"):
                     folder.write_shard(Stage.texts, number, latents, record)
             else:
                 folder.release(Stage.texts, number)
                 yield Progress(Stage.texts, finished + len(texts), len(distinct), 0.0)
             finished += len(texts)
+            reused += record.get("reused", 0)
             is_truncated[start + np.asarray(record["truncated"], dtype=np.int64)] = True
         folder.wait(Stage.texts, [start // plan.text_shard for start in elsewhere])
         pending = elsewhere
-    return is_truncated
+    return is_truncated, reused
 
 
 def _encoder(text: "TextEncoder") -> Callable[[Sequence[str]], np.ndarray]:

@@ -10,21 +10,22 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import xxhash
 
 from alignvl_cli.artifacts import alignvl_version, fingerprint, library_versions, read_json, write_json
-from alignvl_cli.datasets.dataset import NO_STAMP, Dataset, Item
+from alignvl_cli.datasets.dataset import NO_STAMP, Dataset, ImageSource, Item
 from alignvl_cli.distributed import choose_workers, started_workers
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.events import Progress, Stage
 from alignvl_cli.settings import BUNDLED, ExtractConfig
-from alignvl_cli.store.reader import open_store, read_made_by
+from alignvl_cli.store.reader import Store, open_store, read_made_by
 
 if TYPE_CHECKING:
     from alignvl_cli.encoders.pixels import Preprocess
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 Row = TypeVar("Row")
 
 FORMAT = "alignvl.files/1"
+"""Records of earlier versions have no `places` and no `rejected`: of data that have grown since, they tell nothing."""
 GPUS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")
 """Where a system shows its GPUs, which decide what `--device auto` and `--precision auto` come to."""
 
@@ -65,21 +67,47 @@ def write_stamps(
     content_hash: str,
     items: Sequence[Item],
     stamps: np.ndarray,
+    rejected: Collection[int],
     request: Mapping[str, Any] | None = None,
 ) -> None:
-    """Keep the `stamps` (rows, 2) of the items' files beside the store, and the `request` that it answers (see
-    `encoders_request`); where that cannot be, they are read again."""
+    """Keep the `stamps` (rows, 2) of the items' files beside the store, which of these rows it `rejected`, and the
+    `request` that it answers (see `encoders_request`); where that cannot be, they are read again."""
     path = files_path(store)
     record = {
         "format": FORMAT,
         "content_hash": content_hash,
         "files_sha256": _places(items),
         "size_time_ns": stamps.tolist(),
+        "places": [place_of(item.source) for item in items],
+        "rejected": sorted(rejected),
         "request": request,
     }
     with suppress(OSError):
         path.unlink(missing_ok=True)
         write_json(path, record)
+
+
+def place_of(source: ImageSource) -> str:
+    """Hash of where a file lies."""
+    return xxhash.xxh3_64_hexdigest(f"{os.path.abspath(source.path)}\0{source.offset}\0{source.size}".encode())
+
+
+def known_files(store: Store) -> dict[str, tuple[tuple[int, int], int]]:
+    """The files that the store was made of: where each lies (`place_of`) -> its size and time then, and its row. Empty
+    where nothing sound is kept of this very store."""
+    try:
+        record = read_json(files_path(store.path), "record of picture files")
+        rejected = set(record["rejected"])
+        kept = [
+            (place, (int(size), int(time_ns)))
+            for row, (place, (size, time_ns)) in enumerate(zip(record["places"], record["size_time_ns"], strict=True))
+            if row not in rejected
+        ]
+    except (DataError, KeyError, TypeError, ValueError):
+        return {}
+    if record.get("content_hash") != store.content_hash or len(kept) != len(store.image_id):
+        return {}
+    return {place: (stamp, row) for row, (place, stamp) in enumerate(kept)}
 
 
 def encoders_request(
@@ -192,7 +220,8 @@ def compare_pictures(
             done += len(some)
             yield Progress(Stage.pictures, done, len(unsure), done / (time.perf_counter() - started))
     if found.is_same and (unsure or request):
-        write_stamps(path, store.content_hash, items, stamps, request)
+        without = [row for row, item in enumerate(items) if item.id not in row_of]
+        write_stamps(path, store.content_hash, items, stamps, without, request)
     yield found
 
 

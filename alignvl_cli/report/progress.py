@@ -150,6 +150,13 @@ def extraction_summary(summary: "events.ExtractSummary") -> list[str]:
     }
     seconds = summary.seconds
     lines = [f"{summary.images:,} images, {summary.captions:,} captions; {splits}"]
+    if summary.reused_from is not None:
+        pictures, captions = summary.distinct_images, summary.distinct_captions
+        lines.append(
+            f"reused from {summary.reused_from}: {summary.reused_images:,} of {pictures:,} pictures, "
+            f"{summary.reused_captions:,} of {captions:,} captions; encoded: {pictures - summary.reused_images:,} and "
+            f"{captions - summary.reused_captions:,}"
+        )
     lines += [f"{count:,} {what}" for what, count in counts.items() if count]
     if summary.rounding_error is not None:
         lines.append(f"float16 moved a latent's entry by {summary.rounding_error:.2g} at most")

@@ -51,6 +51,12 @@ def project_images(run: Run, store: Store, row_I: np.ndarray, device: str) -> Te
     return project(run.adapters.to(device).project_image, _blocks(store.image_block, row_I), device)
 
 
+def project_texts(run: Run, store: Store, row_T: np.ndarray, device: str) -> Tensor:
+    """Unit rows (T, E) of the captions at `row_T` of the store; errors as `embed_split`."""
+    require_same_encoders(run, store)
+    return project(run.adapters.to(device).project_text, _blocks(store.text_block, row_T), device)
+
+
 def project(adapter: Callable[[Tensor], Tensor], blocks: Iterable[np.ndarray], device: str) -> Tensor:
     """Latents (N, D), block by block, to unit rows (N, E) in float32; DataError when one is not finite."""
     with torch.inference_mode():

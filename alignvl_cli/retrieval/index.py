@@ -32,7 +32,7 @@ from alignvl_cli.retrieval.factory import AUTO, available_memory, build_vectors,
 from alignvl_cli.retrieval.hubness import BANK_SPLIT, choose_normalisation, normalisation_penalties
 from alignvl_cli.retrieval.nearest import Agreement, agreement, faiss
 from alignvl_cli.settings import Gallery, HubCorrection
-from alignvl_cli.store.reader import Store
+from alignvl_cli.store.reader import SplitRows, Store
 from alignvl_cli.training.run_folder import Run
 
 SCHEMA = "alignvl.index/1"
@@ -283,9 +283,6 @@ def _require_place(output: Path, overwrite: bool) -> None:
 
 def _items_table(store: Store, embeddings: Embeddings) -> pyarrow.Table:
     rows = embeddings.rows
-    first_caption = [""] * len(rows.image)
-    for text_row, owner in zip(reversed(rows.text), reversed(rows.text_image), strict=True):
-        first_caption[owner] = store.text_caption[text_row]
     captions = [store.text_caption[row] for row in rows.text]
     owner_row_T = rows.image[rows.text_image]
     item_row_N = np.concatenate([rows.image, owner_row_T])
@@ -295,10 +292,18 @@ def _items_table(store: Store, embeddings: Embeddings) -> pyarrow.Table:
             "row": np.concatenate([np.arange(len(rows.image)), np.arange(len(rows.text))]),
             "id": [store.image_id[row] for row in item_row_N],
             "uri": [store.image_uri[row] for row in item_row_N],
-            "caption": first_caption + captions,
+            "caption": first_captions(store, rows) + captions,
             "content": [store.image_sha256[row].tobytes().hex() for row in rows.image] + captions,
         }
     )
+
+
+def first_captions(store: Store, rows: SplitRows) -> list[str]:
+    """The first caption of each image, empty where there is none."""
+    found = [""] * len(rows.image)
+    for text_row, owner in zip(reversed(rows.text), reversed(rows.text_image), strict=True):
+        found[owner] = store.text_caption[text_row]
+    return found
 
 
 def _sides(

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import alignvl_cli
 from alignvl_cli.report.reproduce import extract_command
 from alignvl_cli.store.reader import open_store
 
@@ -161,6 +162,50 @@ def test_a_replaced_picture_is_named_and_overwrite_takes_it_in(empty, tmp_path, 
     assert "--overwrite" in said
     empty.succeeds(*extract(manifest), "--overwrite")
     assert "nothing to do" in empty(*extract(manifest)).stderr
+
+
+def test_grown_data_are_taken_in_with_what_the_store_has(empty, tmp_path, manifest, extract, opened):
+    """The bare command refuses and says how; --overwrite reuses, and opens what is new; so does --reuse elsewhere."""
+    empty.succeeds(*extract(manifest))
+    rows = manifest.read_text().splitlines()[2:]  # two removed, one of another caption, two new
+    rows[4] = rows[4].replace("picture 6", "another caption")
+    for number in (40, 41):
+        write_picture(tmp_path / "photos" / f"{number}.png", number)
+        rows.append(json.dumps({"image": f"photos/{number}.png", "captions": [f"picture {number}"]}))
+    manifest.write_text("\n".join(rows))
+    assert "give --overwrite to replace a store: latents of what has not changed are reused" in empty.fails(
+        2, *extract(manifest)
+    )
+    elsewhere = [*extract(manifest)[:3], tmp_path / "new.h5", *extract(manifest)[4:]]
+    said = [" ".join(empty(*elsewhere, "--reuse", tmp_path / "s.h5").stderr.split())]
+    opened.clear()
+    said.append(" ".join(empty(*extract(manifest), "--overwrite").stderr.split()))
+    assert opened == ["40.png", "41.png"]
+    for words in said:
+        assert f"reused from {tmp_path / 's.h5'}: 38 of 40 pictures, 37 of 40 captions; encoded: 2 and 3" in words
+    stores = [open_store(tmp_path / name) for name in ("s.h5", "new.h5")]
+    assert stores[0].content_hash == stores[1].content_hash
+    assert stores[0].image_id == [f"photos/{number:02d}.png" for number in range(2, 42)]
+    assert "nothing to do" in empty(*extract(manifest)).stderr
+    empty.succeeds(*extract(manifest), "--overwrite", "--reuse", "none")
+    assert "reused" not in open_store(tmp_path / "s.h5").made_by
+    assert "none of its latents can be reused" in empty.fails(
+        4, *elsewhere, "--overwrite", "--reuse", tmp_path / "s.h5", "--image-pooling", "mean", "--text-pooling", "cls"
+    )
+
+
+@pytest.mark.slow
+def test_python_reuses_too(tmp_path, manifest, tiny_encoders):
+    words = iter(tiny_encoders)
+    settings = {flag.removeprefix("--"): value for flag, value in zip(words, words, strict=True)}
+    there, elsewhere = tmp_path / "s.h5", tmp_path / "new.h5"
+    first = alignvl_cli.extract(manifest, output=there, **settings)
+    again = alignvl_cli.extract(manifest, output=there, overwrite=True, **settings)
+    copied = alignvl_cli.extract(manifest, output=elsewhere, reuse=there, **settings)
+    assert [one.made_by["reused"]["pictures"] for one in (again, copied)] == [40, 40]
+    anew = alignvl_cli.extract(manifest, output=there, overwrite=True, reuse="none", **settings)
+    assert "reused" not in anew.made_by
+    assert len({one.content_hash for one in (first, again, copied, anew)}) == 1
 
 
 @pytest.mark.slow

@@ -36,6 +36,8 @@ class Killable:
     text_delay: float = 0.01
     rank: int = 0
     ranks: int = 1
+    reuse: str = ""
+    """Name of an older store in the folder."""
 
     @property
     def output(self) -> Path:
@@ -74,7 +76,8 @@ class Killable:
             remove_leftover(self.output)
             return
         ranks = Ranks(self.rank, self.ranks, self.rank, self.ranks)
-        for event in run_extraction(dataset, vision, text, self.output, config, settings={}, ranks=ranks):
+        reuse = self.folder / self.reuse if self.reuse else None
+        for event in run_extraction(dataset, vision, text, self.output, config, settings={}, ranks=ranks, reuse=reuse):
             print(event, flush=True)
 
 
@@ -87,7 +90,8 @@ def kill(process: "subprocess.Popen[str]") -> None:
 
 
 if __name__ == "__main__":
-    place, name, images, workers, image_delay, text_delay, *ranks = sys.argv[1:]
+    place, name, images, workers, image_delay, text_delay, rank, ranks, reuse = sys.argv[1:]
     Killable(
-        Path(place), name, int(images), int(workers), float(image_delay), float(text_delay), *map(int, ranks)
+        *(Path(place), name, int(images), int(workers), float(image_delay), float(text_delay)),
+        *(int(rank), int(ranks), reuse),
     ).run()

@@ -29,6 +29,7 @@ from alignvl_cli.cli import (
     probe,
     report,
     search,
+    serve,
     train,
 )
 from alignvl_cli.cli import inspect as inspect_
@@ -250,6 +251,7 @@ register(train.train, "train")
 register(eval.eval_, "eval")
 register(index.index, "index")
 register(search.search, "search")
+register(serve.serve, "serve")
 register(classify.classify, "classify")
 register(ablate.ablate, "ablate")
 register(report.report, "report")

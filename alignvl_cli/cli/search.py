@@ -12,9 +12,7 @@ from alignvl_cli.settings import Gallery, SearchSettings, Trust
 
 if TYPE_CHECKING:
     from alignvl_cli.report.search import SearchPage
-    from alignvl_cli.retrieval.dual_encoder import DualEncoder
-    from alignvl_cli.retrieval.index import Index
-    from alignvl_cli.retrieval.search import Hit, Rescore
+    from alignvl_cli.retrieval.search import Hit
 
 
 def search(
@@ -38,12 +36,11 @@ def search(
     if bool(text or queries) == bool(image):
         raise UsageError('search wants either TEXT or --image FILE, e.g. `alignvl search "red heart"`')
 
-    from alignvl_cli.cli.workspace import open_or_make_index, run_of
+    from alignvl_cli.cli.workspace import open_or_make_index, run_of, store_behind
     from alignvl_cli.devices import choose_device
     from alignvl_cli.report.search import hits_table
     from alignvl_cli.retrieval.dual_encoder import DualEncoder
-    from alignvl_cli.retrieval.factory import is_exact as factory_is_exact
-    from alignvl_cli.retrieval.search import cut_texts
+    from alignvl_cli.retrieval.search import cut_texts, scoring
     from alignvl_cli.retrieval.search import search as ask
 
     if any(not words.strip() for words in text or []):
@@ -63,8 +60,9 @@ def search(
             session.warn(sentence)
     query_QE = encoder.encode_image(queried) if image else encoder.encode_text(queried)
     gallery = asked.of or (Gallery.text if image else Gallery.image)
-    rescore = _rescore(session, opened, encoder, gallery)
-    is_exact = rescore is not None or factory_is_exact(opened.record.factory[gallery])
+    rescore, approximate = scoring(opened, encoder, gallery, lambda: store_behind(session, opened), opened.record.store)
+    if approximate:
+        session.warn(approximate)
     found = ask(opened, encoder, query_QE, k=asked.k, of=gallery, rescore=rescore)
     if asked.threshold is not None:
         found = [_above(session, asked.threshold, query, hits) for query, hits in zip(queried, found, strict=True)]
@@ -76,7 +74,7 @@ def search(
             index=str(opened.path),
             gallery=gallery,
             items=len(opened.items[gallery].id),
-            measure=("" if is_exact else "approximate ") + opened.record.metric,
+            measure=("approximate " if approximate else "") + opened.record.metric,
             threshold=asked.threshold,
             answers=list(zip(queried, pictures, found, strict=True)),
         )
@@ -87,31 +85,10 @@ def search(
             for query, hits in zip(queried, found, strict=True)
         ]
         answer = {"schema": "alignvl.search/1", "index": str(opened.path), "of": gallery.value}
-        session.document({**answer, "scores": "exact" if is_exact else "approximate", "results": results})
+        session.document({**answer, "scores": "approximate" if approximate else "exact", "results": results})
         return
     for query, hits in zip(queried, found, strict=True):
         session.show(hits_table(query, gallery, hits, is_cosine=is_cosine))
-
-
-def _rescore(session: Session, index: "Index", encoder: "DualEncoder", gallery: Gallery) -> "Rescore | None":
-    """Exact scores for an index of compressed vectors, from the store it was made of; without that, a warning."""
-    from alignvl_cli.cli.workspace import find_store
-    from alignvl_cli.retrieval.factory import is_exact
-    from alignvl_cli.retrieval.search import exact_scores
-
-    factory = index.record.factory[gallery]
-    if is_exact(factory):
-        return None
-    store = find_store(session, index.record.store_content_hash, index.record.store, beside=index.path)
-    rescore = None if store is None else exact_scores(index, encoder, store, gallery)
-    if rescore is None:
-        error = (index.record.score_error or {}).get(gallery)
-        far = "how far off is not on record" if error is None else f"found to be up to {error:.2g} off"
-        session.warn(
-            f"the scores are approximate, of vectors that {factory} has compressed ({far}), and "
-            f"{index.record.store}, which exact ones come from, is not here; --factory Flat keeps whole vectors"
-        )
-    return rescore
 
 
 def _above(session: Session, threshold: float, query: str, hits: "list[Hit]") -> "list[Hit]":

@@ -49,7 +49,7 @@ def serve(
             f"--host {asked.host} is open to other machines: set {TOKEN} to a secret that they must send, or add "
             "--without-token to let everybody search"
         )
-    from alignvl_cli.serving.server import address, listen, run
+    from alignvl_cli.serving.server import address, listen, make_server
 
     with listen(asked.host, asked.port) as place:
         from alignvl_cli.serving.app import make_app
@@ -62,7 +62,8 @@ def serve(
             session.note(f"serving {name}: {record.images:,} images, {record.captions:,} captions")
             for sentence in filter(None, dict.fromkeys(served.approximate.values())):
                 session.warn(f"{name}: {sentence}")
-        run(app, place, seconds=asked.timeout, ready=lambda: session.result(address(place)))
+        server = make_server(app, seconds=asked.timeout, ready=lambda: session.result(address(place)))
+        server.run(sockets=[place])
     session.note("all requests are answered; left")
 
 

@@ -53,7 +53,7 @@ const index = () => indexes.find(one => one.name === at("index").value) || index
 
 function tellIndex() {
   const one = index();
-  at("about-line").textContent = `${number.format(one.images)} pictures, ${number.format(one.captions)} captions`;
+  at("about-line").textContent = `${number.format(one.images)} pictures, ${number.format(one.captions)} captions, found with run ${shown(one.run)}`;
   const facts = {
     Index: one.name, Run: one.run, "Vision encoder": one.vision, "Text encoder": one.text, Split: one.split,
     Scores: one.measure, Pictures: `${one.factory.image}, ${one.scores.image}`, Captions: `${one.factory.text}, ${one.scores.text}`,
@@ -153,7 +153,7 @@ function card(hit, best, gallery) {
   meter.append(bar, make("span", "", hit.score.toFixed(3)));
   const foot = make("div", "foot"), like = make("button", "like", "More like this");
   like.type = "button";
-  like.setAttribute("aria-label", `More like result ${hit.rank}: ${name}`);
+  like.setAttribute("aria-label", `More like this, result ${hit.rank}: ${name}`);
   like.addEventListener("click", () => more(hit.id));
   foot.append(like);
   if (hit.count > 1) foot.append(make("span", "", `${hit.count} copies`));
@@ -235,7 +235,7 @@ at("by-remove").addEventListener("click", () => { setBy(null); at("text").focus(
 at("index").addEventListener("change", () => { tellIndex(); if (by && by.id) setBy(null); search(); });
 at("k").addEventListener("change", () => search());
 at("least").addEventListener("input", tellLeast);
-at("least").addEventListener("change", () => search());
+at("least").addEventListener("change", () => { tellLeast(); search(); });
 for (const one of document.querySelectorAll("input[name=of]")) one.addEventListener("change", () => search());
 at("item-close").addEventListener("click", () => at("item").close());
 at("item").addEventListener("click", event => { if (event.target === at("item")) at("item").close(); });

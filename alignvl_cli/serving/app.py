@@ -38,6 +38,7 @@ DECODERS = 2
 """Threads that read pictures of the index for thumbnails."""
 KEPT_S = 300
 """That a browser may keep a thumbnail."""
+SURROGATES = re.compile("[\ud800-\udfff]")
 CODES = {404: "not_found", 405: "wrong_method", 410: "gone"}
 DESCRIPTION = (
     "Search pictures by words, captions by pictures, and both by items of the index. Scores are cosines, higher is "
@@ -219,12 +220,14 @@ class Service:
         return served
 
     def check_texts(self, texts: list[str]) -> None:
-        """422 for a blank text, or one that is too long."""
+        """422 for a blank text, one that is too long, or no text."""
         for text in texts:
             if not text.strip():
                 raise HTTPException(422, "a text is blank; say what to look for")
             if len(text) > self.settings.max_text:
                 raise HTTPException(422, f"a text has {len(text):,} characters; {self.settings.max_text:,} are taken")
+            if SURROGATES.search(text):
+                raise HTTPException(422, "a text has half of a character (a lone surrogate), which is no Unicode")
 
     async def ask(self, question: Question) -> Answer:
         """The answer, from the queue; 429 when that is full, 422 when there is none."""

@@ -96,8 +96,8 @@ class Served:
             "name": self.name,
             "run": Path(record.run).name,
             "adapters_sha256": record.adapters_sha256,
-            "vision": self.encoder.run.vision["about"]["id"],
-            "text": self.encoder.run.text["about"]["id"],
+            "vision": _name(self.encoder.run.vision),
+            "text": _name(self.encoder.run.text),
             "split": record.split,
             "images": record.images,
             "captions": record.captions,
@@ -196,6 +196,12 @@ class Catalog:
         while True:
             await asyncio.sleep(RELOAD_S)
             await asyncio.to_thread(self.reload)
+
+
+def _name(encoder: dict[str, Any]) -> str:
+    """Of an encoder; of one in a folder here, the folder's own."""
+    known_as = str(encoder["about"]["id"])
+    return Path(known_as).name if os.path.isabs(known_as) or known_as.startswith(".") else known_as
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -22,10 +22,12 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket bound to the address, before anything slow begins. UsageError when it cannot be had."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        place = socket.socket(family, socket.SOCK_STREAM)
-        if os.name == "posix":  # elsewhere it would let two processes have one port
-            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        place.bind((host, port))
+        with ExitStack() as closing:
+            place = closing.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            if os.name == "posix":  # elsewhere it would let two processes have one port
+                place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            place.bind((host, port))
+            closing.pop_all()
     except OSError as problem:
         raise UsageError(
             f"cannot listen at {host}, port {port}: {problem.strerror or problem}; name others with --host and --port "
@@ -40,7 +42,7 @@ def address(place: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Leaves on SIGTERM and Ctrl-C when the running requests are answered; asked again, at once."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
@@ -68,9 +70,9 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def run(app: Any, place: socket.socket, *, seconds: float, ready: Callable[[], None]) -> None:
-    """Serve `app` until a signal comes; requests that run then have `seconds` to be answered. `ready` is called once it
-    answers."""
+def make_server(app: Any, *, seconds: float, ready: Callable[[], None]) -> Server:
+    """A server of `app`, to be `run` with a socket; `ready` is called once it answers, and requests that run when it is
+    to leave have `seconds` to be answered."""
     config = uvicorn.Config(
         app,
         http="h11",
@@ -78,10 +80,11 @@ def run(app: Any, place: socket.socket, *, seconds: float, ready: Callable[[], N
         loop="asyncio",
         lifespan="on",
         log_config=None,
+        log_level="error",  # a request that is no HTTP is answered 400, and no news
         access_log=False,
         server_header=False,
         proxy_headers=False,
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=int(seconds) + 1,
     )
-    _Server(config, ready).run(sockets=[place])
+    return Server(config, ready)

@@ -207,7 +207,7 @@ def alignvl(
     """Align two frozen encoders, a vision model and a text model, and find out what helped.
 
     In an empty folder, on the built-in demo: alignvl extract, then alignvl train, then alignvl eval
-    and alignvl search "red heart". Each begins with what the last one made.
+    and alignvl search "red heart" or alignvl serve. Each begins with what the last one made.
     """
 
 

@@ -94,12 +94,21 @@ async function walk(browser, size, scheme) {
   await found(page);
   await pictures(page);
   await shot("5-dropped");
+  await page.fill("#text", "heart");
+  await page.press("#text", "Enter");
+  await page.waitForTimeout(100);
+  await found(page);
+  await pictures(page);
+  check(await page.isVisible("#by"), `${name}: a picture and words together`);
+  await shot("5b-combined");
+  await page.fill("#text", "");
   await page.click("fieldset label:nth-of-type(2) span");
   await page.waitForSelector("#results.text li");
   await pictures(page);
   await shot("6-captions");
   await audit(page, `${name} captions`);
 
+  await page.click("#by-remove");
   await page.fill("#text", "<img src=x onerror=alert(1)>");
   await page.evaluate(() => { document.querySelector("#least").value = 1; document.querySelector("#least").dispatchEvent(new Event("change")); });
   await page.waitForFunction(() => /scores 1.00 or more/.test(document.querySelector("#status").textContent));

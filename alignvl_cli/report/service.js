@@ -80,9 +80,8 @@ function setBy(what) {
   by = what;
   at("by").hidden = !by;
   at("by-picture").removeAttribute("src");
-  at("text").placeholder = by ? "" : "Describe a picture";
+  at("text").placeholder = by ? "and words, if any" : "Describe a picture";
   if (!by) return;
-  at("text").value = "";
   at("by-name").textContent = by.file ? by.file.name : shown(by.id);
   if (by.file) { by.url = URL.createObjectURL(by.file); at("by-picture").src = by.url; }
   else showPicture(at("by-picture"), thumbnail(by.id), () => {});
@@ -91,11 +90,13 @@ function setBy(what) {
 const thumbnail = (id, edge) => `/thumbnails/${encodeURIComponent(id)}?index=${encodeURIComponent(index().name)}` + (edge ? `&edge=${edge}` : "");
 
 function request() {
-  const wanted = new URLSearchParams({index: index().name, of: of(), k: at("k").value});
+  const wanted = new URLSearchParams({index: index().name, of: of(), k: at("k").value}), words = at("text").value.trim();
+  if (at("without").value.trim()) wanted.set("subtract", at("without").value.trim());
+  if (by && words) wanted.set("add", words);
   if (+at("least").value > 0) wanted.set("threshold", at("least").value);
   if (by && by.file) return [`/search/image?${wanted}`, {method: "POST", body: by.file, headers: {"content-type": "application/octet-stream"}}];
   if (by) return [`/search/like/${encodeURIComponent(by.id)}?${wanted}`, {}];
-  wanted.set("text", at("text").value.trim());
+  wanted.set("text", words);
   return [`/search?${wanted}`, {}];
 }
 
@@ -165,6 +166,7 @@ function card(hit, best, gallery) {
 function more(id, gallery = "image") {
   if (at("item").open) at("item").close();
   setBy({id});
+  at("text").value = "";
   choose(gallery);
   search();
   at("results").focus({preventScroll: true});
@@ -200,12 +202,14 @@ function withFile(file) {
   if (!file) return;
   if (file.size > limits.body) { say(`That file has ${number.format(file.size)} bytes; ${number.format(limits.body)} are taken.`, true); return; }
   setBy({file});
+  at("text").value = "";
   search();
 }
 
 function toAddress() {
   if (by && by.file) return;  // a picture of the user's own has no address
-  const state = new URLSearchParams({...(by ? {like: by.id} : {q: at("text").value.trim()}), of: of(), k: at("k").value});
+  const state = new URLSearchParams({...(by ? {like: by.id} : {}), q: at("text").value.trim(), of: of(), k: at("k").value});
+  if (at("without").value.trim()) state.set("without", at("without").value.trim());
   if (indexes.length > 1) state.set("index", index().name);
   if (+at("least").value > 0) state.set("least", at("least").value);
   const next = "#" + state;
@@ -221,14 +225,15 @@ function fromAddress() {
   tellLeast();
   tellIndex();
   setBy(state.get("like") ? {id: state.get("like")} : null);
-  at("text").value = by ? "" : state.get("q") || "";
+  at("text").value = state.get("q") || "";
+  at("without").value = state.get("without") || "";
   search({keepAddress: true});
 }
 
 const tellLeast = () => { at("least-said").textContent = +at("least").value > 0 ? (+at("least").value).toFixed(2) : "any"; };
 
 at("ask").addEventListener("submit", event => { event.preventDefault(); search(); });
-at("text").addEventListener("input", () => { if (by && at("text").value) { const typed = at("text").value; setBy(null); at("text").value = typed; } });
+at("without").addEventListener("change", () => search());
 at("choose").addEventListener("click", () => at("file").click());
 at("file").addEventListener("change", () => { withFile(at("file").files[0]); at("file").value = ""; });
 at("by-remove").addEventListener("click", () => { setBy(null); at("text").focus(); search(); });

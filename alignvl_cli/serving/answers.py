@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from alignvl_cli.encoders.decoding import UnreadableImage, decode_image
-from alignvl_cli.errors import AlignvlError
+from alignvl_cli.errors import AlignvlError, UsageError
+from alignvl_cli.retrieval.queries import Like, combine, itself
 from alignvl_cli.retrieval.search import Hit, cut_texts, search
 from alignvl_cli.serving.catalog import Served
 from alignvl_cli.settings import Gallery
@@ -28,14 +29,9 @@ class Picture:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Like:
-    """An image of the index, by its id."""
-
-    id: str
-
-
-Query = str | Picture | Like
+Part = str | Picture | Like
+Sum = tuple[tuple[float, Part], ...]
+"""What is searched with: weights and parts, most often one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +49,7 @@ class Question:
 
     served: Served
     """As it was when the request came: a reload does not change it."""
-    queries: tuple[Query, ...]
+    queries: tuple[Sum, ...]
     wanted: Wanted | None
     """None: their embeddings alone."""
 
@@ -78,30 +74,40 @@ def answer(questions: Sequence[Question], *, max_pixels: int) -> list[Answer | E
     for served in {id(question.served): question.served for question in questions}.values():
         mine = [place for place, question in enumerate(questions) if question.served is served]
         vector_of, problem_of, notes_of = _embedded(served, [questions[place] for place in mine], max_pixels)
-        sound = []
+        sound: dict[int, list[np.ndarray]] = {}
         for place in mine:
-            refused = [problem_of[query] for query in questions[place].queries if query in problem_of]
-            if refused:
-                answers[place] = Refused(refused[0])
-            else:
-                sound.append(place)
+            try:
+                sound[place] = [_summed(query, vector_of, problem_of) for query in questions[place].queries]
+            except Refused as problem:
+                answers[place] = problem
         for wanted in dict.fromkeys(questions[place].wanted for place in sound):
-            alike = [place for place in sound if questions[place].wanted == wanted]
-            answers |= _searched(served, wanted, {place: questions[place] for place in alike}, vector_of, notes_of)
+            alike = {place: questions[place] for place in sound if questions[place].wanted == wanted}
+            answers |= _searched(served, wanted, alike, sound, notes_of)
     return [answers[place] for place in range(len(questions))]
+
+
+def _summed(query: Sum, vector_of: dict[Part, np.ndarray], problem_of: dict[Part, str]) -> np.ndarray:
+    """The unit row of a query; Refused where a part has none, or the parts cancel each other out."""
+    for _, part in query:
+        if part in problem_of:
+            raise Refused(problem_of[part])
+    try:
+        return combine([vector_of[part] for _, part in query], [weight for weight, _ in query])
+    except UsageError as problem:
+        raise Refused(str(problem)) from problem
 
 
 def _embedded(
     served: Served, questions: Sequence[Question], max_pixels: int
-) -> tuple[dict[Query, np.ndarray], dict[Query, str], dict[Query, str]]:
-    """Each distinct query -> its unit row; -> why it has none; -> what may mislead of it."""
-    queries = list(dict.fromkeys(query for question in questions for query in question.queries))
-    texts = [query for query in queries if isinstance(query, str)]
-    pictures = [query for query in queries if isinstance(query, Picture)]
-    likes = [query for query in queries if isinstance(query, Like)]
-    vector_of: dict[Query, np.ndarray] = {}
-    problem_of: dict[Query, str] = {}
-    notes_of: dict[Query, str] = {}
+) -> tuple[dict[Part, np.ndarray], dict[Part, str], dict[Part, str]]:
+    """Each distinct part -> its unit row; -> why it has none; -> what may mislead of it."""
+    parts = list(dict.fromkeys(part for question in questions for query in question.queries for _, part in query))
+    texts = [part for part in parts if isinstance(part, str)]
+    pictures = [part for part in parts if isinstance(part, Picture)]
+    likes = [part for part in parts if isinstance(part, Like)]
+    vector_of: dict[Part, np.ndarray] = {}
+    problem_of: dict[Part, str] = {}
+    notes_of: dict[Part, str] = {}
     if texts:
         vector_of |= zip(texts, served.encoder.encode_text(texts), strict=True)
         notes_of |= {text: sentence for text in texts for sentence in cut_texts(served.encoder, [text])}
@@ -123,7 +129,7 @@ def _embedded(
 
 
 def _decoded(
-    pictures: Sequence[Picture], max_pixels: int, sound: list[Picture], problem_of: dict[Query, str]
+    pictures: Sequence[Picture], max_pixels: int, sound: list[Picture], problem_of: dict[Part, str]
 ) -> Iterator[Image.Image]:
     """Those that can be read, one in memory at a time; told in `sound`, and the others in `problem_of`."""
     for picture in pictures:
@@ -137,7 +143,7 @@ def _decoded(
 
 
 def _one_by_one(
-    served: Served, pictures: Sequence[Picture], decoded: partial, problem_of: dict[Query, str], sound: list[Picture]
+    served: Served, pictures: Sequence[Picture], decoded: partial, problem_of: dict[Part, str], sound: list[Picture]
 ) -> list[np.ndarray]:
     found = []
     for picture in pictures:
@@ -155,19 +161,15 @@ def _searched(
     served: Served,
     wanted: Wanted | None,
     questions: dict[int, Question],
-    vector_of: dict[Query, np.ndarray],
-    notes_of: dict[Query, str],
+    unit_rows: dict[int, list[np.ndarray]],
+    notes_of: dict[Part, str],
 ) -> dict[int, Answer | Exception]:
     """Place -> answer, of questions that want the same."""
     queries = [query for question in questions.values() for query in question.queries]
-    vector_QE = np.stack([vector_of[query] for query in queries])
+    vector_QE = np.stack([unit_E for place in questions for unit_E in unit_rows[place]])
     if wanted is None:
         found: list[list[Hit]] = [[] for _ in queries]
     else:
-        itself = [
-            {served.content(query.id)} if isinstance(query, Like) and wanted.of is Gallery.image else frozenset()
-            for query in queries
-        ]
         found = search(
             served.index,
             served.encoder,
@@ -175,13 +177,13 @@ def _searched(
             k=wanted.k,
             of=wanted.of,
             rescore=served.rescore[wanted.of],
-            without=itself,
+            without=[itself(served.index, query, wanted.of) for query in queries],
         )
     answers: dict[int, Answer | Exception] = {}
     start = 0
     for place, question in questions.items():
         end = start + len(question.queries)
-        notes = [notes_of[query] for query in question.queries if query in notes_of]
+        notes = [notes_of[part] for query in question.queries for _, part in query if part in notes_of]
         if wanted is not None and served.approximate[wanted.of]:
             notes.append(served.approximate[wanted.of])
         lowest = -np.inf if wanted is None or wanted.threshold is None else wanted.threshold

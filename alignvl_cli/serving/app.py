@@ -21,9 +21,10 @@ from starlette.exceptions import HTTPException
 
 from alignvl_cli.artifacts import alignvl_version
 from alignvl_cli.report.page import EDGE, render
+from alignvl_cli.retrieval.queries import Like, told, weighted
 from alignvl_cli.retrieval.search import Hit
 from alignvl_cli.serving import answers
-from alignvl_cli.serving.answers import Answer, Like, Picture, Question, Refused, Wanted
+from alignvl_cli.serving.answers import Answer, Picture, Question, Refused, Sum, Wanted
 from alignvl_cli.serving.batching import BATCH, Batcher, QueueFull
 from alignvl_cli.serving.catalog import Catalog, NotAtHand, Served
 from alignvl_cli.serving.gate import LOOPBACK_NAMES, Admission, Gate
@@ -33,6 +34,9 @@ from alignvl_cli.settings import Gallery, ServeSettings
 MOST_TEXTS = 64
 """Of one request."""
 MOST_HITS = 200
+MOST_TERMS = 16
+"""That are added to a query, and that are subtracted."""
+ADD = "Words to add to the query, twice as much as `2*at night`; may be repeated."
 LARGEST_EDGE = 1024
 DECODERS = 2
 """Threads that read pictures of the index for thumbnails."""
@@ -169,6 +173,8 @@ class Asked:
     of: Annotated[Gallery | None, Query(description="What to search.")] = None
     k: Annotated[int, Query(ge=1, le=MOST_HITS, description="Hits.")] = 10
     threshold: Annotated[float | None, Query(allow_inf_nan=False, description="Leave out hits that score less.")] = None
+    add: Annotated[list[str] | None, Query(max_length=MOST_TERMS, description=ADD)] = None
+    subtract: Annotated[list[str] | None, Query(max_length=MOST_TERMS, description="Words to be far from.")] = None
 
 
 class Service:
@@ -243,7 +249,7 @@ class Service:
             raise HTTPException(422, str(problem)) from problem
 
     async def search(
-        self, served: Served, queries: list[tuple[str, answers.Query]], of: Gallery, k: int, threshold: float | None
+        self, served: Served, queries: list[tuple[str, Sum]], of: Gallery, k: int, threshold: float | None
     ) -> SearchAnswer:
         """`queries`, each with what it is called in the answer."""
         if threshold is not None and threshold > 1 and served.is_cosine:
@@ -261,6 +267,18 @@ class Service:
                 Result(query=query, hits=[self.found(served, hit) for hit in hits], best=best)
                 for (query, _), hits, best in zip(queries, found.found, found.best, strict=True)
             ],
+        )
+
+    async def ask_one(self, asked: "Asked", name: str, part: answers.Part, of: Gallery) -> SearchAnswer:
+        """Search with `part`, called `name`, and what is added to it; `of` where the request does not say."""
+        terms: list[tuple[float, str]] = []
+        for sign, written in ((1, asked.add or []), (-1, asked.subtract or [])):
+            found = [weighted(one) for one in written]
+            self.check_texts([text for _, text in found])
+            terms += [(sign * weight, text) for weight, text in found]
+        named = told([(1.0, name), *terms])
+        return await self.search(
+            self.served(asked.index), [(named, ((1.0, part), *terms))], asked.of or of, asked.k, asked.threshold
         )
 
     def found(self, served: Served, hit: Hit) -> Found:
@@ -356,30 +374,30 @@ def _searches(app: FastAPI, service: Service) -> None:
         asked: Annotated[Asked, Depends()], text: Annotated[str, Query(description="What to look for.")]
     ) -> SearchAnswer:
         service.check_texts([text])
-        served = service.served(asked.index)
-        return await service.search(served, [(text, text)], asked.of or Gallery.image, asked.k, asked.threshold)
+        return await service.ask_one(asked, text, text, Gallery.image)
 
     @app.post("/search", tags=["search"], summary="Search by several texts")
     async def search_texts(asked: TextSearch) -> SearchAnswer:
         service.check_texts(asked.texts)
         served = service.served(asked.index)
-        return await service.search(served, [(text, text) for text in asked.texts], asked.of, asked.k, asked.threshold)
+        queries: list[tuple[str, Sum]] = [(text, ((1.0, text),)) for text in asked.texts]
+        return await service.search(served, queries, asked.of, asked.k, asked.threshold)
 
     @app.post("/search/image", tags=["search"], summary="Search by a picture", openapi_extra=PICTURE_BODY)
     async def search_image(request: Request, asked: Annotated[Asked, Depends()]) -> SearchAnswer:
-        """The body is the picture's file, as it is; of captions, unless `of` says otherwise."""
-        data = await _picture(request)
-        served = service.served(asked.index)
-        of = asked.of or Gallery.text
-        return await service.search(served, [("picture", Picture(data))], of, asked.k, asked.threshold)
+        """The body is the picture's file, as it is. Captions are searched, or images where words are added or
+        subtracted, unless `of` says otherwise."""
+        picture = Picture(await _picture(request))
+        of = Gallery.image if asked.add or asked.subtract else Gallery.text
+        return await service.ask_one(asked, "picture", picture, of)
 
     @app.get("/search/like/{id:path}", tags=["search"], summary="Search by an item of the index")
     async def search_like(
         id: Annotated[str, Path(description="Of an image of the index.")], asked: Annotated[Asked, Depends()]
     ) -> SearchAnswer:
         """Images by their likeness to one of the index, which is left out itself, with its copies."""
-        served = service.item(asked.index, id)
-        return await service.search(served, [(id, Like(id))], asked.of or Gallery.image, asked.k, asked.threshold)
+        service.item(asked.index, id)
+        return await service.ask_one(asked, id, Like(id), Gallery.image)
 
 
 def _items(app: FastAPI, service: Service) -> None:
@@ -409,8 +427,8 @@ def _items(app: FastAPI, service: Service) -> None:
 
 
 def _embeddings(app: FastAPI, service: Service) -> None:
-    async def embedded(served: Served, queries: tuple[answers.Query, ...]) -> Embeddings:
-        found = await service.ask(Question(served, queries, None))
+    async def embedded(served: Served, parts: tuple[answers.Part, ...]) -> Embeddings:
+        found = await service.ask(Question(served, tuple(((1.0, part),) for part in parts), None))
         return Embeddings(
             index=served.name,
             adapters_sha256=served.index.record.adapters_sha256,

@@ -10,7 +10,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from support.service import service, source_of
 
-from alignvl_cli import search
+from alignvl_cli import Combined, Like, search
 from alignvl_cli.retrieval.dual_encoder import DualEncoder
 from alignvl_cli.retrieval.index import open_index
 from alignvl_cli.settings import Gallery
@@ -144,3 +144,20 @@ def test_every_route_is_in_the_document_and_on_its_page(client):
     page = client.get("/docs").body.decode()
     assert len(document["paths"]) == 10
     assert all(f"</span>{path}</h3>" in page for path in document["paths"])
+
+
+def test_words_are_added_to_and_subtracted_from_a_text_a_picture_and_an_item(client, index, workplace):
+    name, photo = index.items[Gallery.image].id[7], workplace / "3.png"
+    extra = "add=2*green+square&subtract=blue&k=5"
+    replies = [
+        client.get(f"/search?text=red&{extra}"),
+        client.post(f"/search/image?{extra}", photo.read_bytes()),
+        client.get(f"/search/like/{quote(name, safe='')}?{extra}"),
+    ]
+    sums = [Combined((1, base), (2, "green square"), (-1, "blue")) for base in ("red", photo, Like(name))]
+    assert [answered(reply.json["results"][0]) for reply in replies] == list(map(plain, search(index, sums, k=5)))
+    assert replies[0].json["results"][0]["query"] == "red + 2*green square - blue"
+    nothing = client.get("/search?text=red&subtract=red")
+    assert (nothing.status, "cancel each other out" in nothing.reason) == (422, True)
+    assert client.get("/search?text=red&add=+").status == 422
+    assert client.get("/search?text=red" + "&add=x" * 17).status == 422

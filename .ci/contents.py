@@ -16,6 +16,10 @@ NEEDED = {
     "alignvl_cli/report/page.html",
     "alignvl_cli/report/page.css",
     "alignvl_cli/report/style.css",
+    "alignvl_cli/report/api.html",
+    "alignvl_cli/report/service.html",
+    "alignvl_cli/report/service.css",
+    "alignvl_cli/report/service.js",
 }
 SOURCE_NEEDED = NEEDED | {"README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "constraints.txt", "Makefile"}
 WHEEL = re.compile(r"alignvl_cli/.+|alignvl-[^/]+\.dist-info/.+")

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alignvl_cli.api import (
+        Combined,
         DualEncoder,
+        Like,
         build_index,
         classify,
         evaluate,
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Combined",
     "DualEncoder",
+    "Like",
     "__version__",
     "build_index",
     "classify",

@@ -32,6 +32,7 @@ from alignvl_cli.retrieval import search as searching
 from alignvl_cli.retrieval.dual_encoder import DualEncoder
 from alignvl_cli.retrieval.factory import AUTO
 from alignvl_cli.retrieval.metrics import RECALL_AT, Protocol
+from alignvl_cli.retrieval.queries import Combined, Like, Query, embed, itself, terms_of
 from alignvl_cli.settings import (
     AUTO_LAYERS,
     DEFAULT_TEXT,
@@ -56,7 +57,9 @@ from alignvl_cli.training.run import count_pairs, train_run
 from alignvl_cli.training.run_folder import Run, load_run
 
 __all__ = [
+    "Combined",
     "DualEncoder",
+    "Like",
     "build_index",
     "classify",
     "evaluate",
@@ -253,7 +256,7 @@ def build_index(
 
 def search(
     index: indexing.Index | str | Path,
-    queries: Iterable[str] | Iterable[Path | Image.Image],
+    queries: Iterable[Query],
     *,
     encoder: DualEncoder | None = None,
     of: Gallery | str | None = None,
@@ -263,24 +266,34 @@ def search(
 ) -> list[list[searching.Hit]]:
     """The first `k` hits of each query that score `threshold` or more; duplicates are one hit, with a count.
 
-    Queries are texts, or pictures as `Path` or PIL image. `of` is the gallery, "image" or "text"; by default texts
-    find images and pictures find captions. `encoder` saves loading the index's run once more for each call.
+    Queries are texts, pictures as `Path` or PIL image, `Like(id)` for an image of the index, or `Combined((weight,
+    query), ...)` of these. `of` is the gallery, "image" or "text"; by default pictures find captions, and all others
+    images. `encoder` saves loading the index's run once more for each call.
 
-    Raises UsageError for one query alone, or texts and pictures together; MismatchError for an encoder of other
-    adapters than the index's.
+    Raises UsageError for one query alone, texts and pictures together (but in a `Combined`), an id that the index does
+    not have, or parts that cancel each other out; MismatchError for an encoder of other adapters than the index's.
     """
     opened = index if isinstance(index, indexing.Index) else indexing.open_index(Path(index))
-    if isinstance(queries, str | Path | Image.Image):
+    if isinstance(queries, str | Path | Image.Image | Like | Combined):
         raise UsageError(f"search: wanted a list of queries, not one ({type(queries).__name__})")
     asked = list(queries)
-    texts = [query for query in asked if isinstance(query, str)]
-    if texts and len(texts) < len(asked):
+    pictures = [query for query in asked if isinstance(query, Path | Image.Image)]
+    if pictures and len(pictures) < len(asked):
         raise UsageError("search: wanted texts alone or pictures alone (a path as pathlib.Path, not as str)")
     encoder = encoder or DualEncoder.load(opened.run_path, device)
-    pictures = [query for query in asked if not isinstance(query, str)]
-    query_QE = encoder.encode_image(pictures) if pictures else encoder.encode_text(texts)
+    query_QE = embed(opened, encoder, lambda: _store_at(opened), asked)
     gallery = _choice(Gallery, "of", of) or (Gallery.text if pictures else Gallery.image)
-    return searching.search(opened, encoder, query_QE, k=k, of=gallery, threshold=threshold)
+    without = [itself(opened, terms_of(query), gallery) for query in asked]
+    return searching.search(opened, encoder, query_QE, k=k, of=gallery, threshold=threshold, without=without)
+
+
+def _store_at(index: indexing.Index) -> Store | None:
+    """The store that an index was made of, if it is where it was."""
+    try:
+        store = open_store(index.record.store)
+    except DataError:
+        return None
+    return store if store.content_hash == index.record.store_content_hash else None
 
 
 def classify(

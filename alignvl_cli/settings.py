@@ -390,6 +390,10 @@ def _memory(text: str) -> int:
     return size_in_bytes("memory", text, plain=GIB)
 
 
+def _max_body(text: str) -> int:
+    return size_in_bytes("max-body", text)
+
+
 ABOVE_0 = Range("above 0", lambda value: value > 0)
 SHARE = Range("a share from 0 to 1", lambda value: 0 <= value <= 1)
 SEED = Range("from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63)
@@ -397,6 +401,7 @@ MARGIN = Range("above 0 and at most 100", lambda value: 0 < value <= 100)
 NOISE_STD = Range("above 0 (switch the perturbation off with --no-rp)", ABOVE_0.holds)
 MASS = Range("above 0 and below 1 (switch smoothing off with --no-es)", lambda value: 0 < value < 1)
 DROPOUT = Range("0, or from 0.002 to 0.996", lambda value: value == 0 or 0.002 <= value <= 0.996)  # 256 levels
+PORT = Range("from 0 to 65535 (0: a free one)", lambda value: 0 <= value < 2**16)
 DECAY = Range("at least 0 (off) and below 1", lambda value: 0 <= value < 1)
 
 BY_RECIPE, BY_SIZE = "by recipe", "by size"
@@ -404,6 +409,7 @@ ENCODERS, DATA, WORK = "Encoders", "Data", "Work"
 MIXING, PERTURBATION, SMOOTHING = "Mixing (FuseMix)", "Random Perturbation (RP)", "Embedding Smoothing (ES)"
 MODEL, SCHEDULE = "Adapters and loss", "Schedule and machine"
 PROTOCOL, REPORTS = "Protocol", "Reports"
+LIMITS = "Limits"
 
 # Settings of several commands; each class makes a field of its own of them.
 device = partial(setting, "Where to compute; auto takes CUDA, else MPS, else the CPU.", Device.auto)
@@ -755,6 +761,28 @@ class SearchSettings(Checked):
     overwrite: bool = setting("Replace what is at --html; a search's page always is.", False)
     device: Device = device()
     as_json: bool = as_json()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings(Checked):
+    """Of `serve`."""
+
+    host: str = setting("Address to listen at; 0.0.0.0: every one of this machine.", "127.0.0.1")
+    port: int = setting("Port to listen at; 0: a free one.", 8000, within=PORT)
+    without_token: bool = setting("Serve other machines although ALIGNVL_TOKEN is not set.", False)
+    queue: int = setting("Requests that may wait; more are answered 429.", 64, LIMITS, within=at_least(1))
+    max_body: int = setting(
+        "Largest body of a request, a picture; larger ones are answered 413.",
+        *(20 * 10**6, LIMITS),
+        says="20MB",
+        metavar="SIZE",
+        read=_max_body,
+    )
+    """Bytes."""
+    max_pixels: int = setting("Pictures of more pixels are answered 422.", 50_000_000, LIMITS, within=at_least(1))
+    max_text: int = setting("Texts of more characters are answered 422.", 2000, LIMITS, within=at_least(1))
+    timeout: float = setting("Seconds until a request is answered 504.", 30.0, LIMITS, within=ABOVE_0)
+    device: Device = device()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

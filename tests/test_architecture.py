@@ -22,9 +22,10 @@ ALLOWED = {
     "ablation": {"align", "store", "training", "retrieval"},
     "export": {"align", "encoders", "store", "training", "retrieval"},
     "report": {"align", "datasets", "encoders", "store", "extraction", "training", "retrieval", "ablation"},
+    "serving": {"datasets", "encoders", "store", "retrieval", "report"},
     "cli": {
         *("align", "datasets", "encoders", "store", "extraction", "training"),
-        *("retrieval", "ablation", "export", "report"),
+        *("retrieval", "ablation", "export", "report", "serving"),
     },
 }
 """Room -> the rooms it may import, besides the modules of EVERYWHERE."""

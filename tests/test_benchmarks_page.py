@@ -15,11 +15,11 @@ bench = sys.modules["benchmarks_page"] = module_from_spec(spec)
 spec.loader.exec_module(bench)
 
 NO_SPEED = {
-    *("page.py", "synthetic_pairs.py", "sizes.py", "sets.py", "entered_files.py"),
-    *("kill_extraction.py", "kill_training.py", "study_statistics.py", "growing.py"),
+    *("page.py", "synthetic_pairs.py", "sizes.py", "sets.py", "image_sets.py", "rule_of_thumb.py", "entered_files.py"),
+    *("kill_extraction.py", "kill_training.py", "study_statistics.py", "growing.py", "serving.py"),
 }
-"""The writer itself, the studies of sizes and of sets, and scripts that count what comes out right; of growing.py,
-docs/extract.md has the output."""
+"""The writer itself, what makes and compares sets, scripts that count what comes out right, what docs/extract.md has the
+output of (growing.py), and the load test of an index, whose figures are in docs/serving.md."""
 
 
 def test_every_benchmark_of_speed_has_its_section():

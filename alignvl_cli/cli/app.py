@@ -29,6 +29,7 @@ from alignvl_cli.cli import (
     probe,
     report,
     search,
+    serve,
     train,
 )
 from alignvl_cli.cli import inspect as inspect_
@@ -206,7 +207,7 @@ def alignvl(
     """Align two frozen encoders, a vision model and a text model, and find out what helped.
 
     In an empty folder, on the built-in demo: alignvl extract, then alignvl train, then alignvl eval
-    and alignvl search "red heart". Each begins with what the last one made.
+    and alignvl search "red heart" or alignvl serve. Each begins with what the last one made.
     """
 
 
@@ -250,6 +251,7 @@ register(train.train, "train")
 register(eval.eval_, "eval")
 register(index.index, "index")
 register(search.search, "search")
+register(serve.serve, "serve")
 register(classify.classify, "classify")
 register(ablate.ablate, "ablate")
 register(report.report, "report")

@@ -37,6 +37,7 @@ EXTRAS = {
     "eccv": ("eccv_caption",),
     "tensorboard": ("tensorboard",),
     "export": ("onnx", "onnxruntime", "onnxscript", "sentence_transformers"),
+    "serve": ("fastapi", "uvicorn", "prometheus_client", "jinja2"),
 }
 """Extra -> what it brings, by import name."""
 LOW_DISK = 2 * 1024**3

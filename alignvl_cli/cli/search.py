@@ -12,9 +12,8 @@ from alignvl_cli.settings import Gallery, SearchSettings, Trust
 
 if TYPE_CHECKING:
     from alignvl_cli.report.search import SearchPage
-    from alignvl_cli.retrieval.dual_encoder import DualEncoder
-    from alignvl_cli.retrieval.index import Index
-    from alignvl_cli.retrieval.search import Hit, Rescore
+    from alignvl_cli.retrieval.queries import Query
+    from alignvl_cli.retrieval.search import Hit
 
 
 def search(
@@ -24,6 +23,23 @@ def search(
         list[Path] | None, typer.Option("--image", "-i", help="A picture to search with; may be repeated.")
     ] = None,
     queries: Annotated[Path | None, typer.Option(help="File of texts to search with, one a line.")] = None,
+    like: Annotated[
+        list[str] | None, typer.Option("--like", metavar="ID", help="An image of the index to search with.")
+    ] = None,
+    add: Annotated[
+        list[str] | None, typer.Option("--add", metavar="[W*]TEXT", help="Add words to each query, W times as much.")
+    ] = None,
+    subtract: Annotated[
+        list[str] | None,
+        typer.Option("--subtract", metavar="[W*]TEXT", help="Words to be far from."),
+    ] = None,
+    add_image: Annotated[
+        list[str] | None, typer.Option("--add-image", metavar="[W*]FILE", help="Add a picture to each query.")
+    ] = None,
+    subtract_image: Annotated[
+        list[str] | None,
+        typer.Option("--subtract-image", metavar="[W*]FILE", help="A picture to be far from."),
+    ] = None,
     index: Annotated[
         Path | None, typer.Option(help="Index to ask. Default: the newest; none: one is built for the newest run.")
     ] = None,
@@ -31,24 +47,29 @@ def search(
     trust: Trust,
     asked: SearchSettings,
 ) -> None:
-    """Find images by words, or captions by a picture.
+    """Find images by words, captions by a picture, images like one of the index.
 
-    Duplicates (the same caption text, the same image content) are folded into one hit.
+    Duplicates (the same caption text, the same image content) are folded into one hit. --add and --subtract make a
+    weighted sum of each query: alignvl search --image photo.jpg --of image --add "2*at night" --subtract truck
     """
-    if bool(text or queries) == bool(image):
-        raise UsageError('search wants either TEXT or --image FILE, e.g. `alignvl search "red heart"`')
+    if [bool(text or queries), bool(image), bool(like)].count(True) != 1:
+        raise UsageError('search wants either TEXT or --image FILE or --like ID, e.g. `alignvl search "red heart"`')
 
-    from alignvl_cli.cli.workspace import open_or_make_index, run_of
+    from alignvl_cli.cli.workspace import open_or_make_index, run_of, store_behind
     from alignvl_cli.devices import choose_device
     from alignvl_cli.report.search import hits_table
     from alignvl_cli.retrieval.dual_encoder import DualEncoder
-    from alignvl_cli.retrieval.factory import is_exact as factory_is_exact
-    from alignvl_cli.retrieval.search import cut_texts
+    from alignvl_cli.retrieval.queries import Combined, Like, embed, itself, terms_of, told
+    from alignvl_cli.retrieval.search import cut_texts, scoring
     from alignvl_cli.retrieval.search import search as ask
 
     if any(not words.strip() for words in text or []):
         raise UsageError('search: TEXT is blank; say what to look for, e.g. `alignvl search "red heart"`')
-    queried = [*(text or []), *(_lines(queries) if queries else []), *map(str, image or [])]
+    extra, extra_names = _extra_terms(add, subtract, add_image, subtract_image)
+    words = [*(text or []), *(_lines(queries) if queries else [])]
+    bases: list[str | Path | Like] = [*words, *(image or []), *map(Like, like or [])]
+    sums: list[Query] = [Combined((1.0, base), *extra) if extra else base for base in bases]
+    queried = [told([(1.0, base.id if isinstance(base, Like) else str(base)), *extra_names]) for base in bases]
     place = choose_device(asked.device)
     page_path = gallery_place(session, asked.html, asked.overwrite) if asked.html or asked.open_page else None
     opened = open_or_make_index(session, index, place)
@@ -58,14 +79,16 @@ def search(
     encoder = DualEncoder.load(
         run_of(session, opened), device=place, trust_remote_code=trust.remote_code, allow_pickle=trust.pickle
     )
-    if not image:
-        for sentence in cut_texts(encoder, queried):
-            session.warn(sentence)
-    query_QE = encoder.encode_image(queried) if image else encoder.encode_text(queried)
-    gallery = asked.of or (Gallery.text if image else Gallery.image)
-    rescore = _rescore(session, opened, encoder, gallery)
-    is_exact = rescore is not None or factory_is_exact(opened.record.factory[gallery])
-    found = ask(opened, encoder, query_QE, k=asked.k, of=gallery, rescore=rescore)
+    texts = dict.fromkeys(part for query in sums for _, part in terms_of(query) if isinstance(part, str))
+    for sentence in cut_texts(encoder, texts):
+        session.warn(sentence)
+    query_QE = embed(opened, encoder, lambda: store_behind(session, opened), sums)
+    gallery = asked.of or (Gallery.text if image and not extra else Gallery.image)
+    without = [itself(opened, terms_of(query), gallery) for query in sums]
+    rescore, approximate = scoring(opened, encoder, gallery, lambda: store_behind(session, opened), opened.record.store)
+    if approximate:
+        session.warn(approximate)
+    found = ask(opened, encoder, query_QE, k=asked.k, of=gallery, rescore=rescore, without=without)
     if asked.threshold is not None:
         found = [_above(session, asked.threshold, query, hits) for query, hits in zip(queried, found, strict=True)]
     if page_path is not None:
@@ -76,7 +99,7 @@ def search(
             index=str(opened.path),
             gallery=gallery,
             items=len(opened.items[gallery].id),
-            measure=("" if is_exact else "approximate ") + opened.record.metric,
+            measure=("approximate " if approximate else "") + opened.record.metric,
             threshold=asked.threshold,
             answers=list(zip(queried, pictures, found, strict=True)),
         )
@@ -87,31 +110,30 @@ def search(
             for query, hits in zip(queried, found, strict=True)
         ]
         answer = {"schema": "alignvl.search/1", "index": str(opened.path), "of": gallery.value}
-        session.document({**answer, "scores": "exact" if is_exact else "approximate", "results": results})
+        session.document({**answer, "scores": "approximate" if approximate else "exact", "results": results})
         return
     for query, hits in zip(queried, found, strict=True):
         session.show(hits_table(query, gallery, hits, is_cosine=is_cosine))
 
 
-def _rescore(session: Session, index: "Index", encoder: "DualEncoder", gallery: Gallery) -> "Rescore | None":
-    """Exact scores for an index of compressed vectors, from the store it was made of; without that, a warning."""
-    from alignvl_cli.cli.workspace import find_store
-    from alignvl_cli.retrieval.factory import is_exact
-    from alignvl_cli.retrieval.search import exact_scores
+def _extra_terms(
+    add: list[str] | None, subtract: list[str] | None, add_image: list[str] | None, subtract_image: list[str] | None
+) -> "tuple[list[tuple[float, str | Path]], list[tuple[float, str]]]":
+    """What is added to each query: weights and parts, and the same with their names. UsageError for a blank one."""
+    from alignvl_cli.retrieval.queries import weighted
 
-    factory = index.record.factory[gallery]
-    if is_exact(factory):
-        return None
-    store = find_store(session, index.record.store_content_hash, index.record.store, beside=index.path)
-    rescore = None if store is None else exact_scores(index, encoder, store, gallery)
-    if rescore is None:
-        error = (index.record.score_error or {}).get(gallery)
-        far = "how far off is not on record" if error is None else f"found to be up to {error:.2g} off"
-        session.warn(
-            f"the scores are approximate, of vectors that {factory} has compressed ({far}), and "
-            f"{index.record.store}, which exact ones come from, is not here; --factory Flat keeps whole vectors"
-        )
-    return rescore
+    extra: list[tuple[float, str | Path]] = []
+    for flag, written, sign, kind in (
+        ("add", add, 1, str),
+        ("subtract", subtract, -1, str),
+        ("add-image", add_image, 1, Path),
+        ("subtract-image", subtract_image, -1, Path),
+    ):
+        for weight, part in map(weighted, written or []):
+            if not part.strip() or weight == 0:
+                raise UsageError(f"--{flag}: wanted what to {flag.partition('-')[0]}, with a weight above 0 if any")
+            extra.append((sign * weight, kind(part)))
+    return extra, [(weight, str(part)) for weight, part in extra]
 
 
 def _above(session: Session, threshold: float, query: str, hits: "list[Hit]") -> "list[Hit]":

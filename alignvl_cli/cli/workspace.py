@@ -242,6 +242,11 @@ def find_store(session: "Session", content_hash: str, path: str, *, beside: Path
     return None
 
 
+def store_behind(session: "Session", index: "Index") -> "Store | None":
+    """The store that an index was made of, as `find_store` finds it."""
+    return find_store(session, index.record.store_content_hash, index.record.store, beside=index.path)
+
+
 def run_of(session: "Session", index: "Index") -> Path:
     """The run that an index was made of, told by its adapters: where it was then, in the workspace, or where it has
     moved to together with the index. DataError when it is in none of them."""

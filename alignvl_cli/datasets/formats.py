@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 from alignvl_cli.datasets.annotations import is_csv_header, is_token_line, open_annotations, open_flickr
-from alignvl_cli.datasets.dataset import Dataset, ImageSource, Item
+from alignvl_cli.datasets.dataset import MOST_BYTES, Dataset, ImageSource, Item
 from alignvl_cli.datasets.demo import open_emoji
 from alignvl_cli.datasets.folders import IMAGE_SUFFIXES, UNREAD_SUFFIXES, open_folder
 from alignvl_cli.datasets.grouping import open_manifest
@@ -248,12 +248,12 @@ def picture_bytes(uri: str) -> bytes | None:
     """
     try:
         if uri.startswith(DEMO):
-            return _demo_pictures(uri.partition("/")[0])[uri].read()
+            return _demo_pictures(uri.partition("/")[0])[uri].read(MOST_BYTES)
         path = Path(uri)
         if path.is_file():
-            return ImageSource(path).read()
+            return ImageSource(path).read(MOST_BYTES)
         tar = next((parent for parent in path.parents if parent.is_file()), None)
-        return None if tar is None else _tar_pictures(tar)[str(path.relative_to(tar))].read()
+        return None if tar is None else _tar_pictures(tar)[str(path.relative_to(tar))].read(MOST_BYTES)
     except (OSError, KeyError, tarfile.TarError, AlignvlError):
         return None
 

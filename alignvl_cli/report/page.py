@@ -233,15 +233,20 @@ QUALITY = 82
 
 
 def thumbnail(data: bytes, edge: int = EDGE) -> str | None:
-    """A JPEG of at most `edge` x `edge` pixels as a `data:` URI; None for bytes that are no readable picture.
-
-    What a page embeds was decoded and encoded anew here: nothing of the file's own bytes gets into it.
-    """
+    """As `thumbnail_jpeg`, a `data:` URI; None for bytes that are no readable picture."""
     try:
-        image = decode_image(data, MAX_PIXELS)
+        return "data:image/jpeg;base64," + base64.b64encode(thumbnail_jpeg(data, edge)).decode()
     except UnreadableImage:
         return None
+
+
+def thumbnail_jpeg(data: bytes, edge: int = EDGE) -> bytes:
+    """A JPEG of at most `edge` x `edge` pixels; UnreadableImage for bytes that are no readable picture.
+
+    What a page shows was decoded and encoded anew here: nothing of the file's own bytes gets into it.
+    """
+    image = decode_image(data, MAX_PIXELS)
     image.thumbnail((edge, edge))
     out = io.BytesIO()
     image.save(out, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+    return out.getvalue()

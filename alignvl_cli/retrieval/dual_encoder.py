@@ -15,7 +15,7 @@ from alignvl_cli.encoders.decoding import UnreadableImage, as_rgb, decode_image
 from alignvl_cli.encoders.folders import NO_TRUST
 from alignvl_cli.encoders.text import TextEncoder, reload_text, text_list
 from alignvl_cli.encoders.vision import VisionEncoder, reload_vision
-from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.errors import DataError, MismatchError, UsageError
 from alignvl_cli.retrieval.embeddings import PROJECT_ROWS, project
 from alignvl_cli.settings import MAX_PIXELS, Device, Precision, Trust
 from alignvl_cli.training.run_folder import Run, load_run
@@ -62,6 +62,14 @@ class DualEncoder:
             raise UsageError(f"device: wanted one of {', '.join(Device)}, got {device!r}")
         place = choose_device(Device(device))
         return cls(load_run(Path(run), place), place, Trust(remote_code=trust_remote_code, pickle=allow_pickle))
+
+    def with_run(self, run: Run) -> "DualEncoder":
+        """The same frozen encoders, loaded once, with the adapters of another run. MismatchError for one of others."""
+        if run.encoder_hash != self.run.encoder_hash:
+            raise MismatchError(f"{run.path} was trained on other encoders than {self.run.path}")
+        other = DualEncoder(run, self.device, self._trust)
+        other.__dict__.update(_vision=self._vision, _text=self._text)  # where the cached properties keep them
+        return other
 
     @property
     def temperature(self) -> float:

@@ -2,15 +2,16 @@
 
 # Q queries, E shared width, K nearest.
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from alignvl_cli.errors import MismatchError
+from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.retrieval.dual_encoder import DualEncoder
-from alignvl_cli.retrieval.index import Index, Items
+from alignvl_cli.retrieval.factory import is_exact
+from alignvl_cli.retrieval.index import FAISS_ERRORS, Index, Items
 from alignvl_cli.retrieval.nearest import nearest
 from alignvl_cli.settings import Gallery
 from alignvl_cli.store.reader import Store
@@ -52,18 +53,21 @@ def search(
     of: Gallery,
     threshold: float | None = None,
     rescore: Rescore | None = None,
+    without: Sequence[Set[str]] = (),
 ) -> list[list[Hit]]:
     """The first `k` distinct hits of each query, embedded by `encoder` (unit rows), that score `threshold` or more.
 
     Fewer when the gallery has fewer, or an approximate index finds fewer. Images of the same content, and captions of
-    the same text, are one hit with a count. `rescore` gives the scores of an index of compressed vectors exactly.
+    the same text, are one hit with a count. `rescore` gives the scores of an index of compressed vectors exactly;
+    `without` has, for each query, the contents (`Items.content`) that it is not to find.
     Raises MismatchError when the index was made with other adapters than the encoder's, ValueError for k < 1.
     """
     if k < 1:
         raise ValueError(f"k should be at least 1, not {k}")
     require_same_adapters(index, encoder)
     items, vectors = index.items[of], index.vectors[of]
-    wanted = min(k, len(items.copies))
+    left_out = without or [frozenset()] * len(query_QE)
+    wanted = [min(k, len(items.copies) - len(items.copies.keys() & contents)) for contents in left_out]
     hits: dict[int, list[Hit]] = {}
     waiting, depth = list(range(len(query_QE))), k
     while waiting:
@@ -72,8 +76,10 @@ def search(
         if rescore is not None:
             score_QK = rescore(query_QE[waiting], row_QK)
         for position, score_K, row_K in zip(waiting, score_QK, row_QK, strict=True):
-            hits[position] = _fold(items, score_K, row_K, k)
-        waiting = [position for position in waiting if len(hits[position]) < wanted and depth < vectors.ntotal]
+            hits[position] = _fold(items, score_K, row_K, k, left_out[position])
+        waiting = [
+            position for position in waiting if len(hits[position]) < wanted[position] and depth < vectors.ntotal
+        ]
     lowest = -np.inf if threshold is None else threshold
     return [[hit for hit in hits[position] if hit.score >= lowest] for position in range(len(query_QE))]
 
@@ -99,6 +105,43 @@ def exact_scores(index: Index, encoder: DualEncoder, store: Store, of: Gallery) 
     return rescore
 
 
+def scoring(
+    index: Index, encoder: DualEncoder, of: Gallery, store: Callable[[], Store | None], store_name: str
+) -> tuple[Rescore | None, str]:
+    """What makes the scores of an index exact, and a sentence where nothing does: they are approximate then.
+
+    `store` finds the store that the index was made of, and is asked for compressed vectors alone.
+    """
+    factory = index.record.factory[of]
+    if is_exact(factory):
+        return None, ""
+    found = store()
+    if found is not None and (rescore := exact_scores(index, encoder, found, of)) is not None:
+        return rescore, ""
+    error = (index.record.score_error or {}).get(of)
+    far = "how far off is not on record" if error is None else f"found to be up to {error:.2g} off"
+    return None, (
+        f"the scores are approximate, of vectors that {factory} has compressed ({far}), and {store_name}, which exact "
+        "ones come from, is not here; --factory Flat keeps whole vectors"
+    )
+
+
+def image_vectors(index: Index, encoder: DualEncoder, store: Store | None, row_Q: Sequence[int]) -> np.ndarray:
+    """Unit rows (Q, E) of the images at `row_Q` of an index, to search with: from its store, else as the index keeps
+    them, which of compressed vectors is near. DataError where it keeps none that can be read back."""
+    if store is not None:
+        return encoder.project_image(store.image_block(store.rows(index.record.split).image[list(row_Q)]))
+    vectors = index.vectors[Gallery.image]
+    try:
+        kept_QE = np.stack([vectors.reconstruct(int(row)) for row in row_Q])[:, : index.record.width]
+    except FAISS_ERRORS as problem:
+        raise DataError(
+            f"{index.path}: cannot search by one of its pictures: vectors of {index.record.factory[Gallery.image]} are "
+            "not read back, and the store that it was made of is not here"
+        ) from problem
+    return kept_QE / np.linalg.norm(kept_QE, axis=1, keepdims=True)
+
+
 def cut_texts(encoder: DualEncoder, texts: Iterable[str]) -> list[str]:
     """A sentence for each text that the encoder reads the beginning of only."""
     texts = [*texts]
@@ -122,7 +165,7 @@ def require_same_adapters(index: Index, encoder: DualEncoder) -> None:
         )
 
 
-def _fold(items: Items, score_K: np.ndarray, row_K: np.ndarray, k: int) -> list[Hit]:
+def _fold(items: Items, score_K: np.ndarray, row_K: np.ndarray, k: int, without: Set[str]) -> list[Hit]:
     """The first `k` distinct rows, best first and equal scores by row."""
     hits: dict[str, Hit] = {}
     for place in np.lexsort((row_K, -score_K)):
@@ -130,6 +173,8 @@ def _fold(items: Items, score_K: np.ndarray, row_K: np.ndarray, k: int) -> list[
         if row < 0:  # an approximate index found no more
             continue
         content = items.content[row]
+        if content in without:
+            continue
         if content not in hits:
             hits[content] = Hit(
                 rank=len(hits) + 1,

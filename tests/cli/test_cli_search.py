@@ -164,3 +164,55 @@ def test_scores_of_a_compressed_index_are_exact_or_called_approximate(coloured, 
     found = alone("search", "green", "-k", 3, "--json", "--index", folder)
     assert json.loads(found.stdout)["scores"] == "approximate"
     assert "found to be up to" in " ".join(found.stderr.split())
+
+
+def found_by(coloured, *words):
+    return json.loads(coloured.succeeds("search", *words, "--json"))["results"]
+
+
+def test_an_image_of_the_index_finds_others_and_not_itself(coloured):
+    name = found_by(coloured, "green", "-k", 1)[0]["hits"][0]["id"]
+    (result,) = found_by(coloured, "--like", name, "-k", 60)
+    assert result["query"] == name
+    assert len(result["hits"]) == 59
+    assert name not in [hit["id"] for hit in result["hits"]]
+    message = coloured.fails(2, "search", "--like", name[:-1] + "x")
+    assert f"the index has no image of this id. Did you mean '{name}'?" in message
+
+
+def test_what_is_added_and_subtracted_is_a_weighted_sum_and_plain_texts_are_plain(coloured, tmp_path):
+    from alignvl_cli import Combined, Like, search
+    from alignvl_cli.retrieval.index import open_index
+
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "photo.png")
+    (result,) = found_by(
+        coloured, "-i", tmp_path / "photo.png", "--add", "2*green square", "--subtract", "blue", "--subtract-image",
+        f"0.5*{tmp_path / 'photo.png'}", "-k", 3,
+    )  # fmt: skip
+    assert result["query"].endswith(f"photo.png + 2*green square - blue - 0.5*{tmp_path / 'photo.png'}")
+    index = open_index(sorted((coloured.workspace / "indexes").iterdir())[-1])
+    photo = tmp_path / "photo.png"
+    query = Combined((1, photo), (2, "green square"), (-1, "blue"), (-0.5, photo))
+    name = result["hits"][0]["id"]
+    in_python = search(index, [query, Combined((1, Like(name)), (1, "red")), "2*green"], k=3)
+    assert [(hit.id, pytest.approx(hit.score, abs=1e-5)) for hit in in_python[0]] == [
+        (hit["id"], hit["score"]) for hit in result["hits"]
+    ]
+    assert name not in [hit.id for hit in in_python[1]]
+    (plain,) = found_by(coloured, "2*green", "-k", 3)
+    assert plain["query"] == "2*green"
+    assert [hit.id for hit in in_python[2]] == [hit["id"] for hit in plain["hits"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["green", "--add", " "], "--add: wanted"),
+        (["green", "--subtract", "0*red"], "--subtract: wanted"),
+        (["green", "--subtract", "green"], "cancel each other out"),
+        (["green", "--like", "x"], "either TEXT or --image FILE or --like ID"),
+        (["--add", "green"], "either TEXT"),
+    ],
+)
+def test_a_combination_that_is_none_is_refused(coloured, words, said):
+    assert said in coloured.fails(2, "search", *words)

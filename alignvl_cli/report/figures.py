@@ -42,7 +42,7 @@ STYLE: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
 }
 DPI = 150
-LONGEST_LABEL = 28
+LONGEST_LABEL = 36
 SAVED: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 """Format -> its metadata: nothing that differs between equal figures."""
 
@@ -92,9 +92,11 @@ def line_style(number: int) -> dict[str, Any]:
 
 
 def label(text: str) -> str:
-    """A name for an axis or a legend: nothing acts in it, and a long one is cut."""
+    """A name for an axis or a legend: nothing acts in it, and a long one is cut in the middle: names of interactions
+    differ at either end."""
     shown = visible(text)
-    return shown if len(shown) <= LONGEST_LABEL else shown[: LONGEST_LABEL - 1] + "…"
+    half = LONGEST_LABEL // 2
+    return shown if len(shown) <= LONGEST_LABEL else f"{shown[:half]}…{shown[1 - half :]}"
 
 
 def inline_svg(figure: "Figure", title: str) -> str:

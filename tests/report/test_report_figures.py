@@ -8,6 +8,7 @@ from PIL import Image
 from alignvl_cli.report.figures import (
     COLOURS,
     INK,
+    LONGEST_LABEL,
     NAMES,
     Plot,
     inline_svg,
@@ -72,6 +73,9 @@ def test_lines_differ_without_their_colours():
     assert len({style["marker"] for style in styles[:6]}) == 6
 
 
-@pytest.mark.parametrize(("text", "shown"), [("short", "short"), ("x" * 40, "x" * 27 + "…"), ("a\x1b[2J", "a␛[2J")])
-def test_labels_are_cut_and_nothing_acts_in_them(text, shown):
+@pytest.mark.parametrize(
+    ("text", "shown"), [("short", "short"), ("x" * 30 + "y" * 30, "x" * 18 + "…" + "y" * 17), ("a\x1b[2J", "a␛[2J")]
+)
+def test_labels_are_cut_in_the_middle_and_nothing_acts_in_them(text, shown):
     assert label(text) == shown
+    assert len(label(text)) <= LONGEST_LABEL

@@ -16,10 +16,10 @@ spec.loader.exec_module(bench)
 
 NO_SPEED = {
     *("page.py", "synthetic_pairs.py", "sizes.py", "sets.py", "entered_files.py"),
-    *("kill_extraction.py", "kill_training.py", "study_statistics.py", "serving.py"),
+    *("kill_extraction.py", "kill_training.py", "study_statistics.py", "serving.py", "combined_queries.py"),
 }
-"""The writer itself, the studies of sizes and of sets, scripts that count what comes out right, and the load test of an
-index, whose figures are in docs/serving.md."""
+"""The writer itself, the studies of sizes and of sets, scripts that count what comes out right, and the load test of a
+service, whose figures are in docs/serving.md."""
 
 
 def test_every_benchmark_of_speed_has_its_section():

@@ -119,6 +119,7 @@ class Method(StrEnum):
     procrustes = "procrustes"
     cca = "cca"
     ridge = "ridge"
+    csa = "csa"
 
 
 class CorruptKind(StrEnum):
@@ -198,6 +199,11 @@ class AdapterKind(StrEnum):
     linear = "linear"
     mlp = "mlp"
     glu = "glu"
+
+
+class OptimizerKind(StrEnum):
+    adamw = "adamw"
+    lion = "lion"
 
 
 class Recipe(StrEnum):
@@ -325,6 +331,19 @@ def _cca_weight(text: str) -> float | None:
     return weight
 
 
+def _unpaired_weight(text: str) -> float | None:
+    """None for `auto`."""
+    if text == "auto":
+        return None
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight <= 1000:
+        raise UsageError(f"--unpaired-weight: wanted 'auto' or a number from 0 (none) to 1000, got '{text}'")
+    return weight
+
+
 def _loss_tile(text: str) -> int | None:
     """None for `auto`."""
     if text == "auto":
@@ -334,7 +353,13 @@ def _loss_tile(text: str) -> int | None:
     return int(text)
 
 
-LEFT_OUT: dict[str, Any] = {"image_parts": ALL_PARTS, "text_parts": ALL_PARTS, "cca_weight": 0.0}
+LEFT_OUT: dict[str, Any] = {
+    "image_parts": ALL_PARTS,
+    "text_parts": ALL_PARTS,
+    "cca_weight": 0.0,
+    "unpaired_weight": 0.0,
+    "optimizer": OptimizerKind.adamw,
+}
 """Settings that a training's record leaves out where they are these: earlier versions had none of them."""
 SMALLEST_SUBSET = 4
 """Two batches of two pairs."""
@@ -547,6 +572,14 @@ class TrainConfig:
         metavar="all|KIND:K",
         read=_subset,
     )
+    unpaired_weight: float = setting(
+        "Of unpaired pictures and captions in the loss; auto: by validation. They are what --unpaired names, else what "
+        "--subset leaves.",
+        *(0.0, None),
+        metavar="W|auto",
+        read=_unpaired_weight,
+        note="auto with --unpaired",
+    )
     recipe: Recipe = setting("Ingredients to start from; flags change them.", Recipe.alignvl)
 
     mix: bool = setting("Blend each pair with a partner.", panel=MIXING, says=BY_RECIPE)
@@ -644,6 +677,9 @@ class TrainConfig:
         "Rows in the loss, in every arm, at most half the pairs.", panel=SCHEDULE, within=at_least(2), says=BY_SIZE
     )
     """Mixing draws its partners besides."""
+    optimizer: OptimizerKind = setting(
+        "AdamW, or Lion, which wants a tenth of its --lr or less.", OptimizerKind.adamw, SCHEDULE
+    )
     lr: float = setting("Peak learning rate.", panel=SCHEDULE, within=ABOVE_0, says=BY_SIZE)
     ema: float = setting(
         "Decay of a moving average of the weights, validated and kept in their place.",

@@ -83,6 +83,8 @@ def prepare(
     `device` is one that is there; rows that are `loaded` already are used again where they are the same. Of `unpaired`
     stores no pair is used. Raises as `train_run` does.
     """
+    if unpaired and parallel.world_size > 1:
+        raise UsageError("unpaired pictures and captions are for one process; leave out torchrun or --unpaired")
     require_same_encoders([*stores, val_store, *unpaired])
     require_different(stores)
     for store in stores:

@@ -152,8 +152,6 @@ def train_run(
     with joined(device) as parallel:
         with ExitStack() as held_open:
             compared: list[Compared] = []
-            if without_pairs and parallel.world_size > 1:
-                raise UsageError("--unpaired trains in one process; leave torchrun out, or --unpaired")
             plan, state, started = prepare(opened, val_store, config, device, parallel, unpaired=without_pairs)
             is_ladder = config.recipe is Recipe.best
             members = Members(opened, val_store, [config, *others] if is_ladder else [], without_pairs)

@@ -18,7 +18,7 @@ from alignvl_cli.align.transport import klot
 from alignvl_cli.devices import sent
 from alignvl_cli.errors import UsageError
 from alignvl_cli.store.reader import Store
-from alignvl_cli.training.data import Rows, StoredRows, is_within
+from alignvl_cli.training.data import FLOAT_BYTES, Rows, StoredRows, is_within
 from alignvl_cli.training.subsets import SelectedPairs
 
 UNPAIRED_ROWS = 256
@@ -91,6 +91,8 @@ def unpaired_rows(
             "every picture and caption of the unpaired data is in a training pair: name other stores with --unpaired, "
             "or train on fewer pairs with --subset"
         )
+    if budget is not None:  # of which the pairs have their part already
+        budget -= FLOAT_BYTES * (selected.image.numel() + selected.text.numel())
     if is_within(budget, image, text):
         return UnpairedRows(image.resident(), text.resident(), images, captions)
     return UnpairedRows(image, text, images, captions)

@@ -14,6 +14,7 @@ from alignvl_cli.errors import DataError, MismatchError, UsageError
 from alignvl_cli.recipes import WITH_UNPAIRED, resolve_train, trainings
 from alignvl_cli.report.reproduce import train_command
 from alignvl_cli.store.reader import open_store
+from alignvl_cli.training.data_parallel import DataParallel
 from alignvl_cli.training.ingredients import epoch_slices
 from alignvl_cli.training.loop import batch_loss
 from alignvl_cli.training.prepare import prepare
@@ -175,6 +176,9 @@ def test_what_can_have_no_effect_or_does_not_fit_is_refused_with_a_remedy(store,
         resolve_train({"method": "cca", "unpaired-weight": 1.0})
     with pytest.raises(UsageError, match="--unpaired-weight: wanted 'auto'"):
         resolve_train({"unpaired-weight": "much"})
+    opened = open_store(store)
+    with pytest.raises(UsageError, match="for one process"):
+        prepare([opened], opened, config, "cpu", DataParallel(0, 2), unpaired=[opened])
     assert not (tmp_path / "run").exists()
 
 

@@ -359,6 +359,7 @@ LEFT_OUT: dict[str, Any] = {
     "cca_weight": 0.0,
     "unpaired_weight": 0.0,
     "optimizer": OptimizerKind.adamw,
+    "tau_start": None,
 }
 """Settings that a training's record leaves out where they are these: earlier versions had none of them."""
 SMALLEST_SUBSET = 4
@@ -416,6 +417,7 @@ MARGIN = Range("above 0 and at most 100", lambda value: 0 < value <= 100)
 NOISE_STD = Range("above 0 (switch the perturbation off with --no-rp)", ABOVE_0.holds)
 MASS = Range("above 0 and below 1 (switch smoothing off with --no-es)", lambda value: 0 < value < 1)
 DROPOUT = Range("0, or from 0.002 to 0.996", lambda value: value == 0 or 0.002 <= value <= 0.996)  # 256 levels
+TAU = Range("from 0.001 to 0.5", lambda value: 0.001 <= value <= 0.5)
 DECAY = Range("at least 0 (off) and below 1", lambda value: 0 <= value < 1)
 
 BY_RECIPE, BY_SIZE = "by recipe", "by size"
@@ -662,6 +664,13 @@ class TrainConfig:
         "'learned' or 'fixed:TAU'.", None, MODEL, says="learned", metavar="learned|fixed:TAU", read=_temperature
     )
     """Fixed tau, or None: learned from 0.07; of the sigmoid loss 1 / t, learned from 0.1."""
+    tau_start: float | None = setting(
+        "Where a learned temperature starts.",
+        *(None, MODEL),
+        within=TAU,
+        says=BY_RECIPE,
+        note="0.07; of the sigmoid loss 0.1, of recipe sail 0.05",
+    )
     loss_tile: int | None = setting(
         "Rows of the batch compared at once, or 'auto'. Smaller: less memory, the same loss.",
         *(None, MODEL),

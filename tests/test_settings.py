@@ -120,6 +120,8 @@ def test_the_stronger_layer_wins(lower, upper, expected):
         ({"temperature": "0.05"}, "fixed:TAU"),
         ({"temperature": "fixed:nan"}, "fixed:TAU"),
         ({"temperature": "fixed:0.9"}, "fixed:TAU"),
+        ({"temperature": "fixed:0.1", "tau-start": 0.05}, "leave one out"),
+        ({"tau-start": 0.9}, "--tau-start"),
     ],
 )
 def test_refused(asked, said):
@@ -159,6 +161,7 @@ PLAIN = {
     "image-parts": "all",
     "text-parts": "all",
     "temperature": None,
+    "tau-start": None,
     "loss-tile": None,
     "seed": 0,
     "optimizer": "adamw",
@@ -175,10 +178,19 @@ def test_nothing_asked_for_is_what_it_has_always_been():
     plain = by_flag(asdict(resolve_train()))
     assert {key: value for key, value in plain.items() if key in PLAIN} == PLAIN
     left_out = plain.keys() - by_flag(resolve_train().to_json()).keys()
-    assert left_out == {"image-parts", "text-parts", "unpaired-weight", "optimizer"}, "the record says what departs"
+    assert left_out == {"image-parts", "text-parts", "unpaired-weight", "optimizer", "tau-start"}, (
+        "the record says what departs"
+    )
     assert TrainConfig.from_json(resolve_train().to_json()) == resolve_train()
     sized = {flag for flag, setting in TRAIN.items() if setting.said.says == BY_SIZE}
     assert sized == by_flag(asdict(shape_for(300))).keys() == TRAIN.keys() - PLAIN.keys() - {"rp", "es"}
+
+
+def test_recipe_sail_starts_at_its_own_scale_where_there_is_one():
+    assert resolve_train({"recipe": "sail"}).tau_start == 0.05
+    assert resolve_train({"recipe": "sail", "tau-start": 0.1}).tau_start == 0.1
+    for other in ({"loss": "infonce"}, {"temperature": "fixed:0.1"}, {"recipe": "clip"}):
+        assert resolve_train({"recipe": "sail"}, other).tau_start is None
 
 
 @pytest.mark.parametrize("setting", TRAIN.values(), ids=TRAIN)

@@ -464,6 +464,14 @@ class AdapterPair(nn.Module):
             return self.tau.reciprocal(), None
         return self.log_t.exp(), self.bias
 
+    def start_at(self, tau: float) -> None:
+        """Have a learned temperature begin at `tau`."""
+        with torch.no_grad():
+            if self.shape.loss is Loss.infonce:
+                self.tau.fill_(tau)
+            else:
+                self.log_t.fill_(-math.log(tau))
+
     def clamp_tau(self) -> None:
         """Bring a learned tau back into its range, in place, as the FuseMix release does before each use."""
         low, high = TAU_RANGE

@@ -101,6 +101,8 @@ def prepare(
         epoch_steps = steps_per_epoch(pairs, config.batch_size)
     streams = Streams(config.seed, device)
     adapters = new_pair(_shape(config, stores[0]), streams)
+    if config.tau_start is not None:
+        adapters.start_at(config.tau_start)
     if loaded is None or not loaded.serves(config):
         loaded = _load(stores, val_store, config, device, streams, adapters, unpaired)
     else:

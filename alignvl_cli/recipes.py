@@ -36,7 +36,7 @@ INGREDIENTS: dict[Recipe, dict[str, Any]] = {
     Recipe.best: {"mix": True, "rp": True, "es": True},
 }
 RECIPE_DETAILS: dict[Recipe, dict[str, Any]] = {
-    Recipe.sail: {"adapter": AdapterKind.glu, "loss": Loss.sigmoid, "tau-start": 0.05},
+    Recipe.sail: {"adapter": AdapterKind.glu, "loss": Loss.sigmoid},
     Recipe.best: {"mask-duplicates": True},
 }
 """What a recipe has besides, where that is not the default."""
@@ -179,8 +179,6 @@ def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> Train
     if values["noise-units"] is NoiseUnits.absolute:
         sized["noise-std"] = PAPER_NOISE
     values = sized | values | {"recipe": recipe, "size": size, "mix": on["mix"]}
-    if "tau-start" not in asked and (values["temperature"] is not None or values["loss"] is Loss.infonce):
-        values["tau-start"] = None
     if values["unpaired-weight"] is None:
         values["unpaired-weight"] = USUAL_UNPAIRED
     if is_solved:
@@ -427,7 +425,7 @@ def _refuse_idle(asked: Mapping[str, Any], values: Mapping[str, Any], on: Mappin
     at_output = values["noise-position"] is NoisePosition.output
     if on["rp"] and at_output and values["noise"] is NoiseKind.dropout:
         raise UsageError("--noise dropout is sized by the RMS of the latents; it cannot act at --noise-position output")
-    if "tau-start" in asked and values["temperature"] is not None:
+    if values["tau-start"] is not None and values["temperature"] is not None:
         raise UsageError("--tau-start is of a learned temperature, and --temperature is fixed; leave one out")
     for key in NOT_IN_ADAPTER.get(values["adapter"], ()):
         if key in asked:

@@ -318,6 +318,19 @@ def _temperature(text: str) -> float | None:
     return tau
 
 
+def _tau_start(text: str) -> float | None:
+    """None for `auto`."""
+    if text == "auto":
+        return None
+    try:
+        tau = float(text)
+    except ValueError:
+        tau = math.nan
+    if not 0.001 <= tau <= 0.5:
+        raise UsageError(f"--tau-start: wanted 'auto' or a number from 0.001 to 0.5, got '{text}'")
+    return tau
+
+
 def _cca_weight(text: str) -> float | None:
     """None for `auto`."""
     if text == "auto":
@@ -417,7 +430,6 @@ MARGIN = Range("above 0 and at most 100", lambda value: 0 < value <= 100)
 NOISE_STD = Range("above 0 (switch the perturbation off with --no-rp)", ABOVE_0.holds)
 MASS = Range("above 0 and below 1 (switch smoothing off with --no-es)", lambda value: 0 < value < 1)
 DROPOUT = Range("0, or from 0.002 to 0.996", lambda value: value == 0 or 0.002 <= value <= 0.996)  # 256 levels
-TAU = Range("from 0.001 to 0.5", lambda value: 0.001 <= value <= 0.5)
 DECAY = Range("at least 0 (off) and below 1", lambda value: 0 <= value < 1)
 
 BY_RECIPE, BY_SIZE = "by recipe", "by size"
@@ -665,11 +677,11 @@ class TrainConfig:
     )
     """Fixed tau, or None: learned from 0.07; of the sigmoid loss 1 / t, learned from 0.1."""
     tau_start: float | None = setting(
-        "Where a learned temperature starts.",
+        "Where a learned temperature starts; auto: at 0.07, with the sigmoid loss at 0.1.",
         *(None, MODEL),
-        within=TAU,
-        says=BY_RECIPE,
-        note="0.07; of the sigmoid loss 0.1, of recipe sail 0.05",
+        says="auto",
+        metavar="TAU|auto",
+        read=_tau_start,
     )
     loss_tile: int | None = setting(
         "Rows of the batch compared at once, or 'auto'. Smaller: less memory, the same loss.",

@@ -178,19 +178,11 @@ def test_nothing_asked_for_is_what_it_has_always_been():
     plain = by_flag(asdict(resolve_train()))
     assert {key: value for key, value in plain.items() if key in PLAIN} == PLAIN
     left_out = plain.keys() - by_flag(resolve_train().to_json()).keys()
-    assert left_out == {"image-parts", "text-parts", "unpaired-weight", "optimizer", "tau-start"}, (
-        "the record says what departs"
-    )
+    # The record says what departs from them.
+    assert left_out == {"image-parts", "text-parts", "unpaired-weight", "optimizer", "tau-start"}
     assert TrainConfig.from_json(resolve_train().to_json()) == resolve_train()
     sized = {flag for flag, setting in TRAIN.items() if setting.said.says == BY_SIZE}
     assert sized == by_flag(asdict(shape_for(300))).keys() == TRAIN.keys() - PLAIN.keys() - {"rp", "es"}
-
-
-def test_recipe_sail_starts_at_its_own_scale_where_there_is_one():
-    assert resolve_train({"recipe": "sail"}).tau_start == 0.05
-    assert resolve_train({"recipe": "sail", "tau-start": 0.1}).tau_start == 0.1
-    for other in ({"loss": "infonce"}, {"temperature": "fixed:0.1"}, {"recipe": "clip"}):
-        assert resolve_train({"recipe": "sail"}, other).tau_start is None
 
 
 @pytest.mark.parametrize("setting", TRAIN.values(), ids=TRAIN)

@@ -24,7 +24,7 @@ from alignvl_cli.encoders.text import load_text, text_list
 from alignvl_cli.encoders.vision import load_vision
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.extraction.run import run_extraction
-from alignvl_cli.recipes import trainings
+from alignvl_cli.recipes import WITH_UNPAIRED, trainings
 from alignvl_cli.retrieval import classify as classification
 from alignvl_cli.retrieval import evaluate as evaluation
 from alignvl_cli.retrieval import index as indexing
@@ -160,12 +160,14 @@ def train(
     *,
     output: str | Path,
     val: str | Path | None = None,
+    unpaired: Sequence[Store | str | Path] = (),
     overwrite: bool = False,
     on_event: OnEvent | None = None,
     **settings: Any,
 ) -> Run:
     """Train the two adapters on the "train" split of `stores`, select on the "val" split of `val` (default: the first
-    store), and fill the run folder `output`.
+    store), and fill the run folder `output`. Of `unpaired` stores the pictures and captions are used, not their
+    pairing.
 
     `settings` are the flags of `alignvl train` with underscores, and what is not given is as there:
     `train(store, output="run", mix=False, noise="uniform", noise_std=0.5, seed=3)`.
@@ -175,10 +177,18 @@ def train(
     DivergedError when the loss is no number any more.
     """
     opened = [_store(store) for store in ([stores] if isinstance(stores, Store | str | Path) else stores)]
-    given = by_flag(settings)
+    given = {**(WITH_UNPAIRED if unpaired else {}), **by_flag(settings)}
     config, *others = trainings(given, pairs=count_pairs([store.path for store in opened]))
     val = None if val is None else Path(val)
-    work = train_run(opened, Path(output), config, val=val, overwrite=overwrite, given=given, others=others)
+    without_pairs = [_store(store) for store in unpaired]
+    work = train_run(
+        *(opened, Path(output), config),
+        val=val,
+        unpaired=without_pairs,
+        overwrite=overwrite,
+        given=given,
+        others=others,
+    )
     _last(work, on_event)
     return load_run(Path(output), _place(config.device))
 

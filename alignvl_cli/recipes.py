@@ -76,6 +76,10 @@ class Shape:
 
 USUAL_NOISE = (0.7, 0.3)
 """Of the latents' RMS: what sizes and candidates take."""
+USUAL_UNPAIRED = 0.1
+"""Weight of unpaired data where it is not given."""
+WITH_UNPAIRED = {"unpaired-weight": "auto"}
+"""What `--unpaired STORE` asks for besides, where nothing stronger does."""
 PAPER_NOISE = 0.01
 """Align-VL's sigma, of latents as they are stored."""
 RELEASED_SHAPE = Shape(
@@ -175,6 +179,8 @@ def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> Train
     if values["noise-units"] is NoiseUnits.absolute:
         sized["noise-std"] = PAPER_NOISE
     values = sized | values | {"recipe": recipe, "size": size, "mix": on["mix"]}
+    if values["unpaired-weight"] is None:
+        values["unpaired-weight"] = USUAL_UNPAIRED
     if is_solved:
         values |= {"adapter": AdapterKind.linear, "epochs": 0, "latent-width": 0, "init": Init.random}
         values |= {"cca-weight": 0.0, "latent-norm": asked.get("latent-norm", LatentNorm.none)}
@@ -183,6 +189,8 @@ def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> Train
     return TrainConfig(**{field.name: values[field.name.replace("_", "-")] for field in fields(TrainConfig)})
 
 
+UNPAIRED_WEIGHTS = (0.0, 1.0)
+"""Tried besides the usual one, where unpaired data are used and their weight is not given."""
 CANDIDATES: tuple[dict[str, Any], ...] = (
     {"noise_std": 0.3},
     {"noise_std": 0.7},
@@ -201,6 +209,9 @@ def trainings(*layers: Mapping[str, Any], pairs: int) -> list[TrainConfig]:
         return [usual]
     settled = _settled(usual, layers)
     found = [usual]
+    weights = [layer["unpaired-weight"] for layer in map(by_flag, layers) if "unpaired-weight" in layer]
+    if weights and parse_setting("unpaired-weight", weights[-1]) is None:
+        found += [replace(usual, unpaired_weight=weight) for weight in UNPAIRED_WEIGHTS]
     for changes in CANDIDATES:
         if not changes.keys() & settled and (other := replace(usual, **changes)) not in found:
             found.append(other)
@@ -414,6 +425,8 @@ def _refuse_idle(asked: Mapping[str, Any], values: Mapping[str, Any], on: Mappin
     at_output = values["noise-position"] is NoisePosition.output
     if on["rp"] and at_output and values["noise"] is NoiseKind.dropout:
         raise UsageError("--noise dropout is sized by the RMS of the latents; it cannot act at --noise-position output")
+    if values["tau-start"] is not None and values["temperature"] is not None:
+        raise UsageError("--tau-start is of a learned temperature, and --temperature is fixed; leave one out")
     for key in NOT_IN_ADAPTER.get(values["adapter"], ()):
         if key in asked:
             raise UsageError(f"--adapter {values['adapter']} has no {key}; leave --{key} out")

@@ -122,6 +122,7 @@ class Method(StrEnum):
     procrustes = "procrustes"
     cca = "cca"
     ridge = "ridge"
+    csa = "csa"
 
 
 class CorruptKind(StrEnum):
@@ -201,6 +202,11 @@ class AdapterKind(StrEnum):
     linear = "linear"
     mlp = "mlp"
     glu = "glu"
+
+
+class OptimizerKind(StrEnum):
+    adamw = "adamw"
+    lion = "lion"
 
 
 class Recipe(StrEnum):
@@ -318,6 +324,19 @@ def _temperature(text: str) -> float | None:
     return tau
 
 
+def _tau_start(text: str) -> float | None:
+    """None for `auto`."""
+    if text == "auto":
+        return None
+    try:
+        tau = float(text)
+    except ValueError:
+        tau = math.nan
+    if not 0.001 <= tau <= 0.5:
+        raise UsageError(f"--tau-start: wanted 'auto' or a number from 0.001 to 0.5, got '{text}'")
+    return tau
+
+
 def _cca_weight(text: str) -> float | None:
     """None for `auto`."""
     if text == "auto":
@@ -331,6 +350,19 @@ def _cca_weight(text: str) -> float | None:
     return weight
 
 
+def _unpaired_weight(text: str) -> float | None:
+    """None for `auto`."""
+    if text == "auto":
+        return None
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight <= 1000:
+        raise UsageError(f"--unpaired-weight: wanted 'auto' or a number from 0 (none) to 1000, got '{text}'")
+    return weight
+
+
 def _loss_tile(text: str) -> int | None:
     """None for `auto`."""
     if text == "auto":
@@ -340,7 +372,14 @@ def _loss_tile(text: str) -> int | None:
     return int(text)
 
 
-LEFT_OUT: dict[str, Any] = {"image_parts": ALL_PARTS, "text_parts": ALL_PARTS, "cca_weight": 0.0}
+LEFT_OUT: dict[str, Any] = {
+    "image_parts": ALL_PARTS,
+    "text_parts": ALL_PARTS,
+    "cca_weight": 0.0,
+    "unpaired_weight": 0.0,
+    "optimizer": OptimizerKind.adamw,
+    "tau_start": None,
+}
 """Settings that a training's record leaves out where they are these: earlier versions had none of them."""
 SMALLEST_SUBSET = 4
 """Two batches of two pairs."""
@@ -565,6 +604,14 @@ class TrainConfig:
         metavar="all|KIND:K",
         read=_subset,
     )
+    unpaired_weight: float = setting(
+        "Of unpaired pictures and captions in the loss; auto: by validation. They are what --unpaired names, else what "
+        "--subset leaves.",
+        *(0.0, None),
+        metavar="W|auto",
+        read=_unpaired_weight,
+        note="auto with --unpaired",
+    )
     recipe: Recipe = setting("Ingredients to start from; flags change them.", Recipe.alignvl)
 
     mix: bool = setting("Blend each pair with a partner.", panel=MIXING, says=BY_RECIPE)
@@ -647,6 +694,13 @@ class TrainConfig:
         "'learned' or 'fixed:TAU'.", None, MODEL, says="learned", metavar="learned|fixed:TAU", read=_temperature
     )
     """Fixed tau, or None: learned from 0.07; of the sigmoid loss 1 / t, learned from 0.1."""
+    tau_start: float | None = setting(
+        "Where a learned temperature starts; auto: at 0.07, with the sigmoid loss at 0.1.",
+        *(None, MODEL),
+        says="auto",
+        metavar="TAU|auto",
+        read=_tau_start,
+    )
     loss_tile: int | None = setting(
         "Rows of the batch compared at once, or 'auto'. Smaller: less memory, the same loss.",
         *(None, MODEL),
@@ -662,6 +716,9 @@ class TrainConfig:
         "Rows in the loss, in every arm, at most half the pairs.", panel=SCHEDULE, within=at_least(2), says=BY_SIZE
     )
     """Mixing draws its partners besides."""
+    optimizer: OptimizerKind = setting(
+        "AdamW, or Lion, which wants a tenth of its --lr or less.", OptimizerKind.adamw, SCHEDULE
+    )
     lr: float = setting("Peak learning rate.", panel=SCHEDULE, within=ABOVE_0, says=BY_SIZE)
     ema: float = setting(
         "Decay of a moving average of the weights, validated and kept in their place.",

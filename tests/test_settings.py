@@ -120,6 +120,8 @@ def test_the_stronger_layer_wins(lower, upper, expected):
         ({"temperature": "0.05"}, "fixed:TAU"),
         ({"temperature": "fixed:nan"}, "fixed:TAU"),
         ({"temperature": "fixed:0.9"}, "fixed:TAU"),
+        ({"temperature": "fixed:0.1", "tau-start": 0.05}, "leave one out"),
+        ({"tau-start": 0.9}, "--tau-start"),
     ],
 )
 def test_refused(asked, said):
@@ -140,6 +142,7 @@ PLAIN = {
     "corrupt-captions": 0,
     "corrupt-kind": "shuffle",
     "subset": "all",
+    "unpaired-weight": 0,
     "recipe": "alignvl",
     "mix": True,
     "mix-alpha": 1,
@@ -158,8 +161,10 @@ PLAIN = {
     "image-parts": "all",
     "text-parts": "all",
     "temperature": None,
+    "tau-start": None,
     "loss-tile": None,
     "seed": 0,
+    "optimizer": "adamw",
     "ema": 0,
     "patience": 0,
     "memory-budget": None,
@@ -173,7 +178,8 @@ def test_nothing_asked_for_is_what_it_has_always_been():
     plain = by_flag(asdict(resolve_train()))
     assert {key: value for key, value in plain.items() if key in PLAIN} == PLAIN
     left_out = plain.keys() - by_flag(resolve_train().to_json()).keys()
-    assert left_out == {"image-parts", "text-parts"}, "of the record, which says what departs from them"
+    # The record says what departs from them.
+    assert left_out == {"image-parts", "text-parts", "unpaired-weight", "optimizer", "tau-start"}
     assert TrainConfig.from_json(resolve_train().to_json()) == resolve_train()
     sized = {flag for flag, setting in TRAIN.items() if setting.said.says == BY_SIZE}
     assert sized == by_flag(asdict(shape_for(300))).keys() == TRAIN.keys() - PLAIN.keys() - {"rp", "es"}
@@ -184,7 +190,7 @@ def test_the_default_that_the_help_tells_is_what_the_resolution_gives(setting):
     told, _, _ = setting.default_text.partition(", ")
     plain = by_flag(asdict(resolve_train()))
     if told == BY_RECIPE:
-        values = [by_flag(resolve_train({"recipe": recipe}).to_json()) for recipe in Recipe]
+        values = [by_flag(asdict(resolve_train({"recipe": recipe}))) for recipe in Recipe]
         field = {"rp": "noise", "es": "smoothing"}.get(setting.flag, setting.flag)
         assert len({one[field] for one in values}) > 1, "no recipe decides it"
     elif told == BY_SIZE:

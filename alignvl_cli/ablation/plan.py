@@ -157,7 +157,9 @@ def _timed(job: Job) -> tuple[float, int]:
     with computing_with(job.threads):
         store = open_store(job.store)
         began = time.perf_counter()
-        plan, state, started = prepare([store], store, job.config, job.device)
+        plan, state, started = prepare(
+            [store], store, job.config, job.device, unpaired=[store] if job.config.unpaired_weight else ()
+        )
         prepared = time.perf_counter() - began
         order_P = plan.gather.data.epoch_order(torch.Generator().manual_seed(0))
         if not started.total_steps:  # a closed form: solved, so that nothing is guessed

@@ -230,6 +230,10 @@ SIGMOID_TAU_INIT = 0.1
 BIAS_INIT = -10.0
 
 
+COMPLETIONS = 2
+"""Coordinates of `Canonical` besides the canonical ones."""
+
+
 Runs = tuple[tuple[int, int], ...]
 """Runs of columns of a latent, [start, stop) each."""
 
@@ -256,13 +260,15 @@ class AdapterShape:
     image_columns: Runs | None = None
     """What of the stored latent is taken, of the parts that were asked for; None: all of it."""
     text_columns: Runs | None = None
+    canonical: bool = False
+    """Whether a linear adapter ends in `Canonical`."""
     members: tuple["AdapterShape", ...] = ()
     """Of an ensemble (`Joined`): the pairs that it is made of. What is said above is then of the first of them, but for
     the widths in and out."""
 
     def to_json(self) -> dict[str, Any]:
-        """Without columns where all are taken, and members where there are none."""
-        left_out = {"image_columns": None, "text_columns": None, "members": ()}
+        """Without columns where all are taken, and what is there in few pairs alone."""
+        left_out = {"image_columns": None, "text_columns": None, "canonical": False, "members": ()}
         record = {name: value for name, value in asdict(self).items() if (name, value) not in left_out.items()}
         return record | ({"members": [member.to_json() for member in self.members]} if self.members else {})
 
@@ -364,6 +370,25 @@ class Joined(nn.Module):
         return self.side_by_side(latent_ND) @ self.map_ES.T
 
 
+class Canonical(nn.Module):
+    """CSA's score as a cosine (Li et al., ICLR 2025): K canonical projections are brought to unit length, and each is
+    scaled by the root of its weight, which is at most 1. What then lacks in length stands in a coordinate of each
+    modality's own, so that the product of an image's row and a text's is the weighted sum of the K products alone."""
+
+    root_K: Tensor
+
+    def __init__(self, side: Literal["image", "text"], width: int) -> None:
+        super().__init__()
+        self.side = side
+        self.register_buffer("root_K", torch.ones(width))
+
+    def forward(self, x_NK: Tensor) -> Tensor:
+        scaled_NK = F.normalize(x_NK, dim=1) * self.root_K
+        left_N1 = (1 - scaled_NK.square().sum(dim=1, keepdim=True)).clamp(min=0).sqrt()
+        own = [left_N1, torch.zeros_like(left_N1)]
+        return torch.cat([scaled_NK, *(own if self.side == "image" else reversed(own))], dim=1)
+
+
 class Adapter(nn.Module):
     """Stored latents in, embeddings out (not normalised). `body` alone takes latents that are prepared already: cut to
     the parts that are taken (`select`), normalised (`norm`), and then reduced (`reduce`). Of an ensemble, whose members
@@ -385,6 +410,10 @@ class Adapter(nn.Module):
         kept = min(width, shape.latent_width or width)
         rescales = shape.latent_norm is LatentNorm.rms
         self.reduce = PrincipalComponents(width, kept, rescales=rescales) if kept < width else AsStored(width)
+        if shape.canonical:
+            projected = shape.embed_dim - COMPLETIONS
+            self.body = nn.Sequential(nn.Linear(kept, projected), Canonical(side, projected))
+            return
         self.body = ADAPTERS[shape.kind](kept, shape)
 
     def forward(self, latent_ND: Tensor) -> Tensor:
@@ -435,6 +464,14 @@ class AdapterPair(nn.Module):
             return self.tau.reciprocal(), None
         return self.log_t.exp(), self.bias
 
+    def start_at(self, tau: float) -> None:
+        """Have a learned temperature begin at `tau`."""
+        with torch.no_grad():
+            if self.shape.loss is Loss.infonce:
+                self.tau.fill_(tau)
+            else:
+                self.log_t.fill_(-math.log(tau))
+
     def clamp_tau(self) -> None:
         """Bring a learned tau back into its range, in place, as the FuseMix release does before each use."""
         low, high = TAU_RANGE
@@ -479,6 +516,8 @@ def new_pair(shape: AdapterShape, streams: Streams) -> AdapterPair:
                     module.bias.uniform_(-bound, bound, generator=streams[init])
             elif isinstance(module, nn.LayerNorm | Standardize | PrincipalComponents):
                 module.reset_parameters()
+            elif isinstance(module, Canonical):
+                module.root_K.fill_(1.0)
             elif isinstance(module, StreamDropout):
                 module.generator = streams[dropout]
     return pair

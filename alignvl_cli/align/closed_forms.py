@@ -13,6 +13,7 @@ from alignvl_cli.settings import Method
 
 GRID = (0.01, 0.1, 1.0, 10.0)
 """Ridges tried, in units of the mean variance of the latents that they are added to."""
+CSA_GRID = (0.01, 0.1, 1.0, 10.0, 100.0)
 NULL = 1e-9
 """A direction with less than this share of the largest variance or covariance is none."""
 
@@ -32,6 +33,8 @@ class Maps(NamedTuple):
 
     image_KD: Tensor
     text_KC: Tensor
+    correlation_K: Tensor | None = None
+    """Of the pairs of directions, falling, where they are not part of the maps."""
 
 
 def moments(blocks: Iterable[tuple[Tensor, Tensor]]) -> Moments:
@@ -70,14 +73,27 @@ def procrustes(found: Moments, width: int) -> Iterator[tuple[float | None, Maps]
 def cca(found: Moments, width: int) -> Iterator[tuple[float | None, Maps]]:
     """Regularised canonical correlation (Hotelling, 1936; Vinod, 1976). Each pair of directions is scaled by the root
     of its correlation, so that what the sides do not share hardly counts (Gong et al., 2014, use another power)."""
+    for ridge, maps in _canonical(found, width, GRID):
+        assert maps.correlation_K is not None
+        root_K1 = maps.correlation_K[:, None].sqrt()
+        yield ridge, Maps(root_K1 * maps.image_KD, root_K1 * maps.text_KC)
+
+
+def csa(found: Moments, width: int) -> Iterator[tuple[float | None, Maps]]:
+    """Canonical directions and correlations for the score of CSA (Li et al., ICLR 2025), which weighs by these after
+    normalising (`adapters.Canonical`). Its authors add no ridge: with fewer pairs than dimensions every correlation is
+    1."""
+    yield from _canonical(found, width, CSA_GRID)
+
+
+def _canonical(found: Moments, width: int, grid: tuple[float, ...]) -> Iterator[tuple[float, Maps]]:
     image_variance_D, image_axes_DD = torch.linalg.eigh(found.image_DD)
     text_variance_C, text_axes_CC = torch.linalg.eigh(found.text_CC)
-    for ridge in GRID:
+    for ridge in grid:
         image_DD = _whitening(image_variance_D, image_axes_DD, ridge)
         text_CC = _whitening(text_variance_C, text_axes_CC, ridge)
         left_DR, correlation_R, right_RC = torch.linalg.svd(image_DD @ found.cross_DC @ text_CC, full_matrices=False)
-        root_K1 = correlation_R[:width, None].sqrt()
-        yield ridge, Maps(root_K1 * (left_DR.T[:width] @ image_DD), root_K1 * (right_RC[:width] @ text_CC))
+        yield ridge, Maps(left_DR.T[:width] @ image_DD, right_RC[:width] @ text_CC, correlation_R[:width])
 
 
 def ridge_regression(found: Moments, width: int) -> Iterator[tuple[float | None, Maps]]:
@@ -101,6 +117,7 @@ CLOSED_FORMS: dict[Method, Callable[[Moments, int], Iterator[tuple[float | None,
     Method.procrustes: procrustes,
     Method.cca: cca,
     Method.ridge: ridge_regression,
+    Method.csa: csa,
 }
 """(moments, width) -> each ridge tried (None: there is none to choose) and the maps that it gives."""
 assert CLOSED_FORMS.keys() == set(Method) - {Method.contrastive}

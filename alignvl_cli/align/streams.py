@@ -25,6 +25,7 @@ class Stream(StrEnum):
     dropout_text = "dropout/text"
     corruption = "corruption"
     subset = "subset"
+    unpaired = "unpaired"
 
 
 ON_DEVICE = {Stream.noise_image, Stream.noise_text, Stream.dropout_image, Stream.dropout_text}
@@ -50,7 +51,8 @@ class Streams:
     def restore(self, states: Mapping[str, Tensor]) -> None:
         """Continue where `states` were taken."""
         for stream, generator in self._generators.items():
-            generator.set_state(states[stream.value])
+            if stream is not Stream.unpaired or stream.value in states:  # earlier versions had none of it
+                generator.set_state(states[stream.value])
 
 
 def stream_seed(seed: int, name: str) -> int:

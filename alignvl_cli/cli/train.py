@@ -12,7 +12,7 @@ from alignvl_cli.cli.console import Session
 from alignvl_cli.cli.workspace import MARKS
 from alignvl_cli.declarations import given
 from alignvl_cli.errors import UsageError
-from alignvl_cli.recipes import one_layer, read_settings, resolve_train, run_name, trainings
+from alignvl_cli.recipes import WITH_UNPAIRED, one_layer, read_settings, resolve_train, run_name, trainings
 from alignvl_cli.settings import ReportTo, RunSettings, TrainConfig
 
 if TYPE_CHECKING:
@@ -58,6 +58,14 @@ def train(
     val: Annotated[
         Path | None, typer.Option(help="Store whose val split selects the epoch. Default: the first STORE.")
     ] = None,
+    unpaired: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="STORE",
+            help="Store whose training pictures and captions are used without their pairing; of one that is trained "
+            "on, what --subset leaves. Repeat it for several.",
+        ),
+    ] = None,
     resume: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="Go on with an unfinished run, by its own settings: no other flag."),
@@ -77,10 +85,10 @@ def train(
     shapes one of these; two arms with the same seed share everything that they have in common.
     """
     if resume is not None:
-        places = {"STORE": stores, "--output": output, "--val": val, "--config": config}
+        places = {"STORE": stores, "--output": output, "--val": val, "--unpaired": unpaired, "--config": config}
         _resume(session, resume, [name for name, place in places.items() if place], flags | given(asked))
         return
-    layers = [read_settings(config)] if config else []
+    layers = [*([WITH_UNPAIRED] if unpaired else []), *([read_settings(config)] if config else [])]
     resolve_train(*layers, flags)  # wrong whatever the data: said before any data are opened
 
     if asked.report_to is not None:
@@ -96,7 +104,14 @@ def train(
     place = session.workspace.place_for(output, "runs", run_name(settings)) if session.is_main else nullcontext(Path())
     with place as run:
         asked_for = one_layer(*layers, flags)
-        records = train_run(stores, run, settings, val=val, overwrite=asked.overwrite, given=asked_for, others=others)
+        records = train_run(
+            *(stores, run, settings),
+            val=val,
+            unpaired=unpaired or (),
+            overwrite=asked.overwrite,
+            given=asked_for,
+            others=others,
+        )
         show_training(session, run, records, asked.report_to, settings)
     session.result(run)
 

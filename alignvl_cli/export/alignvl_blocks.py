@@ -127,6 +127,29 @@ class GatedUnit(_Block):
         return self.out_map(F.relu6(self.gate(x_ND)) * self.value(x_ND))
 
 
+class Canonical(_Weighted):
+    """Text rows of unit length, each coordinate times the root of its weight, and what then lacks in length in a
+    coordinate that images have not (CSA)."""
+
+    config_keys = ["width", "out"]  # noqa: RUF012  (as the base class has it)
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.width, self.out = width, out
+        self.register_buffer("root_K", torch.ones(width))
+
+    def forward(self, features: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
+        scaled_NK = F.normalize(features["sentence_embedding"], dim=1) * self.root_K
+        left_N1 = (1 - scaled_NK.square().sum(dim=1, keepdim=True)).clamp(min=0).sqrt()
+        features["sentence_embedding"] = torch.cat([scaled_NK, torch.zeros_like(left_N1), left_N1], dim=1)
+        return features
+
+    def get_embedding_dimension(self) -> int:
+        return self.out
+
+    get_sentence_embedding_dimension = get_embedding_dimension
+
+
 STEPS = {kind.__name__: kind for kind in (Dense, LayerNorm, Normalize, InvertedBottleneck, GatedUnit)}
 ACTIVATIONS = {f"{kind.__module__}.{kind.__name__}": kind for kind in (nn.Identity, nn.GELU)}
 

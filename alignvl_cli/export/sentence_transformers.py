@@ -16,8 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from alignvl_cli.align.adapters import (
+    COMPLETIONS,
     Adapter,
     AsStored,
+    Canonical,
     Columns,
     GatedUnit,
     InvertedBottleneck,
@@ -121,6 +123,11 @@ def _gated(layer: GatedUnit, following: nn.Module | None) -> list[Module]:
     return [Module(f"{OURS}GatedUnit", sizes, weights)]
 
 
+def _canonical(layer: Canonical, following: nn.Module | None) -> list[Module]:
+    width = len(layer.root_K)
+    return [Module(f"{OURS}Canonical", {"width": width, "out": width + COMPLETIONS}, dict(layer.state_dict()))]
+
+
 def _joined(layer: Joined, following: nn.Module | None) -> list[Module]:
     """The members side by side; their weights are part of the linear map that follows."""
     chains = [chain(member) for member in layer.members]  # type: ignore[arg-type]  # a ModuleList of them
@@ -158,6 +165,7 @@ MODULES: dict[type[nn.Module], Callable[[Any, nn.Module | None], list[Module]]] 
     StreamDropout: _nothing,
     InvertedBottleneck: _bottleneck,
     GatedUnit: _gated,
+    Canonical: _canonical,
     Joined: _joined,
 }
 """Layer -> (the layer, the one after it) -> modules; a new adapter made of other layers adds its line."""

@@ -218,6 +218,8 @@ class TrainingProgress(Display):
 
     def _tried(self, tried: "records.Tried") -> None:
         ridge = "" if tried.ridge is None else f"ridge {tried.ridge:g}: "
+        if tried.dimensions is not None:
+            ridge = f"ridge {tried.ridge:g}, {tried.dimensions} dimensions, power {tried.power:g}: "
         best = " (the best so far)" if tried.best else ""
         self._say(f"{ridge}validation mean recall {tried.metrics['mean_recall']:.2f}{best}")
 

@@ -67,6 +67,9 @@ def train_command(config: Json, pairs: int) -> str:
     """Of a run, from its `config.json` and the number of its training pairs. The seed is always said."""
     stores, selection = [store["path"] for store in config["stores"]], config["selection_store"]["path"]
     words = ["alignvl", "train", *stores, *(["--val", selection] if selection != stores[0] else [])]
+    unpaired = [store["path"] for store in config.get("unpaired", [])]
+    if unpaired != stores:  # which are meant where none is named
+        words += [word for path in unpaired for word in ("--unpaired", path)]
     asked = config["given"] if "given" in config else departing_settings(config["settings"], pairs)
     return shlex.join([*words, *flags_of({**asked, "seed": config["settings"]["seed"]})])
 

@@ -181,7 +181,9 @@ def _provenance(run: Run, environment: Json) -> Iterator[Block]:
     yield facts("Settings", shown_settings(config["settings"]))
     told = {key: value for key, value in run.result.items() if key not in ("trained", "ensembles")}
     yield facts("Training", told, is_folded=True)
-    yield facts("Data", {"stores": [store["path"] for store in config["stores"]], "content hash": run.store_hash})
+    unpaired = {"unpaired": [store["path"] for store in config["unpaired"]]} if "unpaired" in config else {}
+    stores = [store["path"] for store in config["stores"]]
+    yield facts("Data", {"stores": stores, **unpaired, "content hash": run.store_hash})
     yield facts("Machine", {key: value for key, value in environment.items() if key not in ("settings", "libraries")})
     yield facts("Libraries", environment.get("libraries", {}), is_folded=True)
     yield facts("Encoders", {"vision": run.vision["about"], "text": run.text["about"]}, is_folded=True)

@@ -33,6 +33,7 @@ def compare(
     usual: Plan,
     pairs: int,
     device: str,
+    unpaired: Sequence[Store] = (),
 ) -> Comparison:
     """Train the `candidates`, the first being the usual one, for a while, and say what each reached.
 
@@ -44,7 +45,7 @@ def compare(
     def tried(number: int, share: float) -> Generator[Compared, None, dict[str, Any]]:
         nonlocal loaded
         short = _short(candidates[number], pairs, share)
-        plan, state, _ = prepare(stores, val_store, short, device, parallel, loaded)
+        plan, state, _ = prepare(stores, val_store, short, device, parallel, loaded, unpaired)
         loaded = plan.loaded
         parallel.broadcast_weights(state.adapters)
         for _ in fit(plan, state):

@@ -1,42 +1,55 @@
-"""Adapters that are solved for: `--method procrustes|cca|ridge`, and the start of `--init cca`. The ridge is selected
-on the validation split.
+"""Adapters that are solved for: `--method procrustes|cca|ridge|csa`, and the start of `--init cca`. The ridge is
+selected on the validation split.
 
 Letters: I images, T captions, N pairs of a block, E shared width.
 """
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from alignvl_cli.align.adapters import TAU_RANGE, Adapter, AdapterPair, InvertedBottleneck
+from alignvl_cli.align.adapters import (
+    COMPLETIONS,
+    TAU_RANGE,
+    Adapter,
+    AdapterPair,
+    Canonical,
+    InvertedBottleneck,
+    new_pair,
+)
 from alignvl_cli.align.closed_forms import CLOSED_FORMS, Maps, Moments, moments, rank
 from alignvl_cli.align.losses import contrastive
+from alignvl_cli.align.streams import Streams
 from alignvl_cli.errors import DataError
-from alignvl_cli.settings import Loss, Method
+from alignvl_cli.settings import AdapterKind, Loss, Method
 from alignvl_cli.training.data import SplitLatents
 from alignvl_cli.training.state import Best, Plan, TrainState, Tried, copied
 from alignvl_cli.training.validation import validate
 
 BLOCK_PAIRS = 256
 """Pairs read at once: what any `--memory-budget` holds."""
+TEACHER_WIDTH = 1024
+"""At most: SOTAlign's."""
 TAU_PAIRS = 2048
 TAU_STEPS = 41
 
 
 def solve(plan: Plan, state: TrainState) -> Iterator[Tried]:
-    """Solve for `state`'s adapters, which are linear, with each ridge; `state.best` is the one of the best recall.
+    """Solve for `state`'s adapters, which are linear, with each ridge; `state.best` is the one of the best recall. Of
+    CSA then also with fewer dimensions, and with other powers of the correlations.
 
     Directions beyond the rank of the cross-covariance are left at zero. DataError when images and captions do not vary
     together at all.
     """
-    for ridge, metrics in _solutions(plan, state.adapters, plan.config.method):
-        is_best = state.best is None or metrics["mean_recall"] > state.best.metrics["mean_recall"]
-        if is_best:
-            state.best = Best(copied(state.adapters), 0, 0, {**metrics, "ridge": ridge})
-        yield Tried(ridge=ridge, metrics=metrics, best=is_best)
+    if plan.config.method is Method.csa:
+        yield from _solve_csa(plan, state)
+    else:
+        for ridge, metrics in _solutions(plan, state.adapters, plan.config.method):
+            yield _tried(state, metrics, ridge=ridge)
     if state.best is None:
         raise DataError(
             "the training latents of images and captions do not vary together: there is nothing to solve for"
@@ -44,6 +57,57 @@ def solve(plan: Plan, state: TrainState) -> Iterator[Tried]:
     state.adapters.load_state_dict(state.best.weights)
     if plan.config.temperature is None:
         state.best.weights["tau"] = torch.tensor(fitted_tau(state.adapters, plan.val))
+
+
+def _tried(state: TrainState, metrics: dict[str, Any], **choice: Any) -> Tried:
+    """The record of `choice`, whose solution is in the adapters; it is kept if it is the best so far."""
+    is_best = state.best is None or metrics["mean_recall"] > state.best.metrics["mean_recall"]
+    if is_best:
+        state.best = Best(copied(state.adapters), 0, 0, {**metrics, **choice})
+    return Tried(metrics=metrics, best=is_best, **choice)
+
+
+FEWEST_DIMENSIONS = 8
+POWERS = (0.5, 2.0, 4.0)
+"""Of the correlations, besides CSA's own 1."""
+
+
+def _solve_csa(plan: Plan, state: TrainState) -> Iterator[Tried]:
+    """One choice after the other: the ridge with all dimensions and power 1, then half the dimensions, a quarter, ...,
+    then the power."""
+    found = moments(_before_last_map(plan, state.adapters))
+    width = min(state.adapters.shape.embed_dim - COMPLETIONS, rank(found))
+    if not width:
+        return
+    solved = {ridge: maps for ridge, maps in CLOSED_FORMS[Method.csa](found, width) if ridge is not None}
+
+    def tried(ridge: float, dimensions: int, power: float) -> Tried:
+        maps = solved[ridge]
+        assert maps.correlation_K is not None
+        _install(state.adapters, Maps(maps.image_KD[:dimensions], maps.text_KC[:dimensions]), found)
+        _weigh(state.adapters, maps.correlation_K[:dimensions], power)
+        metrics = validate(state.adapters, plan.val)
+        return _tried(state, metrics, ridge=ridge, dimensions=dimensions, power=power)
+
+    for ridge in solved:
+        yield tried(ridge, width, 1.0)
+    assert state.best is not None
+    dimensions = width
+    while (dimensions := dimensions // 2) >= FEWEST_DIMENSIONS:
+        yield tried(state.best.metrics["ridge"], dimensions, 1.0)
+    for power in POWERS:
+        yield tried(state.best.metrics["ridge"], state.best.metrics["dimensions"], power)
+
+
+@torch.no_grad()
+def _weigh(adapters: AdapterPair, correlation_K: Tensor, power: float) -> None:
+    """Have each direction count by its correlation to this power. The largest weight is 1: no ranking sees a common
+    factor, and small cosines would be ties."""
+    for tower in (adapters.image, adapters.text):
+        canonical = _layers(tower)[-1]
+        assert isinstance(canonical, Canonical)
+        canonical.root_K.zero_()
+        canonical.root_K[: len(correlation_K)] = (correlation_K / correlation_K[0]).clamp(max=1) ** (power / 2)
 
 
 def start_at_cca(plan: Plan, adapters: AdapterPair) -> None:
@@ -56,12 +120,34 @@ def start_at_cca(plan: Plan, adapters: AdapterPair) -> None:
         if isinstance(module, InvertedBottleneck):
             nn.init.zeros_(module.narrow.weight)
             nn.init.zeros_(module.narrow.bias)
+    _solve_best(plan, adapters)
+
+
+def teacher_of(plan: Plan, adapters: AdapterPair) -> AdapterPair:
+    """The regularised canonical correlations of the pairs of `plan`, for latents that are prepared as `adapters` have
+    it: what unpaired data are held against (SOTAlign's teacher; the ridge by validation, and each direction scaled by
+    the root of its correlation, are ours). DataError when images and captions do not vary together."""
+    width = min(TEACHER_WIDTH, plan.gather.data.pairs)
+    shape = replace(adapters.shape, kind=AdapterKind.linear, embed_dim=width, loss=Loss.infonce)
+    teacher = new_pair(shape, Streams(0)).to(plan.gather.device)
+    if not _solve_best(plan, teacher):
+        raise DataError(
+            "the training latents of images and captions do not vary together: there is nothing to hold unpaired data "
+            "against; leave --unpaired out"
+        )
+    return teacher.eval().requires_grad_(False)
+
+
+def _solve_best(plan: Plan, adapters: AdapterPair) -> bool:
+    """Put canonical correlations, with the ridge of the best validation recall, into the last maps of `adapters`;
+    whether there are any."""
     best: tuple[float, dict[str, Tensor]] | None = None
     for _, metrics in _solutions(plan, adapters, Method.cca):
         if best is None or metrics["mean_recall"] > best[0]:
             best = metrics["mean_recall"], copied(adapters)
     if best is not None:
         adapters.load_state_dict(best[1])
+    return best is not None
 
 
 def _solutions(plan: Plan, adapters: AdapterPair, method: Method) -> Iterator[tuple[float | None, dict[str, Any]]]:
@@ -81,7 +167,7 @@ def _solutions(plan: Plan, adapters: AdapterPair, method: Method) -> Iterator[tu
 @torch.inference_mode()
 def _before_last_map(plan: Plan, adapters: AdapterPair) -> Iterator[tuple[Tensor, Tensor]]:
     """What the last linear maps take, of all training pairs, block by block."""
-    image, text = (_layers(tower)[:-1].eval() for tower in (adapters.image, adapters.text))
+    image, text = (_layers(tower)[: _last_map(tower)].eval() for tower in (adapters.image, adapters.text))
     data = plan.gather.data
     device = data.text_TC.device if isinstance(data, SplitLatents) else "cpu"
     for pair_N in torch.arange(data.pairs, device=device).split(BLOCK_PAIRS):
@@ -91,9 +177,15 @@ def _before_last_map(plan: Plan, adapters: AdapterPair) -> Iterator[tuple[Tensor
 
 
 def _layers(tower: Adapter) -> nn.Sequential:
-    """The body of an adapter that ends in a linear map."""
+    """The body of an adapter that ends in a linear map, or in one and `Canonical`."""
     assert isinstance(tower.body, nn.Sequential)
     return tower.body
+
+
+def _last_map(tower: Adapter) -> int:
+    """Where the last linear map is among the layers."""
+    layers = _layers(tower)
+    return len(layers) - (2 if isinstance(layers[-1], Canonical) else 1)
 
 
 @torch.no_grad()
@@ -101,7 +193,7 @@ def _install(adapters: AdapterPair, maps: Maps, found: Moments) -> None:
     """Write maps of centred rows into the last linear map of each adapter, centring into the bias."""
     sides = ((adapters.image, maps.image_KD, found.image_mean_D), (adapters.text, maps.text_KC, found.text_mean_C))
     for tower, map_KW, mean_W in sides:
-        last = _layers(tower)[-1]
+        last = _layers(tower)[_last_map(tower)]
         assert isinstance(last, nn.Linear)
         for tensor, values in ((last.weight, map_KW), (last.bias, -map_KW @ mean_W)):
             tensor.zero_()

@@ -104,6 +104,11 @@ class StoredRows:
         self._stored_width = width
         self._steps: list[AsStored] = []
 
+    @property
+    def stored(self) -> Sequence[np.ndarray]:
+        """The rows of each store, by its own numbers."""
+        return self._rows
+
     def prepare(self, step: AsStored) -> None:
         """Apply `step`, after those before it, to all rows that are read from now on."""
         self._steps.append(step)
@@ -150,6 +155,9 @@ class StoredRows:
             whole[done : done + len(block)] = block
             done += len(block)
         return whole
+
+
+Rows = Tensor | StoredRows
 
 
 def is_within(budget: int | None, image: StoredRows, text: StoredRows) -> bool:

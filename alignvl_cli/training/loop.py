@@ -181,7 +181,7 @@ def batch_loss(plan: Plan, adapters: AdapterPair, slices: Slices, progress: floa
         batch = transform(batch, slices)
     scale, bias = adapters.scale_and_bias()
     smoothing = smoothing_at(config.smoothing, config.es_target, config.es_schedule, progress)
-    return contrastive(
+    found = contrastive(
         config.loss,
         batch.image,
         batch.text,
@@ -194,6 +194,11 @@ def batch_loss(plan: Plan, adapters: AdapterPair, slices: Slices, progress: floa
         group=plan.parallel,
         rounds=plan.loss_rounds,
     )
+    if plan.unpaired is None:
+        return found
+    with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=plan.precision is Precision.bf16):
+        unpaired = plan.unpaired.loss(adapters)
+    return found._replace(loss=found.loss + config.unpaired_weight * unpaired)
 
 
 def _validated(plan: Plan, state: TrainState, epoch: int) -> Iterator[Warned | Validated]:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from alignvl_cli.align.adapters import Adapter, AdapterPair, AdapterShape, Runs, new_pair
+from alignvl_cli.align.adapters import COMPLETIONS, Adapter, AdapterPair, AdapterShape, Runs, new_pair
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.devices import automatic_tile, choose_precision, fits_on
 from alignvl_cli.errors import UsageError
@@ -24,9 +24,10 @@ from alignvl_cli.settings import (
     subset_of,
 )
 from alignvl_cli.store.reader import Store
-from alignvl_cli.training.closed_form import start_at_cca
+from alignvl_cli.training.closed_form import start_at_cca, teacher_of
 from alignvl_cli.training.data import (
     FLOAT_BYTES,
+    Rows,
     ShuffleBuffer,
     SplitLatents,
     StoredRows,
@@ -50,9 +51,10 @@ from alignvl_cli.training.ingredients import (
     output_transforms,
     steps_per_epoch,
 )
-from alignvl_cli.training.optimizer import Average, adamw
+from alignvl_cli.training.optimizer import Average, optimiser_of
 from alignvl_cli.training.state import Loaded, Plan, Started, TrainState
 from alignvl_cli.training.subsets import SelectedPairs, select_pairs
+from alignvl_cli.training.unpaired import Unpaired, unpaired_rows
 from alignvl_cli.training.validation import Skips
 
 ALONE = DataParallel()
@@ -62,6 +64,7 @@ VAL_REMEDY = (
     "training selects its epoch there: name a store that has it with --val, or declare it and extract again "
     "(where no split is declared, extract divides the images)"
 )
+UNPAIRED_REMEDY = "unpaired pictures and captions are those of the training split: declare it, and extract again"
 FAINT_NOISE = 0.05
 """Below this share of the latents' RMS the noise is said to be faint."""
 
@@ -73,16 +76,21 @@ def prepare(
     device: str,
     parallel: DataParallel = ALONE,
     loaded: Loaded | None = None,
+    unpaired: Sequence[Store] = (),
 ) -> tuple[Plan, TrainState, Started]:
     """Everything before the first step: data resident and normalised, adapters initialised, ingredients collected.
 
-    `device` is one that is there; rows that are `loaded` already are used again where they are the same. Raises as
-    `train_run` does.
+    `device` is one that is there; rows that are `loaded` already are used again where they are the same. Of `unpaired`
+    stores no pair is used. Raises as `train_run` does.
     """
-    require_same_encoders([*stores, val_store])
+    if unpaired and parallel.world_size > 1:
+        raise UsageError("unpaired pictures and captions are for one process; leave out torchrun or --unpaired")
+    require_same_encoders([*stores, val_store, *unpaired])
     require_different(stores)
     for store in stores:
         require_split(store, TRAIN, TRAIN_REMEDY)
+    for store in unpaired:
+        require_split(store, TRAIN, UNPAIRED_REMEDY)
     require_split(val_store, VAL, VAL_REMEDY)
     is_solved = config.method is not Method.contrastive
     precision = Precision.fp32 if is_solved else choose_precision(config.precision, device)
@@ -93,8 +101,10 @@ def prepare(
         epoch_steps = steps_per_epoch(pairs, config.batch_size)
     streams = Streams(config.seed, device)
     adapters = new_pair(_shape(config, stores[0]), streams)
+    if config.tau_start is not None:
+        adapters.start_at(config.tau_start)
     if loaded is None or not loaded.serves(config):
-        loaded = _load(stores, val_store, config, device, streams, adapters)
+        loaded = _load(stores, val_store, config, device, streams, adapters, unpaired)
     else:
         adapters.load_state_dict(loaded.preparation, strict=False)
     gather, scales = loaded.gather, loaded.scales
@@ -116,6 +126,12 @@ def prepare(
     )
     if config.init is Init.cca:
         start_at_cca(plan, adapters)
+    if loaded.unpaired is not None and config.unpaired_weight:
+        if loaded.teacher is None:
+            loaded = replace(loaded, teacher=teacher_of(plan, adapters))
+        assert loaded.unpaired is not None
+        assert loaded.teacher is not None
+        plan = replace(plan, loaded=loaded, unpaired=Unpaired(loaded.unpaired, loaded.teacher, streams, device))
     noise_share = _noise_share(config, scales)
     started = Started(
         pairs=pairs,
@@ -133,12 +149,12 @@ def prepare(
         latent_rms={side: scale.rms for side, scale in scales.items()},
         noise_share=noise_share,
         first_step=0,
-        notes=tuple(_notes(stores, val_store, noise_share, isinstance(gather.data, ShuffleBuffer))),
+        notes=tuple(_notes(stores, val_store, noise_share, isinstance(gather.data, ShuffleBuffer), unpaired, loaded)),
         selection=loaded.record,
     )
     state = TrainState(
         adapters=adapters,
-        optimiser=adamw(adapters),
+        optimiser=optimiser_of(config.optimizer, adapters),
         streams=streams,
         average=Average(adapters, config.ema) if config.ema else None,
         skips=Skips(device),
@@ -147,14 +163,28 @@ def prepare(
 
 
 def _load(
-    stores: Sequence[Store], val_store: Store, config: TrainConfig, device: str, streams: Streams, adapters: AdapterPair
+    stores: Sequence[Store],
+    val_store: Store,
+    config: TrainConfig,
+    device: str,
+    streams: Streams,
+    adapters: AdapterPair,
+    unpaired: Sequence[Store],
 ) -> Loaded:
-    """Read both splits, and fit what comes before the bodies of `adapters`."""
+    """Read both splits and the `unpaired` rows, and fit what comes before the bodies of `adapters`."""
     selected = select_pairs(stores, TRAIN, config, streams)
     image, text = _training_rows(selected, config.memory_budget)
+    more = unpaired_rows(stores, unpaired, selected, TRAIN, config.memory_budget) if unpaired else None
     text_image_T, val = selected.text_image_T, load_split([val_store], VAL)
-    image, val_image_ID = _prepared(adapters.image, image, val.image_ID)
-    text, val_text_TC = _prepared(adapters.text, text, val.text_TC)
+    if more is None:
+        image, val_image_ID = _prepared(adapters.image, [image, val.image_ID])
+        text, val_text_TC = _prepared(adapters.text, [text, val.text_TC])
+    else:  # fitted to all that is known of a modality
+        more_image, image, val_image_ID = _prepared(adapters.image, [more.image, image, val.image_ID])
+        more_text, text, val_text_TC = _prepared(adapters.text, [more.text, text, val.text_TC])
+        more = replace(more, image=more_image, text=more_text)
+    assert isinstance(val_image_ID, Tensor)
+    assert isinstance(val_text_TC, Tensor)
     val = replace(val, image_ID=val_image_ID, text_TC=val_text_TC)
     train: SplitLatents | ShuffleBuffer
     if isinstance(image, StoredRows) and isinstance(text, StoredRows) and config.memory_budget is not None:
@@ -179,7 +209,9 @@ def _load(
         val=val.to(device),
         corrupted_P=corrupted_P,
         scales=scales,
-        record=selected.record,
+        record=selected.record
+        | ({} if more is None else {"unpaired": {"images": more.images, "captions": more.captions}}),
+        unpaired=more,
         preparation={
             name: buffer.clone()
             for name, buffer in adapters.named_buffers()
@@ -199,9 +231,6 @@ def _pairs(stores: Sequence[Store], config: TrainConfig) -> int:
     return asked[1]
 
 
-Rows = Tensor | StoredRows
-
-
 def _training_rows(selected: SelectedPairs, budget: int | None) -> tuple[Rows, Rows]:
     """Image and text latents, in memory unless they are larger than `--memory-budget`."""
     image, text = selected.image, selected.text
@@ -210,17 +239,18 @@ def _training_rows(selected: SelectedPairs, budget: int | None) -> tuple[Rows, R
     return image, text
 
 
-def _prepared(adapter: Adapter, trained: Rows, validated: Tensor) -> tuple[Rows, Tensor]:
-    """Both splits as the adapter's body takes them, each step fitted to what the one before makes of the training's."""
+def _prepared(adapter: Adapter, several: Sequence[Rows]) -> list[Rows]:
+    """Rows as the adapter's body takes them, each step fitted to what the one before makes of the first of them."""
+    done = list(several)
     for fitted in adapter.preparation:
-        fitted.fit(blocks(trained))
+        fitted.fit(blocks(done[0]))
         step = deepcopy(fitted)  # which stays beside the latents when the adapters move
-        validated = prepared(validated, step)
-        if isinstance(trained, StoredRows):
-            trained.prepare(step)
-        else:
-            trained = prepared(trained, step)
-    return trained, validated
+        for place, rows in enumerate(done):
+            if isinstance(rows, StoredRows):
+                rows.prepare(step)
+            else:
+                done[place] = prepared(rows, step)
+    return done
 
 
 def _columns(store: Store, side: Literal["image", "text"], asked: str) -> Runs | None:
@@ -251,7 +281,10 @@ def _shape(config: TrainConfig, store: Store) -> AdapterShape:
     )
     image_width, text_width = store.image_latent.shape[1], store.text_latent.shape[1]
     taken = min(_width(image_width, image_columns), _width(text_width, text_columns))
-    widest = config.embed_dim if config.method is Method.contrastive else taken
+    is_canonical = config.method is Method.csa
+    widest = config.embed_dim if config.method is Method.contrastive else taken + COMPLETIONS * is_canonical
+    if is_canonical and config.embed_dim <= COMPLETIONS:
+        raise UsageError(f"--embed-dim {config.embed_dim}: --method csa has {COMPLETIONS} besides the canonical ones")
     return AdapterShape(
         kind=config.adapter,
         image_width=image_width,
@@ -266,6 +299,7 @@ def _shape(config: TrainConfig, store: Store) -> AdapterShape:
         latent_width=config.latent_width,
         image_columns=image_columns,
         text_columns=text_columns,
+        canonical=is_canonical,
     )
 
 
@@ -285,8 +319,13 @@ def _notes(
     val_store: Store,
     noise_share: dict[str, float] | None,
     buffered: bool,
+    unpaired: Sequence[Store],
+    loaded: Loaded,
 ) -> Iterator[str]:
     """What the user should know before the first step."""
+    if loaded.unpaired is not None:
+        images, captions = loaded.unpaired.images, loaded.unpaired.captions
+        yield f"besides the pairs, {images:,} pictures and {captions:,} captions without one"
     if buffered:
         yield "the latents are larger than --memory-budget: blocks of them are shuffled, and read as they are needed"
     if noise_share is not None and max(noise_share.values()) < FAINT_NOISE:
@@ -294,5 +333,5 @@ def _notes(
             "so little noise can hardly act; try a larger --noise-std, which --noise-units rms makes a share of the "
             "latents' RMS"
         )
-    if shared := shared_images(stores, TRAIN, val_store, VAL):
+    if shared := shared_images([*stores, *unpaired], TRAIN, val_store, VAL):
         yield f"{shared} validation images are training images too: the selected epoch is flattered"

@@ -24,7 +24,7 @@ from alignvl_cli.align.adapters import AdapterPair, temperature_of
 from alignvl_cli.align.streams import stream_seed
 from alignvl_cli.artifacts import made_by
 from alignvl_cli.devices import choose_device, computing_with, device_name, peak_memory_bytes
-from alignvl_cli.errors import AlignvlError, DataError, MismatchError
+from alignvl_cli.errors import AlignvlError, DataError, MismatchError, UsageError
 from alignvl_cli.recipes import SECOND_SEEDS, departures, next_member
 from alignvl_cli.settings import Device, Loss, Method, Recipe, TrainConfig
 from alignvl_cli.store.reader import Store, open_store
@@ -123,16 +123,18 @@ def train_run(
     config: TrainConfig,
     *,
     val: Path | None = None,
+    unpaired: Sequence[Path | Store] = (),
     overwrite: bool = False,
     given: Mapping[str, Any] | None = None,
     others: Sequence[TrainConfig] = (),
     checkpoint_s: float = CHECKPOINT_SECONDS,
 ) -> Generator[Record, None, None]:
-    """Train on the "train" split of all `stores`, select on "val" of the store `val` (default: the first), and
-    fill the run folder `output` as the records pass; a checkpoint is written every `checkpoint_s` seconds or so.
-    `given`, the flags and file that `config` was resolved of, is kept with the run, for its page. `config` is compared
-    with `others` by short trainings, and the better one is trained (`candidates`); of `--recipe best` all are trained,
-    and joined (`ensemble`).
+    """Train on the "train" split of all `stores`, select on "val" of the store `val` (default: the first), and fill the
+    run folder `output` as the records pass; a checkpoint is written every `checkpoint_s` seconds or so. `given`, the
+    flags and file that `config` was resolved of, is kept with the run, for its page. `config` is compared with `others`
+    by short trainings, and the better one is trained (`candidates`); of `--recipe best` all are trained, and joined
+    (`ensemble`). With `--unpaired-weight` the "train" splits of `unpaired` stores are used without their pairing
+    (default: what `--subset` leaves of `stores`).
 
     Raises UsageError (batch larger than the data allow, device not there, output taken), DataError (store
     unreadable, split absent, another process in the folder), MismatchError (stores of other encoders), all before
@@ -146,19 +148,20 @@ def train_run(
     device = choose_device(config.device)
     opened = [store if isinstance(store, Store) else open_store(store) for store in stores]
     val_store = opened[0] if val is None else open_store(val)
+    without_pairs = _unpaired(unpaired, opened, [config, *others])
     with joined(device) as parallel:
         with ExitStack() as held_open:
             compared: list[Compared] = []
-            plan, state, started = prepare(opened, val_store, config, device, parallel)
+            plan, state, started = prepare(opened, val_store, config, device, parallel, unpaired=without_pairs)
             is_ladder = config.recipe is Recipe.best
-            members = Members(opened, val_store, [config, *others] if is_ladder else [])
+            members = Members(opened, val_store, [config, *others] if is_ladder else [], without_pairs)
             if parallel.is_main:
                 claim_run(output, overwrite)
                 held_open.enter_context(held_run(output))
             if others and not is_ladder:
-                comparison = compare(opened, val_store, [config, *others], plan, started.pairs, device)
+                comparison = compare(opened, val_store, [config, *others], plan, started.pairs, device, without_pairs)
                 config, why = yield from _told(comparison, compared, parallel.is_main)
-                plan, state, started = prepare(opened, val_store, config, device, parallel, plan.loaded)
+                plan, state, started = prepare(opened, val_store, config, device, parallel, plan.loaded, without_pairs)
                 started = replace(started, notes=(why, *started.notes))
             if not parallel.is_main:
                 yield from follow(members, plan, state)
@@ -167,11 +170,25 @@ def train_run(
             described = _describe(opened, val_store, state, config, started, given)
             if is_ladder:
                 described["members"] = [member.to_json() for member in members.ladder]
+            if without_pairs:
+                described["unpaired"] = [_reference(store) for store in without_pairs]
             if compared:
                 described["candidates"] = [log_line(record) for record in compared]
             with RunWriter(output, described, environment) as writer:
                 checkpoints = Checkpoints(writer, checkpoint_s, wall_s=time.perf_counter() - began)
                 yield from fill(writer, members, plan, state, started, checkpoints, rates=[])
+
+
+def _unpaired(named: Sequence[Path | Store], stores: Sequence[Store], configs: Sequence[TrainConfig]) -> list[Store]:
+    """The stores whose pictures and captions are used without their pairing. UsageError where they would have no
+    effect."""
+    if not any(config.unpaired_weight for config in configs):
+        if named:
+            raise UsageError(
+                "--unpaired has no effect on a closed form, nor with --unpaired-weight 0; leave one of them out"
+            )
+        return []
+    return [store if isinstance(store, Store) else open_store(store) for store in named] or [*stores]
 
 
 def _told(
@@ -209,6 +226,7 @@ class Members:
     val_store: Store
     ladder: Sequence[TrainConfig]
     """Empty but for `--recipe best`."""
+    unpaired: Sequence[Store] = ()
 
     @property
     def count(self) -> int:
@@ -224,7 +242,9 @@ class Members:
 
     def begin(self, config: TrainConfig, plan: Plan, done: Sequence[Trained]) -> tuple[Plan, TrainState]:
         """Plan and state of the member of `config`, on the rows of `plan`."""
-        new, state, _ = prepare(self.stores, self.val_store, config, plan.gather.device, plan.parallel, plan.loaded)
+        new, state, _ = prepare(
+            self.stores, self.val_store, config, plan.gather.device, plan.parallel, plan.loaded, self.unpaired
+        )
         state.done = [Trained(one.shape, replace(one.best, weights=_on_cpu(one.best.weights))) for one in done]
         return new, state
 
@@ -410,10 +430,11 @@ def resume_run(
         stores = [_open(reference, elsewhere, unfinished.config["encoder_hash"]) for reference in unfinished.stores]
         val_store = _open(unfinished.selection_store, elsewhere, unfinished.config["encoder_hash"])
         settings = replace(unfinished.settings, precision=unfinished.precision)
-        plan, state, started = prepare(stores, val_store, settings, device, parallel)
+        unpaired = [_open(reference, elsewhere, unfinished.config["encoder_hash"]) for reference in unfinished.unpaired]
+        plan, state, started = prepare(stores, val_store, settings, device, parallel, unpaired=unpaired)
         ladder = [TrainConfig.from_json(member) for member in unfinished.config.get("members", ())]
         ladder = [replace(member, precision=unfinished.precision) for member in ladder]
-        members = Members(stores, val_store, ladder)
+        members = Members(stores, val_store, ladder, unpaired)
         point = read_checkpoint(run)
         if point is not None and (done := point[1].get("done")):
             reached = [trained["metrics"]["mean_recall"] for trained in done]

@@ -5,7 +5,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +163,7 @@ class Unfinished:
     settings: TrainConfig
     stores: tuple[StoreReference, ...]
     selection_store: StoreReference
+    unpaired: tuple[StoreReference, ...]
     device: str
     precision: Precision
     threads: int
@@ -186,7 +187,8 @@ def load_unfinished(path: Path) -> Unfinished:
             path=path,
             config=config,
             settings=TrainConfig.from_json(config["settings"]),
-            stores=tuple(StoreReference(Path(one["path"]), one["content_hash"]) for one in config["stores"]),
+            stores=_references(config["stores"]),
+            unpaired=_references(config.get("unpaired", [])),
             selection_store=StoreReference(
                 Path(config["selection_store"]["path"]), config["selection_store"]["content_hash"]
             ),
@@ -199,6 +201,10 @@ def load_unfinished(path: Path) -> Unfinished:
             f"{path / CONFIG}: not the configuration of a run that this version can continue ({problem}); "
             f"train it again with `alignvl train --output {path} --overwrite`"
         ) from problem
+
+
+def _references(records: Sequence[Mapping[str, str]]) -> tuple[StoreReference, ...]:
+    return tuple(StoreReference(Path(one["path"]), one["content_hash"]) for one in records)
 
 
 def _weights(path: Path, sha256: str, adapters: AdapterPair, device: str) -> dict[str, torch.Tensor]:

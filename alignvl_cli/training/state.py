@@ -14,6 +14,7 @@ from alignvl_cli.training.data import SplitLatents
 from alignvl_cli.training.data_parallel import DataParallel
 from alignvl_cli.training.ingredients import Gather, Scales, Transform
 from alignvl_cli.training.optimizer import Average
+from alignvl_cli.training.unpaired import Unpaired, UnpairedRows
 from alignvl_cli.training.validation import Skips, is_validation_epoch
 
 
@@ -98,6 +99,10 @@ class Tried:
     metrics: dict[str, Any]
     """As `Validated.metrics`."""
     best: bool
+    dimensions: int | None = None
+    """Of CSA: how many canonical directions count, ..."""
+    power: float | None = None
+    """... and the power of the correlations that weigh them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,7 +198,7 @@ class TrainState:
     """All that changes while training goes on: what a checkpoint holds."""
 
     adapters: AdapterPair
-    optimiser: torch.optim.AdamW
+    optimiser: torch.optim.Optimizer
     streams: Streams
     average: Average | None
     """Of the weights, with `--ema`: what is validated and kept then."""
@@ -227,6 +232,9 @@ class Loaded:
     """What a run's configuration says of the pairs selected."""
     preparation: dict[str, Tensor]
     """Buffers of what comes before the adapters' bodies, fitted."""
+    unpaired: UnpairedRows | None = None
+    teacher: AdapterPair | None = None
+    """Of the unpaired rows, once it is solved for."""
 
     def serves(self, config: TrainConfig) -> bool:
         """Whether a training by `config`, be it of another seed, can be on these very rows."""
@@ -259,6 +267,7 @@ class Plan:
     """Whether the loss takes its products in fewer digits, as the adapters do."""
     corrupted_P: Tensor | None = None
     """Which training pairs were corrupted; None without `--corrupt-captions`."""
+    unpaired: Unpaired | None = None
     loaded: Loaded | None = None
     """What a plan of another shape can be made of (`prepare`)."""
 

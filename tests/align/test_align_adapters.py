@@ -186,6 +186,10 @@ def test_the_sigmoid_loss_learns_log_t_and_a_bias():
     fixed = new_pair(shape(loss=Loss.sigmoid, temperature=0.05), Streams(0))
     assert {name for name, _ in fixed.named_parameters() if "." not in name} == {"bias"}
     assert fixed.scale_and_bias()[0].item() == pytest.approx(20.0)
+    for loss in Loss:
+        begun = new_pair(shape(loss=loss), Streams(0))
+        begun.start_at(0.05)
+        assert begun.temperature.item() == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("kind", AdapterKind)

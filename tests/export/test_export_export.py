@@ -46,13 +46,15 @@ def trained(tmp_path_factory) -> CommandLine:
             "cpu",
         ],
     )
+    trained = ["--epochs", 1, "--batch-size", 8, "--size", "pairs"]
     for words in (
-        ["--adapter", "linear", "--latent-norm", "standardize", "--size", "pairs"],
-        ["--adapter", "mlp", "--size", "pairs"],
-        ["--recipe", "sail", "--size", "pairs"],
-        ["--cca-weight", "0.5", "--size", "pairs"],
+        [*trained, "--adapter", "linear", "--latent-norm", "standardize"],
+        [*trained, "--adapter", "mlp"],
+        [*trained, "--recipe", "sail"],
+        ["--method", "csa"],
+        [*trained, "--cca-weight", "0.5"],
     ):
-        alignvl.succeeds("train", "--epochs", 1, "--batch-size", 8, "--embed-dim", 8, "--device", "cpu", *words)
+        alignvl.succeeds("train", "--embed-dim", 8, "--device", "cpu", *words)
     return alignvl
 
 
@@ -67,7 +69,7 @@ def runs(alignvl: CommandLine) -> list[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "needs_code"), [(1, False), (2, False), (3, True), (4, True)])
+@pytest.mark.parametrize(("number", "needs_code"), [(1, False), (2, False), (3, True), (4, True), (5, True)])
 def test_sentence_transformers_gives_the_runs_embeddings(trained, tmp_path, number, needs_code):
     run = runs(trained)[number]
     result = trained("export", run, "-o", tmp_path / "model", "--to", "sentence-transformers")

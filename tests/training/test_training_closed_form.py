@@ -8,7 +8,8 @@ import torch
 from support.fakes import make_store
 from support.killable_training import outcome
 
-from alignvl_cli.align.closed_forms import CLOSED_FORMS, moments, rank
+from alignvl_cli.align.adapters import COMPLETIONS
+from alignvl_cli.align.closed_forms import CLOSED_FORMS, CSA_GRID, moments, rank
 from alignvl_cli.align.ranks import image_to_text_ranks, text_to_image_ranks
 from alignvl_cli.align.ranks import recalls as recalls_of
 from alignvl_cli.errors import DataError, UsageError
@@ -24,6 +25,7 @@ from alignvl_cli.training.state import Finished, Started, Tried, Validated
 from alignvl_cli.training.validation import validate
 
 METHODS = ["procrustes", "cca", "ridge"]
+"""Those that are one linear map a side; `csa` has tests of its own."""
 
 
 @pytest.fixture(scope="module")
@@ -216,3 +218,57 @@ def test_latents_that_do_not_vary_together_are_trained_from_a_drawn_start(tmp_pa
         train_run([flat], tmp_path / "run", resolve_train({"init": "cca", "epochs": 1, "batch-size": 8}, pairs=40))
     )
     assert isinstance(records[-1], Finished)
+
+
+def csa_scores(train, images_ID, texts_TC, ridge, dimensions, power):
+    """CSA's weighted cosine (Li et al., ICLR 2025, equation 4) by way of numpy, a ridge added: with U S V' of the
+    whitened cross-covariance, the sum over i < s of S_i a_i b_i / (|a| |b|), a and b the s projections of either
+    side."""
+    x, y = (rows.astype(np.float64) for rows in train)
+    x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)
+    x, y = x - x_mean, y - y_mean
+
+    def whitening(rows):
+        covariance = rows.T @ rows / len(rows)
+        values, axes = np.linalg.eigh(
+            covariance + ridge * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+        )
+        return axes / np.sqrt(values) @ axes.T
+
+    white_x, white_y = whitening(x), whitening(y)
+    left, correlation, right = np.linalg.svd(white_x @ (x.T @ y / len(x)) @ white_y, full_matrices=False)
+    a = (images_ID - x_mean) @ white_x @ left[:, :dimensions]
+    b = (texts_TC - y_mean) @ white_y @ right[:dimensions].T
+    a, b = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (a, b))
+    return (a * correlation[:dimensions] ** power) @ b.T / correlation[0] ** power
+
+
+def test_csa_ranks_by_its_formula(store, tmp_path):
+    config = resolve_train({"method": "csa", "device": "cpu"}, pairs=300)
+    started, *tried, finished = train_run([store], tmp_path / "run", config)
+    assert isinstance(started, Started)
+    assert [one.ridge for one in tried[: len(CSA_GRID)]] == [*CSA_GRID]
+    best = finished.result["best"]
+    assert best["mean_recall"] == max(one.metrics["mean_recall"] for one in tried) > 60
+    assert {one.power for one in tried} == {0.5, 1.0, 2.0, 4.0}
+    run, opened = load_run(tmp_path / "run"), open_store(store)
+    assert run.adapters.shape.embed_dim == 10 + COMPLETIONS
+    rows = opened.rows("train")
+    train = opened.image_latent[rows.image][rows.text_image], opened.text_latent[rows.text]
+    images_ID, texts_TC = opened.image_latent[:20], opened.text_latent[:30]
+    img_IE = run.adapters.project_image(torch.from_numpy(images_ID.copy()))
+    txt_TE = run.adapters.project_text(torch.from_numpy(texts_TC.copy()))
+    wanted = csa_scores(train, images_ID, texts_TC, best["ridge"], best["dimensions"], best["power"])
+    assert np.allclose((img_IE @ txt_TE.T).numpy(), wanted, atol=1e-5)
+    assert torch.allclose(img_IE.norm(dim=1), torch.ones(20))
+
+
+def test_csa_takes_fewer_dimensions_and_refuses_none(tmp_path):
+    wide = make_store(tmp_path / "wide.h5", images=120, dim=40, text_dim=40, noise=1.0)
+    *tried, _ = list(train_run([wide], tmp_path / "run", resolve_train({"method": "csa", "device": "cpu"}, pairs=200)))[
+        1:
+    ]
+    assert [one.dimensions for one in tried[len(CSA_GRID) : -3]] == [20, 10]
+    small = resolve_train({"method": "csa", "embed-dim": 2, "device": "cpu"}, pairs=200)
+    with pytest.raises(UsageError, match="--embed-dim 2"):
+        next(train_run([wide], tmp_path / "small", small))

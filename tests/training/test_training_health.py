@@ -11,10 +11,11 @@ from alignvl_cli.align.adapters import TAU_RANGE
 from alignvl_cli.align.losses import LossParts
 from alignvl_cli.errors import DivergedError, UsageError
 from alignvl_cli.recipes import resolve_train
+from alignvl_cli.settings import OptimizerKind
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training import loop
 from alignvl_cli.training.ingredients import epoch_slices
-from alignvl_cli.training.optimizer import Average, adamw, step_unless
+from alignvl_cli.training.optimizer import LION_WEIGHT_DECAY, Average, adamw, optimiser_of, step_unless
 from alignvl_cli.training.prepare import prepare
 from alignvl_cli.training.run import train_run
 from alignvl_cli.training.run_folder import ADAPTERS, METRICS
@@ -172,6 +173,32 @@ def test_the_fused_optimiser_equals_the_plain_one(store):
     for one, other in zip(fused.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(one, other, rtol=0, atol=1e-6)
     assert plan.config.epochs > 0
+
+
+def test_lion_takes_the_published_steps_and_none_that_is_skipped(store):
+    """Algorithm 2 of Chen et al. (arXiv 2302.06675), in plain numbers, over some steps of which the third is
+    skipped."""
+    _, state = prepared(store)
+    adapters = state.adapters
+    optimiser = optimiser_of(OptimizerKind.lion, adapters)
+    wanted = [parameter.detach().double().clone() for parameter in adapters.parameters()]
+    moments = [torch.zeros_like(weight) for weight in wanted]
+    draw = torch.Generator().manual_seed(0)
+    for step in range(6):
+        is_skipped, rate = step == 2, 1e-3 / (1 + step)
+        for parameter, weight, moment in zip(adapters.parameters(), wanted, moments, strict=True):
+            parameter.grad = torch.randn(parameter.shape, generator=draw)
+            if is_skipped:
+                parameter.grad.fill_(torch.nan)
+                continue
+            grad = parameter.grad.double()
+            decay = LION_WEIGHT_DECAY if parameter.ndim >= 2 else 0.0
+            update = torch.sign(0.9 * moment + 0.1 * grad)
+            weight -= rate * (update + decay * weight)
+            moment.mul_(0.99).add_(grad, alpha=0.01)
+        step_unless(optimiser, torch.tensor(float(is_skipped)), rate)
+    for parameter, weight in zip(adapters.parameters(), wanted, strict=True):
+        assert torch.allclose(parameter.double(), weight, rtol=0, atol=1e-6)
 
 
 def test_a_temperature_at_its_bound_is_told():

@@ -19,8 +19,8 @@ NO_SPEED = {
     *("kill_extraction.py", "kill_training.py", "study_statistics.py", "growing.py", "serving.py"),
     *("combined_queries.py", "few_pairs.py"),
 }
-"""The writer itself, what makes and compares sets, and scripts that count what comes out right; of growing.py, serving.py
-and few_pairs.py the figures stand in other pages."""
+"""The writer itself, what makes and compares sets, and scripts that count what comes out right; the figures of three,
+growing.py, serving.py and few_pairs.py, stand in other pages."""
 
 
 def test_every_benchmark_of_speed_has_its_section():

@@ -76,10 +76,9 @@ def compare(
 
 
 def _short(config: TrainConfig, pairs: int, share: float) -> TrainConfig:
-    """The same for a share of its epochs, on a subset where there are many pairs."""
+    """The same for a share of its epochs, or of the usual number if that is less, on a subset of many pairs."""
+    shape = shape_for(min(pairs, SAMPLED_PAIRS))
     if pairs > SAMPLED_PAIRS and config.subset == "all":
-        shape = shape_for(SAMPLED_PAIRS)
         batch_size = min(config.batch_size, shape.batch_size)
-        subset = f"{SubsetKind.uniform}:{SAMPLED_PAIRS}"
-        config = replace(config, subset=subset, batch_size=batch_size, epochs=min(config.epochs, shape.epochs))
-    return replace(config, epochs=max(1, round(config.epochs * share)))
+        config = replace(config, subset=f"{SubsetKind.uniform}:{SAMPLED_PAIRS}", batch_size=batch_size)
+    return replace(config, epochs=max(1, round(min(config.epochs, shape.epochs) * share)))

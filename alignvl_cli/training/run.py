@@ -26,7 +26,7 @@ from alignvl_cli.artifacts import made_by
 from alignvl_cli.devices import choose_device, computing_with, device_name, peak_memory_bytes
 from alignvl_cli.errors import AlignvlError, DataError, MismatchError, UsageError
 from alignvl_cli.recipes import SECOND_SEEDS, departures, next_member
-from alignvl_cli.settings import Device, Loss, Method, Recipe, TrainConfig
+from alignvl_cli.settings import Device, Loss, Method, Precision, Recipe, TrainConfig
 from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.candidates import Comparison, compare
 from alignvl_cli.training.checkpoint import CHECKPOINT_SECONDS, Checkpoints, read_checkpoint, restore
@@ -151,30 +151,22 @@ def train_run(
     without_pairs = _unpaired(unpaired, opened, [config, *others])
     with joined(device) as parallel:
         with ExitStack() as held_open:
-            compared: list[Compared] = []
             plan, state, started = prepare(opened, val_store, config, device, parallel, unpaired=without_pairs)
             is_ladder = config.recipe is Recipe.best
             members = Members(opened, val_store, [config, *others] if is_ladder else [], without_pairs)
-            if parallel.is_main:
-                claim_run(output, overwrite)
-                held_open.enter_context(held_run(output))
-            if others and not is_ladder:
-                comparison = compare(opened, val_store, [config, *others], plan, started.pairs, device, without_pairs)
-                config, why = yield from _told(comparison, compared, parallel.is_main)
-                plan, state, started = prepare(opened, val_store, config, device, parallel, plan.loaded, without_pairs)
-                started = replace(started, notes=(why, *started.notes))
+            rivals = [] if is_ladder else others
             if not parallel.is_main:
-                yield from follow(members, plan, state)
+                yield from follow(members, plan, state, started, rivals)
                 return
-            environment = made_by("train", config.to_json(), device=device_name(device), threads=started.threads)
-            described = _describe(opened, val_store, state, config, started, given)
-            if is_ladder:
-                described["members"] = [member.to_json() for member in members.ladder]
-            if without_pairs:
-                described["unpaired"] = [_reference(store) for store in without_pairs]
-            if compared:
-                described["candidates"] = [log_line(record) for record in compared]
-            with RunWriter(output, described, environment) as writer:
+            claim_run(output, overwrite)
+            held_open.enter_context(held_run(output))
+            described = _describe(members, state, config, started, given)
+            described |= {"others": [other.to_json() for other in rivals]} if rivals else {}
+            with RunWriter(output, described, _environment(config, started)) as writer:
+                if rivals:
+                    plan, state, started = yield from _decided(
+                        writer, members, plan, started, rivals, given, config.precision
+                    )
                 checkpoints = Checkpoints(writer, checkpoint_s, wall_s=time.perf_counter() - began)
                 yield from fill(writer, members, plan, state, started, checkpoints, rates=[])
 
@@ -191,22 +183,60 @@ def _unpaired(named: Sequence[Path | Store], stores: Sequence[Store], configs: S
     return [store if isinstance(store, Store) else open_store(store) for store in named] or [*stores]
 
 
-def _told(
-    comparison: Comparison, compared: list[Compared], is_main: bool
-) -> Generator[Record, None, tuple[TrainConfig, str]]:
-    """Pass on what was compared, in the first process, and keep it."""
+def _decided(
+    writer: RunWriter,
+    members: "Members",
+    plan: Plan,
+    started: Started,
+    rivals: Sequence[TrainConfig],
+    given: Mapping[str, Any] | None,
+    asked: Precision,
+) -> Generator[Record, None, tuple[Plan, TrainState, Started]]:
+    """Compare the settings of `plan` with `rivals`, and put the one to train in full into the run's record; its plan
+    and state. A run that is stopped before compares anew when it is resumed. `asked` is the precision on record."""
+    compared: list[Compared] = []
+    comparison = _comparison(members, plan, started, rivals)
     while True:
         try:
-            record = next(comparison)
+            compared.append(next(comparison))
+            yield compared[-1]
         except StopIteration as done:
-            return done.value
-        compared.append(record)
-        if is_main:
-            yield record
+            config, why = done.value
+            break
+    plan, state, started = _again(members, plan, config)
+    started = replace(started, notes=(why, *started.notes))
+    config = replace(config, precision=asked)
+    described = _describe(members, state, config, started, given)
+    writer.describe(
+        described | {"candidates": [log_line(record) for record in compared]}, _environment(config, started)
+    )
+    return plan, state, started
 
 
-def follow(members: "Members", plan: Plan, state: TrainState) -> Generator[Record, None, None]:
+def _comparison(members: "Members", plan: Plan, started: Started, rivals: Sequence[TrainConfig]) -> Comparison:
+    candidates = [plan.config, *rivals]
+    device = plan.gather.device
+    return compare(members.stores, members.val_store, candidates, plan, started.pairs, device, members.unpaired)
+
+
+def _again(members: "Members", plan: Plan, config: TrainConfig) -> tuple[Plan, TrainState, Started]:
+    """`prepare` for `config`, on the rows of `plan` where they are the same."""
+    place = (plan.gather.device, plan.parallel, plan.loaded)
+    return prepare(members.stores, members.val_store, config, *place, members.unpaired)
+
+
+def follow(
+    members: "Members", plan: Plan, state: TrainState, started: Started, rivals: Sequence[TrainConfig]
+) -> Generator[Record, None, None]:
     """Take part in the training as another rank than 0: nothing is written, and no record passes."""
+    if rivals:
+        comparison = _comparison(members, plan, started, rivals)
+        while True:
+            try:
+                next(comparison)
+            except StopIteration as done:
+                plan, state, _ = _again(members, plan, done.value[0])
+                break
     while True:
         plan.parallel.broadcast_weights(state.adapters)
         if plan.config.method is Method.contrastive:  # a closed form is solved by rank 0 alone
@@ -242,9 +272,7 @@ class Members:
 
     def begin(self, config: TrainConfig, plan: Plan, done: Sequence[Trained]) -> tuple[Plan, TrainState]:
         """Plan and state of the member of `config`, on the rows of `plan`."""
-        new, state, _ = prepare(
-            self.stores, self.val_store, config, plan.gather.device, plan.parallel, plan.loaded, self.unpaired
-        )
+        new, state, _ = _again(self, plan, config)
         state.done = [Trained(one.shape, replace(one.best, weights=_on_cpu(one.best.weights))) for one in done]
         return new, state
 
@@ -345,15 +373,10 @@ def _joined(
 
 
 def _describe(
-    stores: Sequence[Store],
-    val_store: Store,
-    state: TrainState,
-    config: TrainConfig,
-    started: Started,
-    given: Mapping[str, Any] | None,
+    members: Members, state: TrainState, config: TrainConfig, started: Started, given: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """What `config.json` holds, besides the format and the sha256 of the weights."""
-    first = stores[0]
+    first = members.stores[0]
     return {
         "adapters": state.adapters.shape.to_json(),
         "latent_rms": started.latent_rms,
@@ -365,12 +388,18 @@ def _describe(
         "settings": config.to_json(),
         **({} if given is None else {"given": dict(given)}),
         "machine": {"device": started.device, "precision": started.precision, "threads": started.threads},
-        "stores": [_reference(store) for store in stores],
+        "stores": [_reference(store) for store in members.stores],
         "training_split": TRAIN,
         **started.selection,
-        "selection_store": _reference(val_store),
+        "selection_store": _reference(members.val_store),
         "selection_split": VAL,
+        **({"members": [member.to_json() for member in members.ladder]} if members.ladder else {}),
+        **({"unpaired": [_reference(store) for store in members.unpaired]} if members.unpaired else {}),
     }
+
+
+def _environment(config: TrainConfig, started: Started) -> dict[str, Any]:
+    return made_by("train", config.to_json(), device=device_name(started.device), threads=started.threads)
 
 
 def _reference(store: Store) -> dict[str, str]:
@@ -440,12 +469,16 @@ def resume_run(
             reached = [trained["metrics"]["mean_recall"] for trained in done]
             plan, state = members.begin(next_member(ladder, reached) or settings, plan, ())
         before_s, length, sha256 = _restore(run, point, state)
+        rivals = [replace(other, precision=unfinished.precision) for other in unfinished.others]
         if not parallel.is_main:
-            yield from follow(members, plan, state)
+            yield from follow(members, plan, state, started, rivals)
             return
         with RunWriter.reopen(run, unfinished.config, length, sha256) as writer:
             lines = (json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines())
             rates = [line["pairs_per_s"] for line in lines if line["kind"] == "step"]
+            if rivals:
+                given, asked = unfinished.config.get("given"), unfinished.settings.precision
+                plan, state, started = yield from _decided(writer, members, plan, started, rivals, given, asked)
             checkpoints = Checkpoints(writer, checkpoint_s, wall_s=before_s + time.perf_counter() - began)
             started = replace(started, first_step=state.step, notes=(*started.notes, *_what_differs(run, device)))
             yield from fill(writer, members, plan, state, started, checkpoints, rates)

@@ -161,6 +161,8 @@ class Unfinished:
     path: Path
     config: dict[str, Any]
     settings: TrainConfig
+    others: tuple[TrainConfig, ...]
+    """What they are to be compared with first; empty when that is done."""
     stores: tuple[StoreReference, ...]
     selection_store: StoreReference
     unpaired: tuple[StoreReference, ...]
@@ -187,6 +189,7 @@ def load_unfinished(path: Path) -> Unfinished:
             path=path,
             config=config,
             settings=TrainConfig.from_json(config["settings"]),
+            others=tuple(TrainConfig.from_json(other) for other in config.get("others", ())),
             stores=_references(config["stores"]),
             unpaired=_references(config.get("unpaired", [])),
             selection_store=StoreReference(
@@ -238,10 +241,14 @@ class RunWriter:
     def __init__(self, path: Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Begin in the empty folder `path` (see `claim_run`); `config` gains the format and the weights' sha256."""
         self.path = path
-        self._config = {"format": FORMAT, **config, "adapters_sha256": None}
-        write_json(path / ENVIRONMENT, environment)
-        write_json(path / CONFIG, self._config)  # from here on it is a run that can be resumed
+        self.describe(config, environment)  # from here on it is a run that can be resumed
         self._metrics: TextIO = open(path / METRICS, "x", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
+
+    def describe(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        """Write what the run says of itself, as long as it has no weights."""
+        self._config = {"format": FORMAT, **config, "adapters_sha256": None}
+        write_json(self.path / ENVIRONMENT, environment)
+        write_json(self.path / CONFIG, self._config)
 
     @classmethod
     def reopen(

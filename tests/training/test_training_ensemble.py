@@ -12,10 +12,19 @@ from support.killable_training import outcome
 from alignvl_cli.align.adapters import AdapterPair, AdapterShape, new_pair
 from alignvl_cli.align.streams import Streams
 from alignvl_cli.errors import UsageError
-from alignvl_cli.recipes import SOLVED_PAIRS, as_flags, closed_form_beside, next_member, resolve_train, trainings
+from alignvl_cli.recipes import (
+    SOLVED_PAIRS,
+    as_flags,
+    closed_form_beside,
+    next_member,
+    resolve_train,
+    shape_for,
+    trainings,
+)
 from alignvl_cli.retrieval.dual_encoder import DualEncoder
 from alignvl_cli.settings import AdapterKind, Init, LatentNorm, Loss, Method, NoiseKind, Recipe
 from alignvl_cli.store.reader import open_store
+from alignvl_cli.training import candidates as candidates_module
 from alignvl_cli.training.data import load_split
 from alignvl_cli.training.ensemble import Data, embedded, join, join_trained
 from alignvl_cli.training.run import count_pairs, resume_run, train_run
@@ -152,6 +161,31 @@ def test_candidates_are_compared_and_recorded(store, tmp_path):
     wins = is_clearly_better(last[other].metrics, last[1].metrics, val)
     for key, value in last[other].settings.items():
         assert (shown["settings"][key.replace("-", "_")] == value) == wins
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_comparison_that_is_interrupted_is_made_anew_when_the_run_is_resumed(store, tmp_path, after):
+    trained(store, tmp_path / "undisturbed", cca_weight=0)
+    config, *others = asked(store, cca_weight=0)
+    records = train_run([store], tmp_path / "run", config, others=others, given={"lr": 3e-3})
+    for _ in range(after + 1):
+        assert isinstance(next(records), Compared)
+    records.close()
+    stopped = json.loads((tmp_path / "run" / CONFIG).read_text())
+    assert [other["noise_std"] for other in stopped["others"]] == [other.noise_std for other in others]
+    list(resume_run(tmp_path / "run"))
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "undisturbed")
+    shown, wanted = (json.loads((tmp_path / name / CONFIG).read_text()) for name in ("run", "undisturbed"))
+    assert shown["given"] == {"lr": 3e-3}
+    assert all(shown[key] == wanted[key] for key in ("settings", "candidates", "adapters", "adapters_sha256"))
+    assert "others" not in shown
+
+
+@pytest.mark.parametrize("epochs", [7, 3000])
+def test_a_comparison_takes_no_more_than_a_share_of_the_usual_epochs(epochs):
+    """However many epochs the training itself is given."""
+    config = resolve_train({"epochs": epochs, "size": "pairs"}, pairs=2000)
+    assert candidates_module._short(config, 2000, 0.25).epochs == round(min(epochs, shape_for(2000).epochs) * 0.25)
 
 
 def test_what_is_asked_for_is_not_chosen(store):

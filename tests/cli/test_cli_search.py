@@ -150,8 +150,8 @@ def test_what_is_left_out_is_told(coloured):
 def test_scores_of_a_compressed_index_are_exact_or_called_approximate(coloured, tmp_path):
     folder = tmp_path / "compressed"
     coloured.succeeds("index", "-o", folder, "--factory", "SQ4")
-    whole = json.loads(coloured.succeeds("search", "green", "-k", 3, "--json"))
-    exact = json.loads(coloured.succeeds("search", "green", "-k", 3, "--json", "--index", folder))
+    whole = json.loads(coloured.succeeds("search", "green", "-k", 30, "--json"))
+    exact = json.loads(coloured.succeeds("search", "green", "-k", 30, "--json", "--index", folder))
     assert (whole["scores"], exact["scores"]) == ("exact", "exact")
     scores = {hit["id"]: hit["score"] for hit in whole["results"][0]["hits"]}
     shared = [hit for hit in exact["results"][0]["hits"] if hit["id"] in scores]

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from support.fakes import make_store
@@ -77,3 +78,11 @@ def test_a_fusemix_step_equals_the_rewrite_in_loss_and_gradients(tmp_path):
         assert parameter.grad is not None, name
         assert torch.allclose(parameter.grad, weights[name].grad, atol=1e-6, rtol=1e-5), name
     assert state.adapters.tau.grad.abs().item() > 1e-3
+
+
+def test_a_learned_temperature_starts_where_it_is_told_to(tmp_path):
+    store = open_store(make_store(tmp_path / "s.h5", images=40, dim=12, text_dim=10))
+    for loss in ("infonce", "sigmoid"):
+        asked = {"size": "pairs", "loss": loss, "tau-start": "0.05", "device": "cpu"}
+        _, state, _ = prepare([store], store, resolve_train(asked, pairs=90), "cpu")
+        assert state.adapters.temperature.item() == pytest.approx(0.05)

@@ -88,6 +88,7 @@ class ExportTarget(StrEnum):
     onnx = "onnx"
     sentence_transformers = "sentence-transformers"
     safetensors = "safetensors"
+    hub_folder = "hub-folder"
     parquet = "parquet"
 
 
@@ -905,6 +906,9 @@ class ExportSettings:
     to: ExportTarget = setting("What will load it.")
     split: str = setting("With --to parquet: split of the store, or `all`.", ALL_PARTS)
     dtype: StoreDtype = setting("With --to parquet: of the vectors.", StoreDtype.float32)
+    push_to_hub: str | None = setting(
+        "With --to hub-folder: upload it to this Hub model, made private if it is new.", None, metavar="OWNER/NAME"
+    )
     allow_pickle: bool = setting(pickled, False)
 
 

@@ -20,17 +20,19 @@ def export(
     data: DataOption = None,
     asked: ExportSettings,
 ) -> None:
-    """Write a run as ONNX, sentence-transformers or safetensors, or its embeddings as Parquet.
+    """Write a run as ONNX, sentence-transformers, safetensors or a folder for the Hub, or its embeddings as Parquet.
 
     A model card is written beside it. The embeddings are compared with the run's, on its store where that is
     found; above 1e-4 nothing is written. Prints the folder.
     """
     is_model = asked.to is not ExportTarget.parquet
-    for flag in {"split", "dtype"} & given(asked).keys() if is_model else ():
-        raise UsageError(f"--{flag} acts on --to parquet alone")
+    acts_on = {"split": ExportTarget.parquet, "dtype": ExportTarget.parquet, "push-to-hub": ExportTarget.hub_folder}
+    for flag, target in acts_on.items():
+        if flag in given(asked) and asked.to is not target:
+            raise UsageError(f"--{flag} acts on --to {target} alone")
 
     from alignvl_cli.cli.workspace import find_store, store_of
-    from alignvl_cli.export.export import export_run
+    from alignvl_cli.export.export import export_run, push_folder
     from alignvl_cli.training.run_folder import load_run
 
     trained = load_run(run or session.newest_run(), "cpu")
@@ -48,4 +50,6 @@ def export(
             "the folder brings alignvl_blocks.py, modules that sentence-transformers lacks: load it with "
             "SentenceTransformer(FOLDER, trust_remote_code=True)"
         )
+    if asked.push_to_hub is not None:
+        session.note(f"uploaded: {push_folder(output, asked.push_to_hub)}")
     session.result(output)

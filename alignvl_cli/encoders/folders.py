@@ -9,6 +9,8 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import version
@@ -141,6 +143,12 @@ def _find(spec: str, trust: Trust) -> ModelFolder:
         return ModelFolder(str(path.resolve()), None, path.resolve())
     if path.exists():
         raise DataError(f"{spec} is a file; give the folder of a model, or its Hub id")
+    repo, revision = hub_id(spec)
+    return _fetch(repo, revision, spec, trust)
+
+
+def hub_id(spec: str) -> tuple[str, str | None]:
+    """Id and revision of a Hub model that `spec` names; DataError or UsageError where it can be none."""
     repo, at, revision = spec.partition("@")  # the slashes of a revision, as in refs/pr/1, are its own
     if spec.startswith((".", "~", os.sep)) or repo.count("/") > 1:
         raise DataError(f"{spec}: there is no such folder; give the folder of a model, or a Hub id like owner/name")
@@ -152,22 +160,37 @@ def _find(spec: str, trust: Trust) -> ModelFolder:
         validate_repo_id(repo)
     except HFValidationError as problem:
         raise DataError(f"{spec!r} is neither a folder here nor a Hub id like owner/name") from problem
-    return _fetch(repo, revision or None, spec, trust)
+    return repo, revision or None
 
 
 def _fetch(repo: str, revision: str | None, spec: str, trust: Trust) -> ModelFolder:
     """A Hub model in the Hub's cache: brought up to date when the Hub answers, taken as it is when it does not."""
+    with _hub_problems(spec):
+        is_reached = _hub_answers(repo, revision)
+        small = [*SMALL_FILES, CODE] if trust.remote_code else SMALL_FILES
+        # By name and not by commit: the cache then notes which commit the name stands for, and finds it offline.
+        root = Path(_snapshot(repo, revision, small, cached=not is_reached))
+        inside = transformer_folder(root).relative_to(root).as_posix()
+        if is_reached:
+            _fetch_weights(repo, root, inside, _weight_files(root / inside))
+            if trust.pickle and not _are_there(root / inside, _weight_files(root / inside)):
+                _fetch_weights(repo, root, inside, _weight_files(root / inside, pickled=True))
+    return ModelFolder(repo, root.name if COMMIT.fullmatch(root.name) else None, root)
+
+
+def fetch_files(spec: str, names: list[str]) -> Path:
+    """The folder in the Hub's cache with these files of the Hub model `spec`; errors as `find_model`."""
+    repo, revision = hub_id(spec)
+    with _hub_problems(spec):
+        return Path(_snapshot(repo, revision, names, cached=not _hub_answers(repo, revision)))
+
+
+@contextmanager
+def _hub_problems(spec: str) -> Iterator[None]:
+    """What the Hub, the network or the cache say becomes one DataError; the library's own talk is not heard."""
     try:
         with quiet(bars=sys.stderr.isatty()):
-            is_reached = _hub_answers(repo, revision)
-            small = [*SMALL_FILES, CODE] if trust.remote_code else SMALL_FILES
-            # By name and not by commit: the cache then notes which commit the name stands for, and finds it offline.
-            root = Path(_snapshot(repo, revision, small, cached=not is_reached))
-            inside = transformer_folder(root).relative_to(root).as_posix()
-            if is_reached:
-                _fetch_weights(repo, root, inside, _weight_files(root / inside))
-                if trust.pickle and not _are_there(root / inside, _weight_files(root / inside)):
-                    _fetch_weights(repo, root, inside, _weight_files(root / inside, pickled=True))
+            yield
     except GatedRepoError as problem:
         raise DataError(f"{spec}: access to this model must be granted on its page; then set HF_TOKEN") from problem
     except RevisionNotFoundError as problem:
@@ -178,7 +201,6 @@ def _fetch(repo: str, revision: str | None, spec: str, trust: Trust) -> ModelFol
         raise DataError(_out_of_reach(spec)) from problem
     except OSError as problem:
         raise DataError(f"{spec}: cannot be kept in the cache ({constants.HF_HUB_CACHE}): {problem}") from problem
-    return ModelFolder(repo, root.name if COMMIT.fullmatch(root.name) else None, root)
 
 
 def _fetch_weights(repo: str, root: Path, inside: str, names: list[str]) -> None:

@@ -1,8 +1,10 @@
 """The model card: what an exported folder is, written from the run's own record and nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
 
 from alignvl_cli.align.adapters import AdapterShape
 from alignvl_cli.artifacts import alignvl_version, read_json
@@ -23,6 +25,7 @@ KINDS = {
     ExportTarget.onnx: "Two ONNX graphs, from latents of frozen encoders to a shared space of images and texts.",
     ExportTarget.sentence_transformers: "A text encoder whose embeddings share a space with those of images.",
     ExportTarget.safetensors: "The weights of two adapters, from frozen latents to a shared space.",
+    ExportTarget.hub_folder: "Two adapters that carry images and texts into one space.",
     ExportTarget.parquet: "Embeddings of images and their captions in one space, a row each.",
 }
 """What the folder is."""
@@ -39,12 +42,18 @@ embeddings = model.encode(["a red heart"])  # (1, {embed_dim}), of unit length""
     ExportTarget.safetensors: """from safetensors.torch import load_file
 
 weights = load_file("adapters.safetensors")  # image.* and text.*; config.json has the shapes""",
+    ExportTarget.hub_folder: """from alignvl_cli import DualEncoder  # pip install alignvl
+
+encoder = DualEncoder.from_pretrained(".")  # this folder, or its id on the Hub
+words = encoder.encode_text(["a red heart"])  # (1, {embed_dim}), of unit length
+pictures = encoder.encode_image(["photo.jpg"])""",
     ExportTarget.parquet: """import pyarrow.parquet
 
 table = pyarrow.parquet.read_table("embeddings.parquet")  # id, uri, caption, split, modality, vector
 vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(len(table), {embed_dim})""",
 }
 """How it is used."""
+WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 assert KINDS.keys() == USES.keys() == set(ExportTarget)
 
 
@@ -66,13 +75,20 @@ def model_card(run: Run, target: ExportTarget, compared: Sequence[Parity], folde
     )
     encoders = [_encoder("image", run.vision, shape.image_width), _encoder("text", run.text, shape.text_width)]
     library = target.value if target in (ExportTarget.onnx, ExportTarget.sentence_transformers) else "alignvl"
+    name = run.path.resolve().name
+    about = ModelCardData(
+        library_name=library,
+        pipeline_tag="sentence-similarity" if target is ExportTarget.sentence_transformers else "feature-extraction",
+        tags=["alignvl", "image-text-retrieval"],
+        base_model=_hub_ids(run),
+        model_name=name,
+        eval_results=list(_eval_results(run)),
+    )
     return f"""---
-library_name: {library}
-pipeline_tag: {"sentence-similarity" if target is ExportTarget.sentence_transformers else "feature-extraction"}
-tags: [alignvl, image-text-retrieval]
+{about.to_yaml().strip()}
 ---
 
-# {run.path.resolve().name}
+# {name}
 
 {KINDS[target]} It comes from a run of alignvl {alignvl_version()}: {_adapters(shape)} that put two
 frozen encoders into one space of {shape.embed_dim} dimensions. Embeddings have unit length; a dot product is a cosine,
@@ -154,20 +170,45 @@ def _is_solved(run: Run) -> bool:
     return run.config.get("settings", {}).get("method", Method.contrastive) != Method.contrastive
 
 
+def _hub_ids(run: Run) -> list[str] | None:
+    """The encoders that are models of the Hub."""
+    return [one["about"]["id"] for one in (run.vision, run.text) if one["about"].get("commit")] or None
+
+
+def _evaluations(run: Run) -> dict[str, Any]:
+    """The metrics of every evaluation that was saved beside the run, by its name."""
+    saved = {path.stem: read_json(path, "evaluation") for path in sorted((run.path / "eval").glob("*.json"))}
+    # and nothing that somebody else put there
+    return {name: one["metrics"] for name, one in saved.items() if one.get("schema") == EVALUATION}
+
+
+def _eval_results(run: Run) -> Iterator[EvalResult]:
+    """Recalls as the Hub's index of results has them."""
+    for evaluation, metrics in _evaluations(run).items():
+        for way, words in WAYS.items():
+            for metric, value in metrics[way].items():
+                if metric.startswith("R@"):
+                    yield EvalResult(
+                        task_type="feature-extraction",
+                        task_name="image-text retrieval",
+                        dataset_type=evaluation,
+                        dataset_name=evaluation,
+                        metric_type="recall",
+                        metric_name=f"{words} {metric}",
+                        metric_value=round(float(value), 2),
+                    )
+
+
 def _results(run: Run) -> str:
     """Recall on validation, and every evaluation that was saved beside the run, at the K that each has."""
     best = run.result.get("best", {})
     found = {f"{run.split_used} (selected on)": best} if "image_to_text" in best else {}
-    for path in sorted((run.path / "eval").glob("*.json")):
-        saved = read_json(path, "evaluation")
-        if saved.get("schema") == EVALUATION:  # and nothing that somebody else put there
-            found[path.stem] = saved["metrics"]
+    found |= _evaluations(run)
     if not found:
         return "No recall was measured."
-    ways = {"image_to_text": "image to text", "text_to_image": "text to image"}
     depths = {int(name[2:]) for metrics in found.values() for name in metrics["image_to_text"] if name.startswith("R@")}
-    columns = [(way, f"R@{k}") for way in ways for k in sorted(depths)]
-    headers = ("evaluation", *(f"{ways[way]} {name}" for way, name in columns))
+    columns = [(way, f"R@{k}") for way in WAYS for k in sorted(depths)]
+    headers = ("evaluation", *(f"{WAYS[way]} {name}" for way, name in columns))
     rows = [
         (title, *(f"{metrics[way][name]:.1f}" if name in metrics[way] else "" for way, name in columns))
         for title, metrics in found.items()

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from alignvl_cli.align.adapters import AdapterPair, AdapterShape
 from alignvl_cli.artifacts import new_folder, read_json, write_foreign_json
+from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.export.card import model_card
 from alignvl_cli.export.onnx import write_onnx
 from alignvl_cli.export.parity import Parity, probe_latents, require_parity
@@ -38,11 +39,42 @@ def write_safetensors(run: Run, store: Store | None, folder: Path, trust: Trust)
     return compared
 
 
+def write_hub_folder(run: Run, store: Store | None, folder: Path, trust: Trust) -> list[Parity]:
+    """As `write_safetensors`, of what anyone can load: UsageError for an encoder that is a folder of this machine."""
+    for side, encoder in (("vision", run.vision), ("text", run.text)):
+        if Path(encoder["about"]["id"]).is_absolute():
+            raise UsageError(
+                f"the {side} encoder is a folder of this machine ({encoder['about']['id']}), which nobody else has: "
+                "extract with its Hub id and train again, or export --to safetensors"
+            )
+    return write_safetensors(run, store, folder, trust)
+
+
+def push_folder(folder: Path, repo: str) -> str:
+    """Upload an exported folder as the Hub model `repo`, made private where it is new; the address of the commit.
+
+    DataError when the Hub refuses or does not answer; the folder stays.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        hub = HfApi()
+        hub.create_repo(repo, private=True, exist_ok=True)
+        return str(hub.upload_folder(folder_path=folder, repo_id=repo, commit_message="alignvl export").commit_url)
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as problem:
+        raise DataError(
+            f"{folder} is written, and not uploaded to {repo}: {str(problem).splitlines()[0]}; "
+            f"log in (`hf auth login`), then upload it with `hf upload {repo} {folder}`"
+        ) from problem
+
+
 Writer = Callable[[Run, Store | None, Path, Trust], list[Parity]]
 MODELS: dict[ExportTarget, Writer] = {
     ExportTarget.onnx: write_onnx,
     ExportTarget.sentence_transformers: write_sentence,
     ExportTarget.safetensors: write_safetensors,
+    ExportTarget.hub_folder: write_hub_folder,
 }
 assert MODELS.keys() | {ExportTarget.parquet} == set(ExportTarget)
 CARD = "README.md"

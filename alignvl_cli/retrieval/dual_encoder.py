@@ -12,13 +12,13 @@ from torch import Tensor
 
 from alignvl_cli.devices import choose_device, choose_precision
 from alignvl_cli.encoders.decoding import UnreadableImage, as_rgb, decode_image
-from alignvl_cli.encoders.folders import NO_TRUST
+from alignvl_cli.encoders.folders import NO_TRUST, fetch_files
 from alignvl_cli.encoders.text import TextEncoder, reload_text, text_list
 from alignvl_cli.encoders.vision import VisionEncoder, reload_vision
 from alignvl_cli.errors import DataError, MismatchError, UsageError
 from alignvl_cli.retrieval.embeddings import PROJECT_ROWS, project
 from alignvl_cli.settings import MAX_PIXELS, Device, Precision, Trust
-from alignvl_cli.training.run_folder import Run, load_run
+from alignvl_cli.training.run_folder import ADAPTERS, CONFIG, Run, is_complete_run, load_exported, load_run
 
 IMAGE_BATCH = 32
 TEXT_BATCH = 64
@@ -58,10 +58,31 @@ class DualEncoder:
         Encoders with Python code of their own, or pickled weights, load only with the flag that says so, whatever
         was said when the latents were extracted.
         """
-        if device not in list(Device):
-            raise UsageError(f"device: wanted one of {', '.join(Device)}, got {device!r}")
-        place = choose_device(Device(device))
+        place = _place(device)
         return cls(load_run(Path(run), place), place, Trust(remote_code=trust_remote_code, pickle=allow_pickle))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        device: Device | str = Device.auto,
+        *,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
+    ) -> "DualEncoder":
+        """Load a folder that `alignvl export --to hub-folder` or `--to safetensors` made, a run folder, or a model of
+        the Hub that holds the files of the former (`owner/name`, `owner/name@revision`), which is fetched into the
+        Hub's cache. A folder here goes before a name on the Hub. What the folder's encoders may run is asked anew.
+
+        Raises DataError when there is no such folder or model, or it is damaged; UsageError as `load`.
+        """
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            folder = fetch_files(str(name), [CONFIG, ADAPTERS])
+        if is_complete_run(folder):
+            return cls.load(folder, device, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        place = _place(device)
+        return cls(load_exported(folder, place), place, Trust(remote_code=trust_remote_code, pickle=allow_pickle))
 
     def with_run(self, run: Run) -> "DualEncoder":
         """The same frozen encoders, loaded once, with the adapters of another run. MismatchError for one of others."""
@@ -141,6 +162,13 @@ class DualEncoder:
         if latent_ND.ndim != 2 or latent_ND.shape[1] != width:
             raise ValueError(f"latents should have the shape (rows, {width}), not {latent_ND.shape}")
         return project(adapter, _blocks(latent_ND), self.device).cpu().numpy()
+
+
+def _place(device: Device | str) -> str:
+    """Where to compute; UsageError for no device, or one that is not there."""
+    if device not in list(Device):
+        raise UsageError(f"device: wanted one of {', '.join(Device)}, got {device!r}")
+    return choose_device(Device(device))
 
 
 def open_picture(image: Picture) -> Image.Image:

@@ -154,6 +154,33 @@ def load_run(path: Path, device: str = "cpu") -> Run:
         raise DataError(f"{path / CONFIG}: not a run's configuration ({problem!r}); train it again") from problem
 
 
+def load_exported(path: Path, device: str = "cpu") -> Run:
+    """What `alignvl export --to safetensors` or `--to hub-folder` wrote, as a run without store and result; DataError
+    for a folder that is none, or damaged."""
+    config = read_json(path / CONFIG, "exported configuration")
+    try:
+        adapters = AdapterPair(AdapterShape.from_json(config["adapters"]))
+        weights = _weights(path / ADAPTERS, config["adapters_sha256"], adapters, device, "fetch or export it again")
+        adapters.load_state_dict(weights, strict=True, assign=True)
+        return Run(
+            path=path,
+            config=config,
+            adapters=adapters.eval().requires_grad_(False),
+            temperature=temperature_of(weights),
+            encoder_hash=config["encoder_hash"],
+            vision=config["vision"],
+            text=config["text"],
+            store_hash="",
+            store_path="",
+            split_used="",
+            result={},
+        )
+    except (KeyError, TypeError, ValueError) as problem:
+        raise DataError(
+            f"{path}: neither a run nor what `alignvl export --to hub-folder` or `--to safetensors` makes ({problem!r})"
+        ) from problem
+
+
 @dataclass(frozen=True)
 class Unfinished:
     """What a run that did not finish says of itself."""
@@ -210,9 +237,11 @@ def _references(records: Sequence[Mapping[str, str]]) -> tuple[StoreReference, .
     return tuple(StoreReference(Path(one["path"]), one["content_hash"]) for one in records)
 
 
-def _weights(path: Path, sha256: str, adapters: AdapterPair, device: str) -> dict[str, torch.Tensor]:
+def _weights(
+    path: Path, sha256: str, adapters: AdapterPair, device: str, remedy: str = "train it again"
+) -> dict[str, torch.Tensor]:
     """The tensors of `path`, which must be those that `adapters` has by name and shape, finite, of this sha256."""
-    remedy = "it is damaged or not this run's; train it again"
+    remedy = f"it is damaged or not this run's; {remedy}"
     try:
         if file_sha256(path) != sha256:
             raise DataError(f"{path}: its sha256 is not the one that {CONFIG} states: {remedy}")

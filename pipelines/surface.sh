@@ -7,7 +7,8 @@ set -euo pipefail
 
 HERE=$(realpath "$(dirname "$0")")
 FOLDER=$(realpath "${1:-docs/studies}")
-STORES=${ALIGNVL_WORKSPACE:-alignvl-workspace}/stores
+WORKSPACE=${ALIGNVL_WORKSPACE:-alignvl-workspace}
+STORES=$WORKSPACE/stores
 [ -e sets/foods.jsonl ] || python "$HERE"/../benchmarks/image_sets.py sets openmoji mdi lucide foods
 for SET in openmoji mdi lucide foods; do
   [ -e "$STORES/$SET.h5" ] || alignvl extract "sets/$SET.jsonl" -o "$STORES/$SET.h5"
@@ -18,7 +19,5 @@ alignvl ablate "$HERE"/studies/surface.toml --jobs 2
 alignvl report surface --format markdown > "$FOLDER"/surface.md
 alignvl report surface -o surface.csv --overwrite
 alignvl report surface --plots surface-plots --overwrite
-RUNS=${STORES%/stores}/studies/surface/results.parquet
-python -c 'import sys, pandas; pandas.read_parquet(sys.argv[1]).round(4).to_csv(sys.argv[2], index=False)' \
-  "$RUNS" "$FOLDER"/surface-runs.csv
+python "$HERE"/study_runs.py "$WORKSPACE"/studies/surface "$FOLDER"/surface-runs.csv
 python "$HERE"/../benchmarks/rule_of_thumb.py surface.csv "$STORES"/{demo-emoji,openmoji,mdi,lucide,foods}.h5

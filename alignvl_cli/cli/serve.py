@@ -69,10 +69,11 @@ def serve(
 
 def _token() -> str | None:
     token = os.environ.get(TOKEN)
-    if token is not None and (len(token) < SHORTEST_TOKEN or token != token.strip() or not token.isprintable()):
+    is_plain = token is None or (token == token.strip() and token.isascii() and token.isprintable())
+    if token is not None and (len(token) < SHORTEST_TOKEN or not is_plain):
         raise UsageError(
-            f"{TOKEN}: wanted at least {SHORTEST_TOKEN} characters without white space around them, such as those of "
-            "`openssl rand -hex 16`; unset it to serve without a token"
+            f"{TOKEN}: wanted at least {SHORTEST_TOKEN} ASCII characters without white space around them, such as "
+            "those of `openssl rand -hex 16`; unset it to serve without a token"
         )
     return token
 

@@ -28,16 +28,18 @@ def show_training(
 ) -> None:
     """Draw the records of `run` as they come, and log them; an interruption learns how to go on."""
     from alignvl_cli.report.progress import TrainingProgress
-    from alignvl_cli.report.trackers import open_tracker
+    from alignvl_cli.report.trackers import note_tracker, open_tracker
     from alignvl_cli.training.state import Started
 
     try:
         with closing(records), ExitStack() as open_views:
             show = [open_views.enter_context(TrainingProgress(session.err, quiet=session.quiet)).show]
             for record in records:
+                if report_to:
+                    note_tracker(report_to, run)
                 if report_to and isinstance(record, Started) and len(show) == 1:
                     told = settings.to_json() if settings else None
-                    tracker = open_tracker(report_to, run, record.first_step, told)
+                    tracker = open_tracker(report_to, run, told)
                     show.append(open_views.enter_context(tracker).show)
                 for view in show:
                     view(record)

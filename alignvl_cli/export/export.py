@@ -56,15 +56,16 @@ def push_folder(folder: Path, repo: str) -> str:
     DataError when the Hub refuses or does not answer; the folder stays.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
 
     try:
         hub = HfApi()
         hub.create_repo(repo, private=True, exist_ok=True)
         return str(hub.upload_folder(folder_path=folder, repo_id=repo, commit_message="alignvl export").commit_url)
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as problem:
+    except (HTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as problem:
+        why = (str(problem) or type(problem).__name__).splitlines()[0]
         raise DataError(
-            f"{folder} is written, and not uploaded to {repo}: {str(problem).splitlines()[0]}; "
+            f"{folder} is written, and not uploaded to {repo}: {why}; "
             f"log in (`hf auth login`), then upload it with `hf upload {repo} {folder}`"
         ) from problem
 

@@ -260,7 +260,10 @@ class TrainingProgress(Display):
         chosen = next((one for one in finished.result.get("ensembles", ()) if one["chosen"]), None)
         if chosen is not None:  # what is kept is more, or other, than the last epochs that passed here
             many = len(chosen["members"]) > 1 or chosen["weight"]
-            self._kept("the joined space" if many else f"pair {chosen['members'][0]} alone", finished.result["best"])
+            self._kept(
+                "the joined space, reduced to --embed-dim" if many else f"pair {chosen['members'][0]} alone",
+                finished.result["best"],
+            )
         elif self._best:
             self._kept(f"epoch {self._best.epoch:,}" if self._best.epoch else "the start", self._best.metrics)
         if (share := finished.result.get("share_of_peak")) is not None:

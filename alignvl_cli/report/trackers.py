@@ -84,28 +84,35 @@ class Tracker:
 class TensorBoard(Tracker):
     """Event files in the run's folder."""
 
-    def __init__(self, run: Path, first_step: int, settings: Mapping[str, Any], known: str) -> None:
+    def __init__(self, run: Path, settings: Mapping[str, Any], known: str) -> None:
         super().__init__()
-        from torch.utils.tensorboard import SummaryWriter
+        self._folder = run / TENSORBOARD
+        self._writer: Any = None
 
-        purged = first_step + 1 if first_step else None  # what was logged of later steps before is hidden
-        self._writer = SummaryWriter(str(run / TENSORBOARD), purge_step=purged)
+    def _at(self, step: int) -> Any:
+        """The writer, which hides what was logged of its first step and later ones before."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._folder), purge_step=step)
+        return self._writer
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         for name, value in figures.items():
-            self._writer.add_scalar(name, value, step)
+            self._at(step).add_scalar(name, value, step)
 
     def warn(self, text: str, step: int) -> None:
-        self._writer.add_text("warning", text, step)
+        self._at(step).add_text("warning", text, step)
 
     def close(self, finished: bool) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class MLflow(Tracker):
     """A run of the experiment, in the store that MLflow is set up for (`MLFLOW_TRACKING_URI`; `mlflow.db` here)."""
 
-    def __init__(self, run: Path, first_step: int, settings: Mapping[str, Any], known: str) -> None:
+    def __init__(self, run: Path, settings: Mapping[str, Any], known: str) -> None:
         super().__init__()
         import mlflow
 
@@ -132,7 +139,7 @@ class MLflow(Tracker):
 class WeightsAndBiases(Tracker):
     """A run in `WANDB_DIR` (default: `wandb` here) for `wandb sync` to send; sent at once if `WANDB_MODE` says so."""
 
-    def __init__(self, run: Path, first_step: int, settings: Mapping[str, Any], known: str) -> None:
+    def __init__(self, run: Path, settings: Mapping[str, Any], known: str) -> None:
         super().__init__()
         import wandb
 
@@ -160,7 +167,7 @@ class WeightsAndBiases(Tracker):
 class Trackio(Tracker):
     """A run in the local database (`TRACKIO_DIR`); on the Hub only where `TRACKIO_SPACE_ID` says so."""
 
-    def __init__(self, run: Path, first_step: int, settings: Mapping[str, Any], known: str) -> None:
+    def __init__(self, run: Path, settings: Mapping[str, Any], known: str) -> None:
         super().__init__()
         import trackio
 
@@ -198,16 +205,21 @@ def require_tracker(to: ReportTo) -> None:
         raise UsageError(f"--report-to {to.value} needs the package: pip install {package} (or leave the flag out)")
 
 
-def open_tracker(to: ReportTo, run: Path, first_step: int, settings: Mapping[str, Any] | None = None) -> Tracker:
-    """The tracker of the run folder `run`, from its `first_step` on; a new run's `settings` are told to it.
+def note_tracker(to: ReportTo, run: Path) -> None:
+    """Keep in the run folder `run` where its figures go, however early it is interrupted."""
+    if not (run / TRACKER).is_file():
+        write_json(run / TRACKER, {"report_to": to.value, "id": ""})
+
+
+def open_tracker(to: ReportTo, run: Path, settings: Mapping[str, Any] | None = None) -> Tracker:
+    """The tracker of the run folder `run`, where it was logged before if it was; a new run's `settings` are told to it.
 
     UsageError without the tracker's package."""
     require_tracker(to)
-    place = run / TRACKER
-    known = read_json(place, "tracker")["id"] if first_step and place.is_file() else ""
+    note_tracker(to, run)
     kind: Any = TRACKERS[to]
-    tracker: Tracker = kind(run, first_step, settings or {}, known)
-    write_json(place, {"report_to": to.value, "id": tracker.id})
+    tracker: Tracker = kind(run, settings or {}, read_json(run / TRACKER, "tracker")["id"])
+    write_json(run / TRACKER, {"report_to": to.value, "id": tracker.id})
     return tracker
 
 

@@ -127,6 +127,11 @@ class Items:
         """How many rows share each content."""
         return Counter(self.content)
 
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """Id -> row; of captions, the last of the image."""
+        return {name: row for row, name in enumerate(self.id)}
+
 
 @dataclass(frozen=True)
 class Index:

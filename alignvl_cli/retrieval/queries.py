@@ -72,9 +72,10 @@ def combine(unit_NE: Sequence[np.ndarray], weight_N: Sequence[float]) -> np.ndar
         raise UsageError(f"a combined query wants finite weights that are not all 0, got {list(weight_N)}")
     if len(unit_NE) == 1 and weight_N[0] > 0:
         return unit_NE[0]
-    sum_E = np.einsum("n,ne->e", np.asarray(weight_N, dtype=np.float64), np.stack(unit_NE))
+    share_N = np.asarray(weight_N, dtype=np.float64) / total  # whose sum no weight makes overflow
+    sum_E = np.einsum("n,ne->e", share_N, np.stack(unit_NE))
     length = float(np.linalg.norm(sum_E))
-    if length < SMALLEST_SUM * total:
+    if length < SMALLEST_SUM:
         raise UsageError("the parts of a combined query cancel each other out; change a weight, or leave one out")
     return (sum_E / length).astype(np.float32)
 
@@ -107,7 +108,7 @@ def embed(
 
 def rows_of(index: Index, names: Sequence[str]) -> list[int]:
     """Rows of images by id; UsageError for an id that the index does not have."""
-    row_of = {name: row for row, name in enumerate(index.items[Gallery.image].id)}
+    row_of = index.items[Gallery.image].row_of
     for name in names:
         if name not in row_of:
             raise UsageError(f"{name}: the index has no image of this id.{did_you_mean(name, row_of)}")

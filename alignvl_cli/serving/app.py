@@ -29,6 +29,7 @@ from alignvl_cli.serving.batching import BATCH, Batcher, QueueFull
 from alignvl_cli.serving.catalog import Catalog, NotAtHand, Served
 from alignvl_cli.serving.gate import LOOPBACK_NAMES, Admission, Gate
 from alignvl_cli.serving.metrics import Metrics
+from alignvl_cli.serving.server import as_in_url
 from alignvl_cli.settings import Gallery, ServeSettings
 
 MOST_TEXTS = 64
@@ -299,7 +300,12 @@ class Service:
 
 
 def make_app(
-    catalog: Catalog, settings: ServeSettings, *, token: str | None, is_loopback: bool, warn: Callable[[str], None]
+    catalog: Catalog,
+    settings: ServeSettings,
+    *,
+    token: str | None,
+    is_loopback: bool,
+    warn: Callable[[str], None],
 ) -> Gate:
     """The service as an ASGI application. `warn` is told of bugs, which a client sees as a 500 without their text."""
     service = Service(catalog, settings)
@@ -321,7 +327,7 @@ def make_app(
     _state(app, service)
     admission = Admission(
         token=token,
-        hosts=LOOPBACK_NAMES if is_loopback and token is None else None,
+        hosts=LOOPBACK_NAMES | {as_in_url(settings.host)} if is_loopback and token is None else None,
         requests=settings.queue + BATCH,
         body=settings.max_body,
         seconds=settings.timeout,
@@ -417,7 +423,8 @@ def _items(app: FastAPI, service: Service) -> None:
     async def thumbnail(
         id: str, index: str | None = None, edge: Annotated[int, Query(ge=16, le=LARGEST_EDGE)] = EDGE
     ) -> Response:
-        """A JPEG of at most `edge` x `edge` pixels; 410 with the reason when the picture is gone, or another by now."""
+        """A JPEG of at most `edge` x `edge` pixels; 410 with the reason when the picture is gone, or another by
+        now; a small one that was shown before may still be."""
         served = service.item(index, id)
         try:
             jpeg = await service.thumbnail(served, id, edge)

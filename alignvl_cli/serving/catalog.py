@@ -16,8 +16,7 @@ from PIL import Image
 
 from alignvl_cli.datasets.formats import picture_bytes
 from alignvl_cli.encoders.decoding import UnreadableImage
-from alignvl_cli.errors import AlignvlError
-from alignvl_cli.report.page import thumbnail_jpeg
+from alignvl_cli.report.page import EDGE, thumbnail_jpeg
 from alignvl_cli.retrieval.dual_encoder import DualEncoder
 from alignvl_cli.retrieval.index import RECORD, Index
 from alignvl_cli.retrieval.search import Rescore, image_vectors, scoring
@@ -57,12 +56,12 @@ class Served:
         self.rescore: dict[Gallery, Rescore | None] = {of: rescore for of, (rescore, _) in scored.items()}
         self.approximate: dict[Gallery, str] = {of: sentence for of, (_, sentence) in scored.items()}
         """Why scores are approximate; empty where they are exact."""
-        self.thumbnail = lru_cache(THUMBNAILS)(self._thumbnail)
+        self._small = lru_cache(THUMBNAILS)(self._thumbnail)
 
-    @cached_property
+    @property
     def row_of(self) -> dict[str, int]:
         """Image id -> its row."""
-        return {name: row for row, name in enumerate(self.index.items[Gallery.image].id)}
+        return self.index.items[Gallery.image].row_of
 
     @cached_property
     def _captions(self) -> dict[str, list[str]]:
@@ -135,8 +134,12 @@ class Served:
             raise NotAtHand("another picture is in its place by now (its SHA-256 is not the one that was encoded)")
         return data
 
+    def thumbnail(self, name: str, edge: int) -> bytes:
+        """A JPEG of an image of at most `edge` x `edge` pixels; those of usual size are kept. NotAtHand as for
+        `picture`, or when it cannot be decoded."""
+        return (self._small if edge <= EDGE else self._thumbnail)(name, edge)
+
     def _thumbnail(self, name: str, edge: int) -> bytes:
-        """A JPEG of it; NotAtHand as for `picture`, or when it cannot be decoded."""
         try:
             return thumbnail_jpeg(self.picture(name), edge)
         except UnreadableImage as problem:
@@ -183,13 +186,14 @@ class Catalog:
             stamp = _stamp(source.path)
             if stamp is None or stamp == self._stamp[source.name]:  # between two folders there is none for a moment
                 continue
-            self._stamp[source.name] = stamp
             try:
                 self.served[source.name] = self._load(source)
+                self._stamp[source.name] = stamp
                 self.problem.pop(source.name, None)
-            except (AlignvlError, OSError) as problem:
+            except Exception as problem:  # whatever it is, the old one is served, and the new one tried again
+                if source.name not in self.problem:
+                    self._warn(f"{source.path}: the newer index cannot be opened, the old one is served: {problem}")
                 self.problem[source.name] = "a newer index is there that cannot be opened; the old one is served"
-                self._warn(f"{source.path}: the newer index cannot be opened, the old one is served: {problem}")
 
     async def watch(self) -> None:
         """Reload what changes, for ever."""

@@ -27,10 +27,12 @@ def listen(host: str, port: int) -> socket.socket:
             if os.name == "posix":  # elsewhere it would let two processes have one port
                 place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             place.bind((host, port))
+            place.listen()  # two sockets may be bound to a port, and one listen
             closing.pop_all()
-    except OSError as problem:
+    except (OSError, UnicodeError) as problem:
+        why = getattr(problem, "strerror", None) or problem
         raise UsageError(
-            f"cannot listen at {host}, port {port}: {problem.strerror or problem}; name others with --host and --port "
+            f"cannot listen at {host}, port {port}: {why}; name others with --host and --port "
             "(--port 0 takes a free one)"
         ) from problem
     return place
@@ -39,7 +41,12 @@ def listen(host: str, port: int) -> socket.socket:
 def address(place: socket.socket) -> str:
     """The page's URL."""
     host, port = place.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    return f"http://{as_in_url(host)}:{port}/"
+
+
+def as_in_url(host: str) -> str:
+    """An address of IPv6 stands in brackets there."""
+    return f"[{host}]" if ":" in host else host
 
 
 class Server(uvicorn.Server):

@@ -60,7 +60,9 @@ class Lion(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                moment = self.state[parameter].setdefault("exp_avg", torch.zeros_like(parameter))
+                if "exp_avg" not in self.state[parameter]:
+                    self.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
+                moment = self.state[parameter]["exp_avg"]
                 grad, taken = parameter.grad, torch.ones((), device=parameter.device)
                 if self.found_inf is not None:
                     taken = 1 - self.found_inf

@@ -65,7 +65,11 @@ def test_plain_training_says_a_line_a_validation():
 
 @pytest.mark.parametrize(
     ("members", "weight", "words"),
-    [((1,), 0.5, "kept the joined space"), ((2, 1), 0.0, "kept the joined space"), ((2,), 0.0, "kept pair 2 alone")],
+    [
+        ((1,), 0.5, "kept the joined space, reduced to --embed-dim"),
+        ((2, 1), 0.0, "kept the joined space, reduced to --embed-dim"),
+        ((2,), 0.0, "kept pair 2 alone"),
+    ],
 )
 def test_what_is_kept_of_an_ensemble_is_told_and_not_the_last_pair(members, weight, words):
     tried = {"members": members, "weight": weight, "chosen": True}

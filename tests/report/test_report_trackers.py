@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from alignvl_cli.errors import UsageError
-from alignvl_cli.report.trackers import open_tracker, tracker_of
+from alignvl_cli.report.trackers import note_tracker, open_tracker, tracker_of
 from alignvl_cli.settings import ReportTo
 from alignvl_cli.training import state as records
 
@@ -104,7 +104,7 @@ def tracked(request, tmp_path, monkeypatch):
 
 def test_figures_stand_under_their_steps(tracked, capsys):
     to, run = tracked
-    with open_tracker(to, run, 0, {"lr": 1e-3}) as tracker:
+    with open_tracker(to, run, {"lr": 1e-3}) as tracker:
         tracker.show(step(5, 2.5))
         tracker.show(step(10, 1.5))
         tracker.show(records.Validated(step=10, epoch=1, metrics=METRICS, best=True))
@@ -118,10 +118,10 @@ def test_figures_stand_under_their_steps(tracked, capsys):
 
 def test_a_run_that_is_resumed_goes_on_where_it_was_logged(tracked):
     to, run = tracked
-    with open_tracker(to, run, 0, {"lr": 1e-3}) as tracker:
+    with open_tracker(to, run, {"lr": 1e-3}) as tracker:
         tracker.show(step(5, 2.5))
     assert tracker_of(run) is to
-    with open_tracker(to, run, 5) as again:
+    with open_tracker(to, run) as again:
         again.show(step(10, 1.5))
         again.show(records.Finished(result={}))
     assert again.id == tracker.id
@@ -130,21 +130,36 @@ def test_a_run_that_is_resumed_goes_on_where_it_was_logged(tracked):
 
 def test_tensorboard_hides_steps_that_are_done_again(tmp_path):
     pytest.importorskip("tensorboard")
-    with open_tracker(ReportTo.tensorboard, tmp_path, 0) as tracker:
+    with open_tracker(ReportTo.tensorboard, tmp_path) as tracker:
         tracker.show(step(5, 2.5))
         tracker.show(step(10, 99.0))
-    with open_tracker(ReportTo.tensorboard, tmp_path, 5) as tracker:
+    with open_tracker(ReportTo.tensorboard, tmp_path) as tracker:
         tracker.show(step(10, 1.5))
     assert tensorboard_read(tmp_path, "train/loss") == [(5, 2.5), (10, 1.5)]
 
 
 def test_the_pairs_of_an_ensemble_follow_each_other(tmp_path):
     pytest.importorskip("tensorboard")
-    with open_tracker(ReportTo.tensorboard, tmp_path, 0) as tracker:
+    with open_tracker(ReportTo.tensorboard, tmp_path) as tracker:
         for number, loss in ((1, 2.5), (2, 1.5)):
             tracker.show(records.Member(number=number, of=2, settings={}, total_steps=300))
             tracker.show(step(5, loss))
     assert tensorboard_read(tmp_path, "train/loss") == [(5, 2.5), (305, 1.5)]
+
+
+def test_an_ensemble_that_is_resumed_keeps_what_was_logged_of_the_pairs_before(tmp_path):
+    pytest.importorskip("tensorboard")
+    for number, loss in ((1, 2.5), (2, 1.5)):
+        with open_tracker(ReportTo.tensorboard, tmp_path) as tracker:
+            tracker.show(records.Member(number=number, of=2, settings={}, total_steps=300))
+            tracker.show(step(5, loss))
+    assert tensorboard_read(tmp_path, "train/loss") == [(5, 2.5), (305, 1.5)]
+
+
+def test_a_run_that_is_interrupted_before_anything_is_logged_knows_where_to(tmp_path):
+    note_tracker(ReportTo.wandb, tmp_path)
+    note_tracker(ReportTo.wandb, tmp_path)
+    assert tracker_of(tmp_path) is ReportTo.wandb
 
 
 def test_runs_from_before_there_were_several_trackers_go_on_in_tensorboard(tmp_path):
@@ -157,5 +172,5 @@ def test_runs_from_before_there_were_several_trackers_go_on_in_tensorboard(tmp_p
 def test_without_the_package_it_says_what_to_install(to, tmp_path, monkeypatch):
     monkeypatch.setattr("alignvl_cli.report.trackers.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=f"--report-to {to.value} needs the package: pip install"):
-        open_tracker(to, tmp_path, 0)
+        open_tracker(to, tmp_path)
     assert not list(tmp_path.iterdir())

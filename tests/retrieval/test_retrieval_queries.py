@@ -18,6 +18,7 @@ def test_a_sum_of_one_part_is_that_part_bit_for_bit():
 
 
 def test_a_sum_lies_along_the_weighted_sum_and_weights_are_relative():
+    assert np.allclose(combine([ONE, OTHER], [1.0, 1e200]), OTHER), "however large a weight is"
     found = combine([ONE, OTHER], [3.0, -4.0])
     assert np.allclose(found, [0.6, -0.8, 0, 0])
     assert found.dtype == np.float32

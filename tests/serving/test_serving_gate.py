@@ -220,6 +220,12 @@ def test_without_a_token_loopback_answers_to_its_own_names_alone(client):
     assert (rebound.status, rebound.json["error"]["code"]) == (421, "wrong_host")
 
 
+def test_another_loopback_address_answers_to_its_own_name(workplace):
+    with service(source_of(workplace / "index"), host="127.0.0.2") as client:
+        assert client.get("/health", host="127.0.0.2:1234").status == 200
+        assert client.get("/health", host="127.0.0.3").status == 421
+
+
 @pytest.mark.parametrize("path", ["/", "/docs"])
 def test_a_page_loads_nothing_and_runs_its_own_script_alone(client, path):
     reply = client.get(path)

@@ -85,17 +85,17 @@ def test_other_machines_are_served_with_a_token_or_when_told_so(alignvl, monkeyp
     assert "set ALIGNVL_TOKEN" in message
     assert "--without-token" in message
     monkeypatch.setenv("ALIGNVL_TOKEN", "short")
-    assert "at least 16 characters" in alignvl.fails(2, "serve", "--port", 0)
+    assert "at least 16 ASCII characters" in alignvl.fails(2, "serve", "--port", 0)
 
 
 def test_an_address_that_cannot_be_had_is_told_before_anything_is_loaded(alignvl):
     with listen("127.0.0.1", 0) as place:
-        place.listen()
         assert address(place) == f"http://127.0.0.1:{place.getsockname()[1]}/"
         message = alignvl.fails(2, "serve", "--port", place.getsockname()[1])
     assert "cannot listen at 127.0.0.1" in message
     assert "--port 0 takes a free one" in message
-    assert "cannot listen" in alignvl.fails(2, "serve", "--host", "no.such.host.invalid", "--without-token")
+    for host in ("no.such.host.invalid", "ex..ample", "x" * 64 + ".invalid"):
+        assert "cannot listen" in alignvl.fails(2, "serve", "--host", host, "--without-token")
 
 
 @pytest.mark.parametrize(

@@ -32,11 +32,12 @@ from alignvl_cli.retrieval import search as searching
 from alignvl_cli.retrieval.dual_encoder import DualEncoder
 from alignvl_cli.retrieval.factory import AUTO
 from alignvl_cli.retrieval.metrics import RECALL_AT, Protocol
-from alignvl_cli.retrieval.queries import Combined, Like, Query, embed, itself, terms_of
+from alignvl_cli.retrieval.queries import Combined, Like, Query, cutoff, embed, itself, terms_of
 from alignvl_cli.settings import (
     AUTO_LAYERS,
     DEFAULT_TEXT,
     DEFAULT_VISION,
+    PRECISION,
     DatasetFormat,
     DatasetOptions,
     Device,
@@ -272,16 +273,19 @@ def search(
     of: Gallery | str | None = None,
     k: int = 10,
     threshold: float | None = None,
+    min_precision: float | None = None,
     device: Device | str = Device.auto,
 ) -> list[list[searching.Hit]]:
     """The first `k` hits of each query that score `threshold` or more; duplicates are one hit, with a count.
 
     Queries are texts, pictures as `Path` or PIL image, `Like(id)` for an image of the index, or `Combined((weight,
     query), ...)` of these. `of` is the gallery, "image" or "text"; by default pictures find captions, and all others
-    images. `encoder` saves loading the index's run once more for each call.
+    images. `min_precision` leaves out what scores less than the hits of which this share is right, as the validation
+    split's queries told when the index was built. `encoder` saves loading the index's run once more for each call.
 
     Raises UsageError for one query alone, texts and pictures together (but in a `Combined`), an id that the index does
-    not have, or parts that cancel each other out; MismatchError for an encoder of other adapters than the index's.
+    not have, parts that cancel each other out, or a `min_precision` that is not known or never reached; MismatchError
+    for an encoder of other adapters than the index's.
     """
     opened = index if isinstance(index, indexing.Index) else indexing.open_index(Path(index))
     if isinstance(queries, str | Path | Image.Image | Like | Combined):
@@ -290,11 +294,22 @@ def search(
     pictures = [query for query in asked if isinstance(query, Path | Image.Image)]
     if pictures and len(pictures) < len(asked):
         raise UsageError("search: wanted texts alone or pictures alone (a path as pathlib.Path, not as str)")
+    if min_precision is not None and not PRECISION.holds(min_precision):
+        raise UsageError(f"min_precision: wanted {PRECISION.wanted}, got {min_precision}")
     encoder = encoder or DualEncoder.load(opened.run_path, device)
     query_QE = embed(opened, encoder, lambda: _store_at(opened), asked)
     gallery = _choice(Gallery, "of", of) or (Gallery.text if pictures else Gallery.image)
     without = [itself(opened, terms_of(query), gallery) for query in asked]
-    return searching.search(opened, encoder, query_QE, k=k, of=gallery, threshold=threshold, without=without)
+    rescore = None
+    if min_precision is not None:
+        rescore, approximate = searching.scoring(
+            opened, encoder, gallery, lambda: _store_at(opened), opened.record.store
+        )
+        least, _ = cutoff(opened, map(terms_of, asked), gallery, min_precision, approximate)
+        threshold = least if threshold is None else max(threshold, least)
+    return searching.search(
+        opened, encoder, query_QE, k=k, of=gallery, threshold=threshold, rescore=rescore, without=without
+    )
 
 
 def _store_at(index: indexing.Index) -> Store | None:

@@ -436,6 +436,7 @@ def _max_body(text: str) -> int:
 
 ABOVE_0 = Range("above 0", lambda value: value > 0)
 SHARE = Range("a share from 0 to 1", lambda value: 0 <= value <= 1)
+PRECISION = Range("a share above 0 and at most 1", lambda value: 0 < value <= 1)
 SEED = Range("from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63)
 MARGIN = Range("above 0 and at most 100", lambda value: 0 < value <= 100)
 NOISE_STD = Range("above 0 (switch the perturbation off with --no-rp)", ABOVE_0.holds)
@@ -814,6 +815,9 @@ class SearchSettings(Checked):
     of: Gallery | None = setting("What to search.", None, says="images by text, captions by picture")
     k: int = setting("Hits a query.", 10, within=at_least(1), short="k")
     threshold: float | None = setting("Leave out hits that score less.", None)
+    min_precision: float | None = setting(
+        "Leave out hits below the score from which on this share is right on validation.", None, within=PRECISION
+    )
     html: Path | None = setting("Also write the hits as a page, pictures inside it.", None)
     open_page: bool = setting("Show that page in a browser. Default place: the workspace.", False, flag="open")
     overwrite: bool = setting("Replace what is at --html; a search's page always is.", False)

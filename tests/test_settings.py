@@ -289,6 +289,7 @@ FLAGS = inspect.Parameter("flags", inspect.Parameter.KEYWORD_ONLY, annotation=An
         (["data", "check", "--workers", "-2"], "--workers: wanted at least 0, got -2"),
         (["search", "cat", "-k", "0"], "-k: wanted at least 1, got 0"),
         (["search", "cat", "--threshold", "nan"], "--threshold: wanted a finite number, got nan"),
+        (["search", "cat", "--min-precision", "0"], "--min-precision: wanted a share above 0 and at most 1, got 0.0"),
         (["probe", "--sample", "3"], "--sample: wanted at least 20, got 3"),
         (["inspect", "--verify", "0"], "--verify: wanted at least 1, got 0"),
         (["index", "--memory", "0GB"], "--memory: wanted a size such as 8GB"),

@@ -59,7 +59,7 @@ def search(
     from alignvl_cli.devices import choose_device
     from alignvl_cli.report.search import hits_table
     from alignvl_cli.retrieval.dual_encoder import DualEncoder
-    from alignvl_cli.retrieval.queries import Combined, Like, embed, itself, terms_of, told
+    from alignvl_cli.retrieval.queries import Combined, Like, cutoff, embed, itself, terms_of, told
     from alignvl_cli.retrieval.search import cut_texts, scoring
     from alignvl_cli.retrieval.search import search as ask
 
@@ -88,9 +88,14 @@ def search(
     rescore, approximate = scoring(opened, encoder, gallery, lambda: store_behind(session, opened), opened.record.store)
     if approximate:
         session.warn(approximate)
+    lowest = asked.threshold
+    if asked.min_precision is not None:
+        least, how = cutoff(opened, map(terms_of, sums), gallery, asked.min_precision, approximate)
+        session.note(how)
+        lowest = least if lowest is None else max(lowest, least)
     found = ask(opened, encoder, query_QE, k=asked.k, of=gallery, rescore=rescore, without=without)
-    if asked.threshold is not None:
-        found = [_above(session, asked.threshold, query, hits) for query, hits in zip(queried, found, strict=True)]
+    if lowest is not None:
+        found = [_above(session, lowest, query, hits) for query, hits in zip(queried, found, strict=True)]
     if page_path is not None:
         from alignvl_cli.report.search import SearchPage
 
@@ -100,7 +105,7 @@ def search(
             gallery=gallery,
             items=len(opened.items[gallery].id),
             measure=("approximate " if approximate else "") + opened.record.metric,
-            threshold=asked.threshold,
+            threshold=lowest,
             answers=list(zip(queried, pictures, found, strict=True)),
         )
         write_gallery(session, page, page_path, is_shown=asked.open_page)
@@ -109,7 +114,7 @@ def search(
             {"query": query, "hits": [hit.to_json() for hit in hits]}
             for query, hits in zip(queried, found, strict=True)
         ]
-        answer = {"schema": "alignvl.search/1", "index": str(opened.path), "of": gallery.value}
+        answer = {"schema": "alignvl.search/1", "index": str(opened.path), "of": gallery.value, "threshold": lowest}
         session.document({**answer, "scores": "approximate" if approximate else "exact", "results": results})
         return
     for query, hits in zip(queried, found, strict=True):

@@ -31,6 +31,7 @@ from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
 from alignvl_cli.retrieval.factory import AUTO, available_memory, build_vectors, choose_factory, score_error
 from alignvl_cli.retrieval.hubness import BANK_SPLIT, choose_normalisation, normalisation_penalties
 from alignvl_cli.retrieval.nearest import Agreement, agreement, faiss
+from alignvl_cli.retrieval.precision import Precision, measure_precision
 from alignvl_cli.settings import Gallery, HubCorrection
 from alignvl_cli.store.reader import SplitRows, Store
 from alignvl_cli.training.run_folder import Run
@@ -70,6 +71,9 @@ class IndexRecord:
     made_by: dict[str, Any]
     score_error: dict[str, float] | None = None
     """Gallery -> how far its scores were found to be from exact ones, at most; None in indexes of earlier versions."""
+    precision: dict[str, Precision] | None = None
+    """Gallery -> the share of hits that is right, by score; None with a hub correction, of a store without a
+    validation split, and in indexes of earlier versions."""
 
     def to_json(self) -> dict[str, Any]:
         fields = asdict(self)
@@ -94,6 +98,8 @@ class IndexRecord:
                 gallery: Agreement(**{**found, "interval": tuple(found["interval"])})
                 for gallery, found in fields["recall_against_exact"].items()
             }
+            curves = fields.get("precision")
+            fields["precision"] = curves and {gallery: Precision.read(curve) for gallery, curve in curves.items()}
             return cls(**{**fields, **stored["counts"], "recall_against_exact": measured})
         except (KeyError, TypeError, AttributeError) as problem:
             raise DataError(
@@ -218,7 +224,8 @@ def build_index(
 
     Raises UsageError when `output` is there already (an empty folder is not), for a factory that does not do or does
     not fit; MismatchError for a store of other encoders; DataError for an absent split or embeddings that are not
-    finite. Each index's recall against exact search, queried with the other modality, is measured and recorded.
+    finite. Each index's recall against exact search, queried with the other modality, is measured and recorded, and
+    so is the precision of its hits by score.
     """
     _require_place(output, overwrite)
     embeddings = embed_split(run, store, split, device)
@@ -241,6 +248,7 @@ def build_index(
         gallery.value: score_error(built[gallery][0], _every_other(query_QE, 0), rows_GE)
         for gallery, (rows_GE, query_QE) in sides.items()
     }
+    precision = _precision(run, store, embeddings, device) if correction is None else None
     items = _items_table(store, embeddings)
     if correction is not None:
         items = items.append_column(PENALTY, [-np.concatenate([rows_GE[:, -1] for rows_GE, _ in sides.values()])])
@@ -266,6 +274,7 @@ def build_index(
             sha256={name: file_sha256(scratch / name) for name in PARTS},
             made_by=made_by("index", {"split": split, "factory": factory}),
             score_error=errors,
+            precision=precision,
         )
         write_json(scratch / RECORD, record.to_json())
     return record
@@ -332,6 +341,13 @@ def _sides(
         Gallery.text: (np.column_stack([text, -penalty[Gallery.text]]), with_one(image)),
     }
     return corrected, {"correction": correction.value, "bank": BANK_SPLIT, "parameters": parameters}
+
+
+def _precision(run: Run, store: Store, indexed: Embeddings, device: str) -> dict[str, Precision] | None:
+    """As the validation split's queries tell it; None where the store has no such split, or no caption in it."""
+    if run.split_used not in store.split_sizes() or not len(store.rows(run.split_used).text):
+        return None
+    return measure_precision(store, indexed, embed_split(run, store, run.split_used, device), run.split_used)
 
 
 def _every_other(query_QE: np.ndarray, first: int) -> np.ndarray:

@@ -80,6 +80,47 @@ def combine(unit_NE: Sequence[np.ndarray], weight_N: Sequence[float]) -> np.ndar
     return (sum_E / length).astype(np.float32)
 
 
+def cutoff(
+    index: Index, queries: Iterable[Sequence[tuple[float, Any]]], of: Gallery, precision: float, approximate: str
+) -> tuple[float, str]:
+    """The score from which on the share `precision` of the hits in gallery `of` is right, and a sentence on how that is
+    known. `queries` are terms; `approximate` says why scores are, if they are (as `scoring`).
+
+    UsageError where it is not known, or never so high: for pictures among pictures and words among captions, sums,
+    approximate or corrected scores, and indexes without a record of it."""
+    asked = f"min-precision {precision:g}"
+    for terms in queries:
+        if len(terms) != 1 or terms[0][0] <= 0:
+            raise UsageError(f"{asked}: what share is right is not known of combined queries; use a threshold")
+        if isinstance(terms[0][1], str) != (of is Gallery.image):
+            raise UsageError(
+                f"{asked}: what share is right is known of words that find images and pictures that find captions, "
+                f"and here {'pictures find images' if of is Gallery.image else 'words find captions'}; use a threshold"
+            )
+    if index.record.hubness is not None:
+        raise UsageError(f"{asked}: the index has a hub correction, and its scores are no cosines; use a threshold")
+    if approximate:
+        raise UsageError(f"{asked}: it wants exact scores; {approximate}")
+    if index.record.precision is None:
+        raise UsageError(
+            f"{asked}: the index has no record of what share is right: it is of an earlier version, or of a store "
+            "without a validation split; build it again of one that has it: alignvl index RUN"
+        )
+    known = index.record.precision[of]
+    step = known.step(precision)
+    if step is None:
+        most = max(known.precision, default=None)
+        reached = "there were too few to tell" if most is None else f"the most that a cutoff reaches is {most:.3f}"
+        raise UsageError(
+            f"{asked}: with {known.queries:,} queries of split {known.split!r}, {reached}; "
+            "ask for less, or use a threshold"
+        )
+    return known.score[step], (
+        f"{asked}: hits that score {known.score[step]:.4f} or more; of {known.hits[step]:,} such hits of "
+        f"{known.queries:,} queries of split {known.split!r}, {known.precision[step]:.1%} were right"
+    )
+
+
 def embed(
     index: Index, encoder: DualEncoder, store: Callable[[], Store | None], queries: Sequence[Query]
 ) -> np.ndarray:

@@ -20,8 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from alignvl_cli.artifacts import alignvl_version
+from alignvl_cli.errors import UsageError
 from alignvl_cli.report.page import EDGE, render
-from alignvl_cli.retrieval.queries import Like, told, weighted
+from alignvl_cli.retrieval.queries import Like, cutoff, told, weighted
 from alignvl_cli.retrieval.search import Hit
 from alignvl_cli.serving import answers
 from alignvl_cli.serving.answers import Answer, Picture, Question, Refused, Sum, Wanted
@@ -37,6 +38,7 @@ MOST_TEXTS = 64
 MOST_HITS = 200
 MOST_TERMS = 16
 """That are added to a query, and that are subtracted."""
+PRECISE = "Leave out hits below the score from which on this share was right on the validation split."
 ADD = "Words to add to the query, twice as much as `2*at night`; may be repeated."
 LARGEST_EDGE = 1024
 DECODERS = 2
@@ -86,7 +88,8 @@ class SearchAnswer(BaseModel):
     of: Gallery
     measure: str = Field(description="What a score is: a cosine, or a cosine less a hub penalty.")
     scores: str = Field(description="exact, or approximate where only compressed vectors are at hand.")
-    notes: list[str] = Field(description="What may mislead.")
+    threshold: float | None = Field(description="What every hit scores at least, where that was asked for.")
+    notes: list[str] = Field(description="What may mislead, and what min_precision stands for.")
     seconds: float
     results: list[Result]
 
@@ -99,6 +102,7 @@ class TextSearch(BaseModel):
     of: Gallery = Field(Gallery.image, description="What to search.")
     k: int = Field(10, ge=1, le=MOST_HITS, description="Hits a query.")
     threshold: float | None = Field(None, allow_inf_nan=False, description="Leave out hits that score less.")
+    min_precision: float | None = Field(None, gt=0, le=1, description=PRECISE)
 
 
 class Texts(BaseModel):
@@ -174,6 +178,7 @@ class Asked:
     of: Annotated[Gallery | None, Query(description="What to search.")] = None
     k: Annotated[int, Query(ge=1, le=MOST_HITS, description="Hits.")] = 10
     threshold: Annotated[float | None, Query(allow_inf_nan=False, description="Leave out hits that score less.")] = None
+    min_precision: Annotated[float | None, Query(gt=0, le=1, description=PRECISE)] = None
     add: Annotated[list[str] | None, Query(max_length=MOST_TERMS, description=ADD)] = None
     subtract: Annotated[list[str] | None, Query(max_length=MOST_TERMS, description="Words to be far from.")] = None
 
@@ -250,19 +255,29 @@ class Service:
             raise HTTPException(422, str(problem)) from problem
 
     async def search(
-        self, served: Served, queries: list[tuple[str, Sum]], of: Gallery, k: int, threshold: float | None
+        self, served: Served, queries: list[tuple[str, Sum]], of: Gallery, asked: "Asked | TextSearch"
     ) -> SearchAnswer:
         """`queries`, each with what it is called in the answer."""
+        threshold, notes = asked.threshold, []
         if threshold is not None and threshold > 1 and served.is_cosine:
             raise HTTPException(422, "threshold: a score is a cosine and at most 1, so that no hit can reach it")
+        if asked.min_precision is not None:
+            terms = [query for _, query in queries]
+            try:
+                least, how = cutoff(served.index, terms, of, asked.min_precision, served.approximate[of])
+            except UsageError as problem:
+                raise HTTPException(422, str(problem)) from problem
+            threshold = least if threshold is None else max(threshold, least)
+            notes.append(how)
         start = time.perf_counter()
-        found = await self.ask(Question(served, tuple(query for _, query in queries), Wanted(of, k, threshold)))
+        found = await self.ask(Question(served, tuple(query for _, query in queries), Wanted(of, asked.k, threshold)))
         return SearchAnswer(
             index=served.name,
             of=of,
             measure=served.index.record.metric,
             scores="approximate" if served.approximate[of] else "exact",
-            notes=list(found.notes),
+            threshold=threshold,
+            notes=[*notes, *found.notes],
             seconds=round(time.perf_counter() - start, 6),
             results=[
                 Result(query=query, hits=[self.found(served, hit) for hit in hits], best=best)
@@ -278,9 +293,7 @@ class Service:
             self.check_texts([text for _, text in found])
             terms += [(sign * weight, text) for weight, text in found]
         named = told([(1.0, name), *terms])
-        return await self.search(
-            self.served(asked.index), [(named, ((1.0, part), *terms))], asked.of or of, asked.k, asked.threshold
-        )
+        return await self.search(self.served(asked.index), [(named, ((1.0, part), *terms))], asked.of or of, asked)
 
     def found(self, served: Served, hit: Hit) -> Found:
         return Found(
@@ -387,7 +400,7 @@ def _searches(app: FastAPI, service: Service) -> None:
         service.check_texts(asked.texts)
         served = service.served(asked.index)
         queries: list[tuple[str, Sum]] = [(text, ((1.0, text),)) for text in asked.texts]
-        return await service.search(served, queries, asked.of, asked.k, asked.threshold)
+        return await service.search(served, queries, asked.of, asked)
 
     @app.post("/search/image", tags=["search"], summary="Search by a picture", openapi_extra=PICTURE_BODY)
     async def search_image(request: Request, asked: Annotated[Asked, Depends()]) -> SearchAnswer:

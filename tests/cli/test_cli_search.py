@@ -147,6 +147,16 @@ def test_what_is_left_out_is_told(coloured):
     assert "the text encoder reads" not in coloured("search", "green").stderr
 
 
+def test_hits_below_a_precision_are_left_out_and_the_cutoff_is_told(coloured):
+    found = coloured("search", "green", "--min-precision", "0.001", "--json")
+    least = json.loads(found.stdout)["threshold"]
+    assert "were right" in " ".join(found.stderr.split())
+    assert all(hit["score"] >= least for hit in json.loads(found.stdout)["results"][0]["hits"])
+    both = json.loads(coloured.succeeds("search", "green", "--min-precision", "0.001", "--threshold", "1", "--json"))
+    assert (both["threshold"], both["results"][0]["hits"]) == (1.0, [])
+    assert "words find captions" in coloured.fails(2, "search", "green", "--of", "text", "--min-precision", "0.1")
+
+
 def test_scores_of_a_compressed_index_are_exact_or_called_approximate(coloured, tmp_path):
     folder = tmp_path / "compressed"
     coloured.succeeds("index", "-o", folder, "--factory", "SQ4")

@@ -67,6 +67,16 @@ def test_hits_below_the_threshold_are_left_out_and_the_best_score_is_told(client
     assert none["best"] == every["hits"][0]["score"]
 
 
+def test_hits_below_a_precision_are_left_out_and_the_cutoff_is_told(client, index):
+    known = index.record.precision["image"]
+    reply = client.get(f"/search?text=green&k=60&min_precision={known.precision[0]!r}").json
+    assert reply["threshold"] == known.score[0]
+    assert "were right" in reply["notes"][0]
+    every = client.get("/search?text=green&k=60").json
+    assert every["threshold"] is None
+    assert reply["results"][0]["hits"] == [hit for hit in every["results"][0]["hits"] if hit["score"] >= known.score[0]]
+
+
 def test_embeddings_are_those_of_the_encoder(client, index, workplace):
     encoder = DualEncoder.load(index.run_path, "cpu")
     texts = client.post("/embeddings/texts", {"texts": ["red", "a blue square"]}).json

@@ -46,6 +46,8 @@ JSON = {"content_type": "application/json"}
         ("/search", {"texts": ["x"], "k": 0}, {}, 422, "k"),
         ("/search", {"texts": ["x"], "k": 10**30}, {}, 422, "k"),
         ("/search", {"texts": ["x"], "threshold": 1.5}, {}, 422, "at most 1"),
+        ("/search", {"texts": ["x"], "min_precision": 0}, {}, 422, "min_precision"),
+        ("/search", {"texts": ["x"], "min_precision": 0.5, "of": "text"}, {}, 422, "words find captions"),
         ("/search", {"texts": ["x"], "of": "sound"}, {}, 422, "of"),
         ("/search", {"texts": ["x"], "thresold": 0.5}, {}, 422, "thresold"),
         ("/search", {"texts": ["x"], "index": "none"}, {}, 404, "there is index"),

@@ -17,6 +17,8 @@ from alignvl_cli.settings import Precision
 from alignvl_cli.training.run_folder import load_run
 
 LAYERS = ["--image-layers", "1,last", "--image-pooling", "mean", "--text-layers", "auto"]
+IN_FLOAT32 = ["--precision", "fp32"]
+"""Of the encoders, on processors that compute in bf16 too."""
 QUICK = ["--epochs", 1, "--batch-size", 8, "--embed-dim", 8, "--device", "cpu"]
 
 
@@ -27,7 +29,7 @@ def several(tmp_path_factory) -> CommandLine:
     alignvl = CommandLine(folder / "workspace")
     save_dinov2(folder / "vision")
     save_sentence_transformer(folder / "sentences")
-    words = ["--vision", str(folder / "vision"), "--text", str(folder / "sentences"), "--device", "cpu"]
+    words = ["--vision", str(folder / "vision"), "--text", str(folder / "sentences"), "--device", "cpu", *IN_FLOAT32]
     train_on_colours(alignvl, folder, [*words, *LAYERS])
     return alignvl
 

@@ -41,7 +41,16 @@ def in_float32(monkeypatch):
 
 
 def words_for(folder):
-    return ["--vision", str(folder / "vision"), "--text", str(folder / "sentences"), "--device", "cpu"]
+    return [
+        "--vision",
+        str(folder / "vision"),
+        "--text",
+        str(folder / "sentences"),
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+    ]
 
 
 def store_of(alignvl):

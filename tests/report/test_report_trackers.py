@@ -5,6 +5,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -174,3 +175,54 @@ def test_without_the_package_it_says_what_to_install(to, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=f"--report-to {to.value} needs the package: pip install"):
         open_tracker(to, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+class Recorded:
+    """Stands in for a tracker's package where it is not installed: keeps what is called, and answers what is asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple, dict]] = []
+        self.id, self.name = "known-id", "known-name"
+
+    def __getattr__(self, name: str):
+        def call(*words, **named):
+            self.calls.append((name, words, named))
+            if name == "get_experiment_by_name":
+                return None
+            if name == "create_run":
+                return SimpleNamespace(info=SimpleNamespace(run_id=self.id))
+            return self
+
+        return call
+
+    def of(self, *names: str) -> list[tuple]:
+        return [(*words, named) for name, words, named in self.calls if name in names]
+
+
+@pytest.mark.parametrize("to", [ReportTo.mlflow, ReportTo.wandb, ReportTo.trackio])
+def test_what_a_tracker_is_told(to, tmp_path, monkeypatch):
+    """Held to the packages themselves by the tests above, where they are installed."""
+    package = Recorded()
+    monkeypatch.setitem(sys.modules, to.value, package)
+    monkeypatch.setattr("alignvl_cli.report.trackers.find_spec", lambda name: package)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for finishes in (False, True):
+        with open_tracker(to, tmp_path, {"lr": 1e-3}) as tracker:
+            tracker.show(step(5, 2.5))
+            tracker.show(records.Validated(step=5, epoch=1, metrics=METRICS, best=True))
+            tracker.show(records.Warned(step=5, text="tau has reached its bound"))
+            if finishes:
+                tracker.show(records.Finished(result={}))
+    if to is ReportTo.mlflow:
+        logged = [(name, value, named["step"]) for _, name, value, named in package.of("log_metric")]
+        assert ("validation/image_to_text/R-1", 12.5, 5) in logged
+        assert len(package.of("create_run")) == len(package.of("update_run")) == 1
+        assert [named["status"] for *_, named in package.of("set_terminated")] == ["KILLED", "FINISHED"]
+    else:
+        first, again = (named for *_, named in package.of("init"))
+        assert ({"train/loss": 2.5}.items()) <= package.of("log")[0][0].items()
+        assert len(package.of("finish")) == 2
+        if to is ReportTo.wandb:
+            assert (first["mode"], first["id"], again["id"]) == ("offline", None, "known-id")
+        else:
+            assert (first["resume"], again["resume"], again["name"]) == ("never", "allow", "known-name")

@@ -325,43 +325,17 @@ def _temperature(text: str) -> float | None:
     return tau
 
 
-def _tau_start(text: str) -> float | None:
-    """None for `auto`."""
+def _number_or_auto(flag: str, wanted: str, least: float, most: float, text: str) -> float | None:
+    """None for `auto`; `wanted` is the range in words."""
     if text == "auto":
         return None
     try:
-        tau = float(text)
+        value = float(text)
     except ValueError:
-        tau = math.nan
-    if not 0.001 <= tau <= 0.5:
-        raise UsageError(f"--tau-start: wanted 'auto' or a number from 0.001 to 0.5, got '{text}'")
-    return tau
-
-
-def _cca_weight(text: str) -> float | None:
-    """None for `auto`."""
-    if text == "auto":
-        return None
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = math.nan
-    if not 0 <= weight <= 10:
-        raise UsageError(f"--cca-weight: wanted 'auto' or a number from 0 (none) to 10, got '{text}'")
-    return weight
-
-
-def _unpaired_weight(text: str) -> float | None:
-    """None for `auto`."""
-    if text == "auto":
-        return None
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = math.nan
-    if not 0 <= weight <= 1000:
-        raise UsageError(f"--unpaired-weight: wanted 'auto' or a number from 0 (none) to 1000, got '{text}'")
-    return weight
+        value = math.nan
+    if not least <= value <= most:
+        raise UsageError(f"--{flag}: wanted 'auto' or a number {wanted}, got '{text}'")
+    return value
 
 
 def _loss_tile(text: str) -> int | None:
@@ -611,7 +585,7 @@ class TrainConfig:
         "--subset leaves.",
         *(0.0, None),
         metavar="W|auto",
-        read=_unpaired_weight,
+        read=partial(_number_or_auto, "unpaired-weight", "from 0 (none) to 1000", 0, 1000),
         note="auto with --unpaired",
     )
     recipe: Recipe = setting("Ingredients to start from; flags change them.", Recipe.alignvl)
@@ -689,7 +663,7 @@ class TrainConfig:
         panel=MODEL,
         says=BY_SIZE,
         metavar="W|auto",
-        read=_cca_weight,
+        read=partial(_number_or_auto, "cca-weight", "from 0 (none) to 10", 0, 10),
     )
     """None: 0.25, 0.5 or 1, by validation."""
     temperature: float | None = setting(
@@ -701,7 +675,7 @@ class TrainConfig:
         *(None, MODEL),
         says="auto",
         metavar="TAU|auto",
-        read=_tau_start,
+        read=partial(_number_or_auto, "tau-start", "from 0.001 to 0.5", 0.001, 0.5),
     )
     loss_tile: int | None = setting(
         "Rows of the batch compared at once, or 'auto'. Smaller: less memory, the same loss.",

@@ -34,13 +34,14 @@ def show_training(
     try:
         with closing(records), ExitStack() as open_views:
             show = [open_views.enter_context(TrainingProgress(session.err, quiet=session.quiet)).show]
+            is_noted = False
             for record in records:
-                if report_to:
-                    note_tracker(report_to, run)
-                if report_to and isinstance(record, Started) and len(show) == 1:
+                if report_to and not is_noted:
+                    note_tracker(report_to, run)  # with the first record: only from then on is there a folder
+                    is_noted = True
+                if report_to and isinstance(record, Started):
                     told = settings.to_json() if settings else None
-                    tracker = open_tracker(report_to, run, told)
-                    show.append(open_views.enter_context(tracker).show)
+                    show.append(open_views.enter_context(open_tracker(report_to, run, told)).show)
                 for view in show:
                     view(record)
     except KeyboardInterrupt as stop:

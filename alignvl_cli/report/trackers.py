@@ -6,6 +6,7 @@ Weights & Biases is offline unless `WANDB_MODE` says otherwise. Without them eve
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from importlib.util import find_spec
@@ -30,7 +31,7 @@ TENSORBOARD = "tensorboard"
 TRAIN_FIGURES = ("loss", "hard_loss", "tau", "lr", "skipped", "pairs_per_s")
 
 
-class Tracker:
+class Tracker(ABC):
     """Logs the records of one run; use as a context manager.
 
     `id` is what the tracker calls the run: it goes into the run's folder, so that a run that is resumed goes on there.
@@ -39,13 +40,14 @@ class Tracker:
 
     id = ""
 
+    @abstractmethod
     def log(self, figures: Mapping[str, float], step: int) -> None:
         """Figures by name, of one step."""
-        raise NotImplementedError
 
-    def warn(self, text: str, step: int) -> None:
+    def warn(self, text: str, step: int) -> None:  # noqa: B027 - for those that have a place for text
         """A sentence that the user should read; trackers without a place for text leave it out."""
 
+    @abstractmethod
     def close(self, finished: bool) -> None:
         """Nothing more comes; `finished` unless the run was interrupted."""
 

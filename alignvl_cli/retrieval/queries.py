@@ -23,7 +23,7 @@ SMALLEST_SUM = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Like:
-    """An image of the index, by its id."""
+    """An image of the index, by its id: more like this. Its stored vector is searched with; nothing is encoded."""
 
     id: str
 

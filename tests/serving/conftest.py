@@ -29,7 +29,7 @@ def own(workplace: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(workplace / "index", tmp_path / "index"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def client(workplace: Path) -> Iterator[Client]:
     with service(source_of(workplace / "index"), max_text=100, max_body=100_000, max_pixels=10_000) as client:
         yield client

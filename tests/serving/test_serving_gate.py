@@ -302,7 +302,9 @@ def test_a_new_index_at_the_path_is_served_and_no_request_is_dropped(workplace, 
         images = open_index(own).record.images
         until(lambda: client.get("/indexes").json["indexes"][0]["images"] == images < 60)
         (own / "image.faiss").write_bytes(b"damaged")
-        (own / "index.json").write_bytes((own / "index.json").read_bytes() + b" ")
+        newer = own / "newer.json"
+        newer.write_bytes((own / "index.json").read_bytes() + b" ")
+        newer.replace(own / "index.json")  # never seen half written
         until(lambda: client.get("/indexes").json["indexes"][0]["problem"])
         assert len(client.get("/search?text=red&k=60").json["results"][0]["hits"]) == images
         shutil.rmtree(own)

@@ -2,7 +2,9 @@
 
 import http.client
 import json
+import sys
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,4 +91,6 @@ def service(*sources: Source, token: str | None = None, is_loopback: bool = True
         finally:
             server.should_exit = True
             thread.join(PATIENCE_S)
-            assert not thread.is_alive()
+            if thread.is_alive():
+                where = "".join(traceback.format_stack(sys._current_frames()[thread.ident or 0]))
+                raise AssertionError(f"the service did not end within {PATIENCE_S} seconds; it is at\n{where}")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from alignvl_cli.ablation.jobs import Job, Made
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+EXIT_CODE_S = 10
+"""How long to ask for the exit code of a process that is gone."""
 
 
 def make_all(jobs: Sequence["Job"], processes: int, gpus: Sequence[str]) -> Iterator["Made"]:
@@ -60,8 +62,9 @@ def _result(future: "Future[Made]", job: "Job", process: BaseProcess) -> "Made":
     try:
         return future.result()
     except BrokenProcessPool as problem:
-        process.join(5)
-        code = process.exitcode
+        deadline = time.monotonic() + EXIT_CODE_S
+        while (code := process.exitcode) is None and time.monotonic() < deadline:
+            time.sleep(0.01)  # the pool's own thread waits for the process, too, and one of the two is told its code
         ending = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
         raise DataError(
             f"the process that made arm {job.arm}, seed {job.seed} is gone ({ending}); the finished runs are kept: "

@@ -183,10 +183,10 @@ def _pooling_modes(root: Path, modules: list[dict[str, Any]], kinds: list[str]) 
 
 
 def _switch(root: Path, settings: dict[str, Any], key: str, *, default: bool) -> bool:
-    value = settings.get(key)
+    value = settings.get(key, default)
     if value is not None and not isinstance(value, bool):
         raise DataError(f"{root}: its sentence-transformers files give {value!r} as {key}, not true or false")
-    return default if value is None else value
+    return bool(value)  # null is off, as it is there
 
 
 def _length(root: Path, stated: Any) -> int | None:

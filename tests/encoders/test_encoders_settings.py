@@ -61,6 +61,8 @@ APPLIED = [
     (TRANSFORMER, {"processing_kwargs": {"image": {"do_resize": False}}}),
     (POOLING, {"pooling_mode": "cls"}),
     (POOLING, {"pooling_mode": ["cls", "mean"]}),
+    (POOLING, {"pooling_mode_cls_token": None, "pooling_mode_mean_tokens": True}),
+    (TRANSFORMER, {"do_lower_case": None, "max_seq_length": None}),
     (LIBRARY, {"prompts": {"document": "a: ", "passage": "p: "}, "default_prompt_name": "passage"}),
     (LIBRARY, {"similarity_fn_name": "dot", "model_type": "SentenceTransformer"}),
 ]
@@ -112,6 +114,15 @@ def test_what_is_not_applied_is_refused_by_name(folder, file, changes, named):
     for pooling in (None, Pooling.mean):
         with pytest.raises((DataError, UsageError), match=named):
             load(folder, pooling)
+
+
+@pytest.mark.parametrize("off", [False, None])
+def test_null_is_off_where_a_missing_switch_is_on(folder, off):
+    write(folder, POOLING, {"include_prompt": off})
+    with pytest.raises(UsageError, match="its pooling leaves out the prompt"):
+        load(folder)
+    write(folder, LIBRARY, {"prompts": {}})
+    require_equal(folder)
 
 
 def test_a_prompt_for_passages_is_asked_for_and_the_advice_helps(folder):

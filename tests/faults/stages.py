@@ -37,8 +37,10 @@ class Stages:
     process: "subprocess.Popen[str]"
 
     @classmethod
-    def start(cls) -> "Stages":
+    def start(cls, temporary: Path | None = None) -> "Stages":
+        """`temporary` is the folder for temporary files, if it is not the usual one."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        environment |= {"TMPDIR": str(temporary)} if temporary else {}
         environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *filter(None, sys.path)])
         command = [sys.executable, "-W", "ignore", str(HERE / "stages.py")]
         return cls(subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment))

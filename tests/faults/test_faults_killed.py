@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -223,18 +222,22 @@ def test_a_place_that_cannot_be_written_to(copied, stages, undisturbed, tried, n
     assert (copied / "taken").read_text() == "mine"
 
 
-def test_nothing_is_left_behind(copied, stages, tried):
+@pytest.fixture
+def stages_apart(tmp_path_factory):
+    """Stages whose temporary files nobody else makes, and the folder of these."""
+    temporary = tmp_path_factory.mktemp("temporary")
+    stages = Stages.start(temporary)
+    yield stages, temporary
+    stages.stop()
+
+
+def test_nothing_is_left_behind(copied, stages_apart, tried):
     """No child, no temporary file, no shared memory after each stage, whole or refused."""
-    places = [Path(tempfile.gettempdir()), Path("/dev/shm")]
+    stages, temporary = stages_apart
+    shared_memory = Path("/dev/shm")
 
     def there() -> set[str]:
-        return {
-            str(path)
-            for place in places
-            if place.is_dir()
-            for path in place.iterdir()
-            if "alignvl" in path.name or path.name.startswith(("tmp", "torch_", "psm_", "sem."))
-        }
+        return {str(path) for place in (temporary, shared_memory) if place.is_dir() for path in place.iterdir()}
 
     def in_use() -> set[str]:
         """Shared memory that a living process has mapped."""
@@ -250,8 +253,8 @@ def test_nothing_is_left_behind(copied, stages, tried):
         assert ended.code == 0, ended.stderr
         assert ended.children == 0, name
         waited = time.monotonic() + 30
-        while left := {path for path in there() - before - in_use() if not path.startswith(str(copied))}:
-            assert time.monotonic() < waited, (name, left)  # what tests in other processes make is gone by then
+        while left := there() - before - in_use():
+            assert time.monotonic() < waited, (name, left)  # what other processes share is gone by then
             time.sleep(0.5)
         hidden = {str(path) for path in copied.rglob(".*") if path.name != ".lock"}
         assert hidden == set(), name

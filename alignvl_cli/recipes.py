@@ -11,6 +11,7 @@ from typing import Any
 from alignvl_cli.declarations import declared
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.settings import (
+    LEFT_OUT,
     AdapterKind,
     Init,
     LatentNorm,
@@ -190,32 +191,33 @@ def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> Train
 
 
 UNPAIRED_WEIGHTS = (0.0, 1.0)
-"""Tried besides the usual one, where unpaired data are used and their weight is not given."""
-CANDIDATES: tuple[dict[str, Any], ...] = (
-    {"noise_std": 0.3},
-    {"noise_std": 0.7},
-    {"mix_alpha": 0.2, "noise_std": 0.3},
-)
-"""What `--size auto` tries besides the shape for the number of pairs."""
+"""Compared with the usual one, where unpaired data are used and their weight is not given."""
+SECOND: dict[str, Any] = {"mix": False, "noise": NoiseKind.none, "smoothing": 0.05}
+"""What `--size auto` trains besides, from another seed, and joins: the least modest pair beside a modest one. Which of
+the two is better depends on the data (docs/studies), and together they are seldom worse than the better one."""
 
 
 def trainings(*layers: Mapping[str, Any], pairs: int) -> list[TrainConfig]:
-    """What `layers` ask for, as `resolve_train` has it, and the others that go with it: those that `--size auto`
-    compares it with. Of `--recipe best` all that are trained and joined."""
+    """What `layers` ask for, as `resolve_train` has it, and the others that go with it: members of one ensemble, or
+    settings to compare it with (`are_members`)."""
     usual = resolve_train(*layers, pairs=pairs)
     if usual.recipe is Recipe.best:
         return _ladder(usual, layers)
     if usual.size is not Size.auto or usual.method is not Method.contrastive:
         return [usual]
-    settled = _settled(usual, layers)
-    found = [usual]
     weights = [layer["unpaired-weight"] for layer in map(by_flag, layers) if "unpaired-weight" in layer]
     if weights and parse_setting("unpaired-weight", weights[-1]) is None:
-        found += [replace(usual, unpaired_weight=weight) for weight in UNPAIRED_WEIGHTS]
-    for changes in CANDIDATES:
-        if not changes.keys() & settled and (other := replace(usual, **changes)) not in found:
-            found.append(other)
-    return found
+        return [usual, *(replace(usual, unpaired_weight=weight) for weight in UNPAIRED_WEIGHTS)]
+    settled = _settled(usual, layers)
+    changes = {name: value for name, value in SECOND.items() if name not in settled}
+    return [usual, replace(usual, seed=_next_seed(usual), **changes)]
+
+
+def are_members(configs: Sequence[TrainConfig]) -> bool:
+    """Whether `configs` are all trained and joined. Those that differ in the weight of unpaired data are compared, and
+    one is trained."""
+    is_one_weight = len({config.unpaired_weight for config in configs}) == 1
+    return is_one_weight and (len(configs) > 1 or configs[0].recipe is Recipe.best)
 
 
 MEMBERS: tuple[dict[str, Any], ...] = (
@@ -247,33 +249,41 @@ def _settled(usual: TrainConfig, layers: Sequence[Mapping[str, Any]]) -> set[str
     settled |= {key.replace("-", "_") for key in NOT_IN_ADAPTER.get(usual.adapter, ())}
     if usual.noise is NoiseKind.none or usual.noise_units is NoiseUnits.absolute:
         settled.add("noise_std")
-    if given & set(SWITCHED_BY["mix"]):
-        settled.add("mix")
-    if not usual.mix:
-        settled.add("mix_alpha")
-    if not usual.smoothing or given & set(SWITCHED_BY["es"]):
+    for name, ingredient in (("mix", "mix"), ("noise", "rp"), ("smoothing", "es")):
+        if given & {ingredient, *SWITCHED_BY[ingredient]}:
+            settled.add(name)
+    if usual.recipe not in (Recipe.alignvl, Recipe.best):  # what it has and lacks is its point
+        settled |= {"mix", "noise", "smoothing"}
+    if not usual.smoothing:
         settled.add("smoothing")
-    if usual.adapter not in CAN_START_AT_CCA:
-        settled.add("init")
     return settled
 
 
+def member_count(ladder: Sequence[TrainConfig]) -> int:
+    """How many pairs are trained where `ladder` is: it, and of `--recipe best` the best of it again."""
+    again = SECOND_SEEDS if ladder and ladder[0].recipe is Recipe.best else 0
+    return len(ladder) + min(again, len(ladder))
+
+
 def next_member(ladder: Sequence[TrainConfig], recalls: Sequence[float]) -> TrainConfig | None:
-    """What to train after members that reached these validation `recalls`: the rest of the ladder, then the best of it
-    from another seed; None when all are trained."""
+    """What to train after members that reached these validation `recalls`: the rest of the ladder, then of `--recipe
+    best` the best of it from another seed; None when all are trained."""
     if len(recalls) < len(ladder):
         return ladder[len(recalls)]
-    again = len(recalls) - len(ladder)
-    if again >= min(SECOND_SEEDS, len(ladder)):
+    if len(recalls) >= member_count(ladder):
         return None
     order = sorted(range(len(ladder)), key=lambda number: -recalls[number])
-    return replace(ladder[order[again]], seed=(ladder[0].seed + 1) % 2**63)
+    return replace(ladder[order[len(recalls) - len(ladder)]], seed=_next_seed(ladder[0]))
+
+
+def _next_seed(config: TrainConfig) -> int:
+    return (config.seed + 1) % 2**63
 
 
 def departures(config: TrainConfig, usual: TrainConfig) -> dict[str, Any]:
     """The settings of `config` that are not those of `usual`, by flag."""
-    there = by_flag(usual.to_json())
-    return {key: value for key, value in by_flag(config.to_json()).items() if value != there.get(key)}
+    there = by_flag(LEFT_OUT | usual.to_json())
+    return {key: value for key, value in by_flag(LEFT_OUT | config.to_json()).items() if value != there[key]}
 
 
 def flags_of(asked: Mapping[str, Any]) -> Iterator[str]:

@@ -229,6 +229,15 @@ class Size(StrEnum):
     """As FuseMix released them."""
 
 
+class KeepEpoch(StrEnum):
+    """Which of the validated epochs a run keeps (`--keep-epoch`)."""
+
+    latest = "latest"
+    """The latest that is not clearly worse than the best, by less than a standard error of the validation recall."""
+    best = "best"
+    """The best: with few validation pairs mostly an early epoch that had luck, before the learning rate has fallen."""
+
+
 class ReportTo(StrEnum):
     """Where a run's figures go besides `metrics.jsonl`."""
 
@@ -354,6 +363,7 @@ LEFT_OUT: dict[str, Any] = {
     "unpaired_weight": 0.0,
     "optimizer": OptimizerKind.adamw,
     "tau_start": None,
+    "keep_epoch": KeepEpoch.best,
 }
 """Settings that a training's record leaves out where they are these: earlier versions had none of them."""
 SMALLEST_SUBSET = 4
@@ -701,6 +711,10 @@ class TrainConfig:
         *(0.0, SCHEDULE),
         within=DECAY,
         note="off",
+    )
+    keep_epoch: KeepEpoch = setting(
+        "Keep the latest epoch that is within a standard error of the best on validation, or the best.",
+        *(KeepEpoch.latest, SCHEDULE),
     )
     patience: int = setting(
         "Stop after this many validations without a better one.",

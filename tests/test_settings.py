@@ -162,6 +162,7 @@ PLAIN = {
     "text-parts": "all",
     "temperature": None,
     "tau-start": None,
+    "keep-epoch": "latest",
     "loss-tile": None,
     "seed": 0,
     "optimizer": "adamw",
@@ -178,7 +179,7 @@ def test_nothing_asked_for_is_what_it_has_always_been():
     plain = by_flag(asdict(resolve_train()))
     assert {key: value for key, value in plain.items() if key in PLAIN} == PLAIN
     left_out = plain.keys() - by_flag(resolve_train().to_json()).keys()
-    # The record says what departs from them.
+    # The record says what departs from them; --keep-epoch does: earlier versions kept the best.
     assert left_out == {"image-parts", "text-parts", "unpaired-weight", "optimizer", "tau-start"}
     assert TrainConfig.from_json(resolve_train().to_json()) == resolve_train()
     sized = {flag for flag, setting in TRAIN.items() if setting.said.says == BY_SIZE}

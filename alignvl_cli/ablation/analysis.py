@@ -31,22 +31,23 @@ class LearningCurve:
     seeds: int
 
 
-def read_validations(run: Path) -> dict[int, float]:
-    """Epoch -> mean recall on the selection split, from a run's log; DataError when it is missing or broken."""
+def read_validations(run: Path) -> list[dict[int, float]]:
+    """Epoch -> mean recall on the selection split, of each pair of adapters that the run trained, from its log;
+    DataError when it is missing or broken."""
     result = read_json(run / RESULT, "run's result") if is_complete_run(run) else {}
     check_parts(run, result.get("sha256", {}), "run's log")
+    pairs: list[dict[int, float]] = [{}]
     try:
-        lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
-        records = [json.loads(line) for line in lines]
-        return {
-            int(record["epoch"]): float(record["metrics"]["mean_recall"])
-            for record in records
-            if record["kind"] == "validated"
-        }
+        for record in map(json.loads, (run / METRICS).read_text(encoding="utf-8").splitlines()):
+            if record["kind"] == "member" and pairs[-1]:
+                pairs.append({})
+            if record["kind"] == "validated":
+                pairs[-1][int(record["epoch"])] = float(record["metrics"]["mean_recall"])
     except OSError as problem:
         raise DataError(f"{run / METRICS}: cannot read this log: {problem.strerror or problem}") from problem
     except (ValueError, KeyError, TypeError) as problem:
         raise DataError(f"{run / METRICS}: not a run's log ({problem!r})") from problem
+    return pairs
 
 
 def learning_curve(runs: Sequence[dict[int, float]]) -> LearningCurve | None:

@@ -232,7 +232,7 @@ class TrainingProgress(Display):
         if self._bar:
             self._bar.stop()
         many = len(weighed.members)
-        what = f"the best {many} pairs" if many > 1 else "the trained pair"
+        what = f"the best {many} pairs" if many > 1 else f"pair {weighed.members[0]}"
         closed = f" and the closed form, weight {weighed.weight:g}" if weighed.weight else " alone"
         kept = " (kept)" if weighed.chosen else ""
         self._say(f"{what}{closed}: validation mean recall {weighed.metrics['mean_recall']:.2f}{kept}")
@@ -259,9 +259,11 @@ class TrainingProgress(Display):
             self._bar.stop()
         chosen = next((one for one in finished.result.get("ensembles", ()) if one["chosen"]), None)
         if chosen is not None:  # what is kept is more, or other, than the last epochs that passed here
+            alone = max(one["mean_recall"] for one in finished.result["trained"])
             many = len(chosen["members"]) > 1 or chosen["weight"]
+            gain = f" ({finished.result['best']['mean_recall'] - alone:+.2f} to the best pair alone)"
             self._kept(
-                "the joined space, reduced to --embed-dim" if many else f"pair {chosen['members'][0]} alone",
+                f"the joined space, reduced to --embed-dim{gain}" if many else f"pair {chosen['members'][0]} alone",
                 finished.result["best"],
             )
         elif self._best:

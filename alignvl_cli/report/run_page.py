@@ -40,8 +40,8 @@ Json = Mapping[str, Any]
 def run_views(run: Run, store: Store, split: str, device: str) -> Views:
     """Of a run, evaluated on `split` now; errors as of `alignvl eval`."""
     evaluation = evaluate(run, store, split, bootstrap=True, calibration=True, hubs=HubnessReport.report, device=device)
-    curve = None if "members" in run.config else learning_curve([read_validations(run.path)])  # of several, none
-    plots = list(run_plots(evaluation, curve))
+    curves = [learning_curve([validations]) for validations in read_validations(run.path)]
+    plots = list(run_plots(evaluation, curves))
 
     def page() -> Page:
         return run_page(
@@ -57,8 +57,8 @@ def run_views(run: Run, store: Store, split: str, device: str) -> Views:
     return Views(plots, page)
 
 
-def run_plots(evaluation: Evaluation, curve: LearningCurve | None) -> Iterator[Plot]:
-    """Every plot that there is something to draw of."""
+def run_plots(evaluation: Evaluation, curves: Sequence[LearningCurve | None]) -> Iterator[Plot]:
+    """Every plot that there is something to draw of; `curves` are of the pairs that were trained."""
     modesty = evaluation.modesty
     for state, words in AT.items():
         if modesty is not None and getattr(modesty, state) is not None:
@@ -68,13 +68,14 @@ def run_plots(evaluation: Evaluation, curve: LearningCurve | None) -> Iterator[P
                 caption="Accuracy by confidence; on the dashed line it is as sure as it is right.",
                 draw=partial(reliability_figure, modesty, [state]),
             )
-    if curve is not None:
+    drawn = {f"pair {number}": curve for number, curve in enumerate(curves, 1) if curve is not None}
+    if drawn:
         chosen = evaluation.selection_split
         yield Plot(
             name="learning",
             title="Learning curve.",
             caption=f"Mean recall on split {chosen}, which selects the epoch.",
-            draw=partial(learning_plot, {"": curve}, chosen),
+            draw=partial(learning_plot, drawn if len(curves) > 1 else {"": drawn["pair 1"]}, chosen),
         )
 
 

@@ -188,7 +188,7 @@ def _curves(runs: Runs, verdicts: Json, warn: Warn) -> dict[str, LearningCurve]:
     curves = {}
     for arm in verdicts["arms"]:
         try:
-            logs = [read_validations(runs["", arm["arm"], seed]) for seed in arm["seeds"]]
+            logs = [read_validations(runs["", arm["arm"], seed])[0] for seed in arm["seeds"]]
         except DataError as problem:
             warn(f"no learning curve of arm {arm['arm']}: {problem}")
             continue

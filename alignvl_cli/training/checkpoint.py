@@ -147,6 +147,7 @@ def take(plan: Plan, state: TrainState) -> tuple[dict[str, Tensor], dict[str, An
     return tensors, {
         "step": state.step,
         "best": best,
+        "highest": state.highest,
         "validations_since_best": state.validations_since_best,
         "warned": sorted(state.warned),
         "done": [
@@ -177,6 +178,7 @@ def restore(state: TrainState, tensors: Mapping[str, Tensor], values: Mapping[st
     if values["best"] is not None:
         weights = {name: _own(tensor, device) for name, tensor in _below(tensors, "best/").items()}
         state.best = Best(weights=weights, **values["best"])
+    state.highest = values.get("highest", values["best"] and values["best"]["metrics"])  # earlier: the same
     state.validations_since_best = values["validations_since_best"]
     state.warned = set(values["warned"])
     for number, trained in enumerate(values.get("done", ())):

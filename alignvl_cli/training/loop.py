@@ -18,12 +18,19 @@ from alignvl_cli.align.smoothing import smoothing_at
 from alignvl_cli.align.streams import Stream
 from alignvl_cli.devices import is_out_of_memory
 from alignvl_cli.errors import DataError, DivergedError, UsageError
-from alignvl_cli.settings import Init, Precision
+from alignvl_cli.settings import Init, KeepEpoch, Precision
 from alignvl_cli.training.closed_form import fitted_tau
 from alignvl_cli.training.ingredients import Slices, epoch_slices
 from alignvl_cli.training.optimizer import gradients, learning_rate, step_unless
 from alignvl_cli.training.state import Best, Plan, Step, TrainState, Validated, Warned, copied
-from alignvl_cli.training.validation import SKIPPED_IN_A_ROW, collapse_warnings, skip_warnings, tau_warnings, validate
+from alignvl_cli.training.validation import (
+    SKIPPED_IN_A_ROW,
+    collapse_warnings,
+    is_clearly_better,
+    skip_warnings,
+    tau_warnings,
+    validate,
+)
 
 
 class RunningMeans:
@@ -105,8 +112,8 @@ def diverged(what: str, plan: Plan, state: TrainState) -> DivergedError:
 def fit(plan: Plan, state: TrainState) -> Iterator[Step | Validated | Warned]:
     """Train `state` in place, from where it stands to the end of `plan`, or until `--patience` is exhausted.
 
-    A start at CCA is validated as epoch 0, and kept when no epoch is better; its temperature is then fitted, as that of
-    a closed form. Raises DivergedError, leaving `state.best` as it was.
+    A start at CCA is validated as epoch 0, and kept when every epoch is (clearly) worse; its temperature is then
+    fitted, as that of a closed form. Raises DivergedError, leaving `state.best` as it was.
     """
     if plan.config.init is Init.cca and state.step == 0 and state.best is None:
         yield from _validated(plan, state, epoch=0)
@@ -207,10 +214,15 @@ def _validated(plan: Plan, state: TrainState, epoch: int) -> Iterator[Warned | V
     except DataError as problem:  # the loss was finite, but the last update was not
         raise diverged("the validation embeddings are not finite", plan, state) from problem
     metrics["mean_recall"] = plan.parallel.broadcast(metrics["mean_recall"])
-    is_best = state.best is None or metrics["mean_recall"] > state.best.metrics["mean_recall"]
     state.validations_since_best += 1
-    if is_best:
-        state.best = Best(copied(state.judged), state.step, epoch, metrics)
+    is_kept = state.highest is None or metrics["mean_recall"] > state.highest["mean_recall"]
+    if is_kept:
+        state.highest = metrics
         state.validations_since_best = 0
+    elif plan.config.keep_epoch is KeepEpoch.latest:
+        assert state.highest is not None
+        is_kept = plan.parallel.broadcast(is_clearly_better(state.highest, metrics, plan.val)) == 0  # on all ranks
+    if is_kept:
+        state.best = Best(copied(state.judged), state.step, epoch, metrics)
     yield from warnings_once(state, list(collapse_warnings(metrics["mean_squared_cosine"])))
-    yield Validated(step=state.step, epoch=epoch, metrics=metrics, best=is_best)
+    yield Validated(step=state.step, epoch=epoch, metrics=metrics, best=is_kept)

@@ -25,8 +25,8 @@ from alignvl_cli.align.streams import stream_seed
 from alignvl_cli.artifacts import made_by
 from alignvl_cli.devices import choose_device, computing_with, device_name, peak_memory_bytes
 from alignvl_cli.errors import AlignvlError, DataError, MismatchError, UsageError
-from alignvl_cli.recipes import SECOND_SEEDS, departures, next_member
-from alignvl_cli.settings import Device, Loss, Method, Precision, Recipe, TrainConfig
+from alignvl_cli.recipes import are_members, departures, member_count, next_member
+from alignvl_cli.settings import Device, Loss, Method, Precision, TrainConfig
 from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.candidates import Comparison, compare
 from alignvl_cli.training.checkpoint import CHECKPOINT_SECONDS, Checkpoints, read_checkpoint, restore
@@ -131,10 +131,10 @@ def train_run(
 ) -> Generator[Record, None, None]:
     """Train on the "train" split of all `stores`, select on "val" of the store `val` (default: the first), and fill the
     run folder `output` as the records pass; a checkpoint is written every `checkpoint_s` seconds or so. `given`, the
-    flags and file that `config` was resolved of, is kept with the run, for its page. `config` is compared with `others`
-    by short trainings, and the better one is trained (`candidates`); of `--recipe best` all are trained, and joined
-    (`ensemble`). With `--unpaired-weight` the "train" splits of `unpaired` stores are used without their pairing
-    (default: what `--subset` leaves of `stores`).
+    flags and file that `config` was resolved of, is kept with the run, for its page. With `others` that are members of
+    an ensemble (`recipes.are_members`) all are trained and joined (`ensemble`); else they are compared by short
+    trainings, and the best is trained (`candidates`). With `--unpaired-weight` the "train" splits of `unpaired` stores
+    are used without their pairing (default: what `--subset` leaves of `stores`).
 
     Raises UsageError (batch larger than the data allow, device not there, output taken), DataError (store
     unreadable, split absent, another process in the folder), MismatchError (stores of other encoders), all before
@@ -152,7 +152,7 @@ def train_run(
     with joined(device) as parallel:
         with ExitStack() as held_open:
             plan, state, started = prepare(opened, val_store, config, device, parallel, unpaired=without_pairs)
-            is_ladder = config.recipe is Recipe.best
+            is_ladder = are_members([config, *others])
             members = Members(opened, val_store, [config, *others] if is_ladder else [], without_pairs)
             rivals = [] if is_ladder else others
             if not parallel.is_main:
@@ -250,17 +250,13 @@ def follow(
 
 @dataclass(frozen=True)
 class Members:
-    """What is trained one after the other (`--recipe best`), on the same rows; of any other run one pair alone."""
+    """What is trained one after the other and joined, on the same rows."""
 
     stores: Sequence[Store]
     val_store: Store
     ladder: Sequence[TrainConfig]
-    """Empty but for `--recipe best`."""
+    """Empty where one pair is trained."""
     unpaired: Sequence[Store] = ()
-
-    @property
-    def count(self) -> int:
-        return len(self.ladder) + min(SECOND_SEEDS, len(self.ladder))
 
     def after(self, plan: Plan, state: TrainState) -> tuple[Plan, TrainState] | None:
         """Plan and state of the member after this one, which is done; None when all are."""
@@ -298,7 +294,7 @@ def fill(
         if members.ladder:
             member = Member(
                 number=len(state.done) + 1,
-                of=members.count,
+                of=member_count(members.ladder),
                 settings=departures(plan.config, first),
                 total_steps=plan.total_steps,
             )
@@ -314,7 +310,7 @@ def fill(
                 checkpoints.consider(record, plan, state)
                 yield record
         finally:
-            if state.best is not None and not members.ladder:
+            if state.best is not None and not state.done:
                 writer.save_adapters(state.best.weights)
         if not rates and plan.config.method is Method.contrastive:
             raise diverged("no step had a finite loss", plan, state)
@@ -324,8 +320,8 @@ def fill(
         checkpoints.write(plan, state)
     result = _result(plan, state, started, rates, checkpoints.wall_s)
     yield from _joined(writer, members, plan, state, result)
-    if plan.corrupted_P is not None and state.best is not None and not members.ladder:
-        state.adapters.load_state_dict(state.best.weights)
+    if plan.corrupted_P is not None and state.best is not None:
+        state.adapters.load_state_dict((state.done[0].best if state.done else state.best).weights)
         result["positives"] = clean_and_corrupted(plan, plan.corrupted_P, state.adapters)
     result["wall_s"] = checkpoints.wall_s
     writer.finish(result)
@@ -345,7 +341,8 @@ def _joined(
     pairs = [(one.pair(), float(one.best.metrics["mean_recall"])) for one in trained]
     result["trained"] = [{"step": one.best.step, "epoch": one.best.epoch, **one.best.metrics} for one in trained]
     alone: Weighed | None = None
-    for record in join_trained(members.stores, members.val_store, plan.config, pairs):
+    first = members.ladder[0] if members.ladder else plan.config  # whose seed the pairs were drawn with
+    for record in join_trained(members.stores, members.val_store, first, pairs):
         if isinstance(record, Weighed):
             choices.append(
                 {"members": record.members, "weight": record.weight, "chosen": record.chosen} | record.metrics

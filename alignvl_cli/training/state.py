@@ -79,7 +79,7 @@ class Validated:
     """`image_to_text` and `text_to_image` ({"R@1", "R@5", "R@10"}), `rsum`, `mean_recall`; and by modality
     `mean_squared_cosine`, that of two embeddings (near 1: collapsed)."""
     best: bool
-    """Whether this is the best so far, which is kept; a tie keeps the earlier."""
+    """Whether this is the one to keep so far (`--keep-epoch`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +107,7 @@ class Tried:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Member:
-    """`--recipe best`: the next of the pairs that are trained to be joined."""
+    """The next of the pairs that are trained to be joined."""
 
     number: int
     """From 1."""
@@ -176,7 +176,7 @@ class Best:
 
 @dataclass
 class Trained:
-    """A member of `--recipe best` that is done."""
+    """A pair of adapters that is done, of several that are joined."""
 
     shape: AdapterShape
     best: Best
@@ -205,13 +205,17 @@ class TrainState:
     skips: Skips
     step: int = 0
     best: Best | None = None
+    """What is kept, by `--keep-epoch`."""
+    highest: dict[str, Any] | None = None
+    """The validation metrics of the highest mean recall so far."""
     validations_since_best: int = 0
+    """Since the highest."""
     epoch_began: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
     """State of the permutation's stream before it drew the order of the present epoch."""
     warned: set[str] = field(default_factory=set)
     """Causes that were warned about: each is said once."""
     done: list[Trained] = field(default_factory=list)
-    """`--recipe best`: the members trained before this one."""
+    """The pairs trained before this one, to be joined with it."""
 
     @property
     def judged(self) -> AdapterPair:

@@ -40,7 +40,7 @@ def test_validations_are_read_from_a_runs_log(tmp_path):
         {"kind": "validated", "epoch": 2, "metrics": {"mean_recall": 50}},
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert read_validations(tmp_path) == {1: 40.5, 2: 50.0}
+    assert read_validations(tmp_path) == [{1: 40.5, 2: 50.0}]
 
 
 @pytest.mark.parametrize("text", [None, "{", '{"epoch": 1}', "[]", '{"kind": "validated", "epoch": 1, "metrics": {}}'])

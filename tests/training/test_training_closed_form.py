@@ -187,7 +187,7 @@ def test_a_start_that_no_epoch_betters_is_kept(store, tmp_path, monkeypatch):
     assert records.index(validated[0]) == 1, "before the first step"
     run = load_run(tmp_path / "run")
     assert run.result["best"] == {"step": 0, "epoch": 0, **validated[0].metrics}
-    still = resolve_train(destroying | {"epochs": 1, "lr": 1e-12}, pairs=100)
+    still = resolve_train(destroying | {"epochs": 1, "lr": 1e-12, "keep-epoch": "best"}, pairs=100)
     list(train_run([store], tmp_path / "still", still))
     for name, tensor in load_run(tmp_path / "still").adapters.state_dict().items():
         assert torch.equal(run.adapters.state_dict()[name], tensor), name

@@ -147,14 +147,18 @@ def test_a_given_weight_is_kept_whatever_validation_says(store, tmp_path):
     assert [record.weight for record in chosen] == [3.0]
 
 
+COMPARED = {"unpaired_weight": "auto", "cca_weight": 0, "subset": "uniform:80"}
+
+
 def test_candidates_are_compared_and_recorded(store, tmp_path):
-    records = trained(store, tmp_path / "run", cca_weight=0)
+    records = trained(store, tmp_path / "run", **COMPARED)
     compared = [record for record in records if isinstance(record, Compared)]
     shown = json.loads((tmp_path / "run" / CONFIG).read_text())
-    others = len(asked(store)) - 1
+    others = len(asked(store, **COMPARED)) - 1
     assert len(compared) == others * (others > 1) + 2
     assert [line["metrics"] for line in shown["candidates"]] == [record.metrics for record in compared]
-    assert [record.candidate for record in compared if not record.settings] == [1], "the usual one, once"
+    assert {record.candidate for record in compared if not record.settings} == {1}
+    assert {"unpaired-weight": 0.0} in [record.settings for record in compared], "a record leaves nothing out"
     last = {record.candidate: record for record in compared[-2:]}
     val = load_split([open_store(store)], "val")
     other = next(number for number in last if number != 1)
@@ -165,14 +169,16 @@ def test_candidates_are_compared_and_recorded(store, tmp_path):
 
 @pytest.mark.parametrize("after", [0, 1])
 def test_a_comparison_that_is_interrupted_is_made_anew_when_the_run_is_resumed(store, tmp_path, after):
-    trained(store, tmp_path / "undisturbed", cca_weight=0)
-    config, *others = asked(store, cca_weight=0)
+    trained(store, tmp_path / "undisturbed", **COMPARED)
+    config, *others = asked(store, **COMPARED)
     records = train_run([store], tmp_path / "run", config, others=others, given={"lr": 3e-3})
     for _ in range(after + 1):
         assert isinstance(next(records), Compared)
     records.close()
     stopped = json.loads((tmp_path / "run" / CONFIG).read_text())
-    assert [other["noise_std"] for other in stopped["others"]] == [other.noise_std for other in others]
+    assert [other.get("unpaired_weight", 0.0) for other in stopped["others"]] == [
+        other.unpaired_weight for other in others
+    ]
     list(resume_run(tmp_path / "run"))
     assert outcome(tmp_path / "run") == outcome(tmp_path / "undisturbed")
     shown, wanted = (json.loads((tmp_path / name / CONFIG).read_text()) for name in ("run", "undisturbed"))
@@ -188,14 +194,47 @@ def test_a_comparison_takes_no_more_than_a_share_of_the_usual_epochs(epochs):
     assert candidates_module._short(config, 2000, 0.25).epochs == round(min(epochs, shape_for(2000).epochs) * 0.25)
 
 
+def test_by_default_a_modest_and_a_plain_pair_are_trained_and_joined(store, tmp_path):
+    records = trained(store, tmp_path / "run")
+    begun = [record for record in records if isinstance(record, Member)]
+    assert [record.number for record in begun] == [1, 2]
+    assert begun[0].settings == {}
+    assert begun[1].settings == {"mix": False, "noise": "none", "smoothing": 0.05, "seed": 1}
+    result, run = records[-1].result, load_run(tmp_path / "run")
+    tried = [(choice["members"], choice["weight"]) for choice in result["ensembles"]]
+    reached = [one["mean_recall"] for one in result["trained"]]
+    first = 1 + (reached[1] > reached[0])
+    both = [first, 3 - first]
+    wanted = [(members, weight) for members in ([first], both) for weight in (0.0, 0.25, 0.5, 1.0)]
+    assert [(list(members), weight) for members, weight in tried] == wanted
+    assert run.config["settings"]["mix"] is True
+    assert [member["seed"] for member in run.config["members"]] == [0, 1]
+
+
+def test_of_a_subset_all_that_is_joined_has_the_same_pairs(store, tmp_path, monkeypatch):
+    """The second pair has another seed, and the pairs are drawn by the seed of the first."""
+    from alignvl_cli.training import ensemble
+
+    seeds = []
+    select_pairs = ensemble.select_pairs
+    monkeypatch.setattr(ensemble, "select_pairs", lambda *given: seeds.append(given[2].seed) or select_pairs(*given))
+    trained(store, tmp_path / "run", subset="uniform:80", seed=5)
+    assert seeds == [5]
+
+
 def test_what_is_asked_for_is_not_chosen(store):
     for config in asked(store, noise_std=0.5):
-        assert config.noise_std == 0.5
-    for config in asked(store, rp=False):
-        assert config.noise is NoiseKind.none
-    assert len({config.noise_std for config in asked(store, rp=False)}) == 1, "what has no effect is not varied"
-    assert {config.mix_alpha for config in asked(store, mix=False)} == {1.0}
-    assert {config.noise_std for config in asked(store, mix=False)} == {0.3, 0.7}
+        assert (config.noise, config.noise_std) == (NoiseKind.gaussian, 0.5)
+    for config in asked(store, noise="uniform"):
+        assert config.noise is NoiseKind.uniform
+    assert {config.noise for config in asked(store, rp=False)} == {NoiseKind.none}
+    assert {config.mix for config in asked(store, mix=False)} == {False}
+    assert {config.mix for config in asked(store, mix_alpha=0.5)} == {True}
+    assert {config.smoothing for config in asked(store, es=False)} == {0.0}
+    assert {config.smoothing for config in asked(store, smoothing=0.2)} == {0.2}
+    for recipe in ("clip", "fusemix", "sail"):
+        usual, second = asked(store, recipe=recipe)
+        assert second == replace(usual, seed=1), "what a recipe has and lacks holds in both"
     assert len(asked(store, size="pairs")) == len(asked(store, size="released", batch_size=24)) == 1
     assert all(config.init is Init.random for config in asked(store))
 

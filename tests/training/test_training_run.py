@@ -13,9 +13,11 @@ from alignvl_cli.align.ranks import image_to_text_ranks, recalls, text_to_image_
 from alignvl_cli.errors import DataError, DivergedError, MismatchError, UsageError
 from alignvl_cli.recipes import resolve_train
 from alignvl_cli.store.reader import open_store
+from alignvl_cli.training.data import load_split
 from alignvl_cli.training.run import count_pairs, train_run
 from alignvl_cli.training.run_folder import ADAPTERS, CONFIG, METRICS, RESULT, load_run
 from alignvl_cli.training.state import Finished, Started, Step, Validated
+from alignvl_cli.training.validation import is_clearly_better, standard_error
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +55,42 @@ def test_a_run_learns_what_the_latents_share(tmp_path):
     assert started.total_steps == steps[-1].step == 25 * (started.pairs // 64)
 
 
-def test_the_kept_adapters_are_those_of_the_best_validation(store, tmp_path):
-    records = train(store, tmp_path / "run", epochs=8)
+@pytest.mark.parametrize(
+    ("recalls_in_errors", "kept"),
+    [
+        ((0.0, 0.8, 0.6), 3),  # a little less is chance: the later epoch is kept
+        ((0.0, 0.8, -0.9), 2),  # clearly less is not
+        ((0.0, 2.0, 1.9, 0.5), 3),
+        ((1.0, 1.0, 1.0), 3),
+        ((2.0, -1.0, 0.5), 1),
+        ((0.0, 0.9, 1.8, 0.0), 3),
+    ],
+)
+def test_of_epochs_that_only_chance_tells_apart_the_latest_is_kept(
+    store, tmp_path, monkeypatch, recalls_in_errors, kept
+):
+    directions = {name: {"R@1": 50.0, "R@5": 50.0, "R@10": 50.0} for name in ("image_to_text", "text_to_image")}
+    error = standard_error(directions, load_split([open_store(store)], "val"))
+    recalls = iter(50 + number * error for number in recalls_in_errors)
+
+    def validated(adapters, latents):
+        recall = next(recalls)
+        spread = {"image": 0.0, "text": 0.0}
+        return {**directions, "mean_recall": recall, "rsum": 6 * recall, "mean_squared_cosine": spread}
+
+    monkeypatch.setattr("alignvl_cli.training.loop.validate", validated)
+    records = train(store, tmp_path / "run", epochs=len(recalls_in_errors))
+    assert records[-1].result["best"]["epoch"] == kept
+
+
+@pytest.mark.parametrize("keep", ["latest", "best"])
+def test_the_kept_adapters_are_those_of_the_validation_that_is_to_be_kept(store, tmp_path, keep):
+    records = train(store, tmp_path / "run", epochs=12, lr=0.05, keep_epoch=keep)
     validated = [record for record in records if isinstance(record, Validated)]
     best = max(validated, key=lambda record: record.metrics["mean_recall"])  # the first of equals
+    if keep == "latest":
+        val = load_split([open_store(store)], "val")
+        *_, best = (one for one in validated if not is_clearly_better(best.metrics, one.metrics, val))
     assert [record for record in validated if record.best][-1] == best
     run = load_run(tmp_path / "run")
     assert run.result["best"] == {"step": best.step, "epoch": best.epoch, **best.metrics}
@@ -72,8 +106,8 @@ def test_the_kept_adapters_are_those_of_the_best_validation(store, tmp_path):
     assert best.metrics["mean_recall"] == pytest.approx(sum(six) / 6)
 
 
-def test_a_tie_keeps_the_earlier_epoch(store, tmp_path):
-    records = train(store, tmp_path / "run", lr=1e-12, epochs=4)  # nothing moves, so all validations are equal
+def test_of_ties_the_best_is_the_earlier(store, tmp_path):
+    records = train(store, tmp_path / "run", lr=1e-12, epochs=4, keep_epoch="best")  # all validations are equal
     validated = [record for record in records if isinstance(record, Validated)]
     assert len(validated) == 4
     assert [record.best for record in validated] == [True, False, False, False]

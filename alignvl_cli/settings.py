@@ -222,9 +222,9 @@ class Size(StrEnum):
     """What decides shape and schedule (`--size`)."""
 
     auto = "auto"
-    """The best of a few on the validation split."""
+    """The number of training pairs; a second, plain pair of adapters is trained, and both joined with CCA."""
     pairs = "pairs"
-    """The number of training pairs alone: the same in every arm of a study."""
+    """The number of training pairs; one pair of adapters, alone: the same in every arm of a study."""
     released = "released"
     """As FuseMix released them."""
 
@@ -650,7 +650,8 @@ class TrainConfig:
     loss: Loss = setting("Softmax over the batch, or SigLIP's sigmoid.", Loss.infonce, MODEL, says=BY_RECIPE)
     adapter: AdapterKind = setting("Kind of the two adapters.", AdapterKind.fusemix, MODEL, says=BY_RECIPE)
     size: Size = setting(
-        "Shape and schedule: the best of a few on validation, by the number of pairs, or as FuseMix released them.",
+        "Shape and schedule by the number of pairs, for two pairs that are joined (auto) or one, or as FuseMix "
+        "released them.",
         *(Size.auto, MODEL),
     )
     latent_width: int = setting(

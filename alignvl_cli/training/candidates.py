@@ -1,4 +1,5 @@
-"""What `--size auto` does: a few shapes and schedules compared by short trainings on the validation split.
+"""A few settings compared by short trainings on the validation split: how much unpaired data count, where that is not
+given (`--unpaired-weight auto`).
 
 Successive halving (Jamieson and Talwalkar, 2016) in two rounds: all but the usual one train for a tenth of their
 epochs, then the usual one and the best other for a quarter, each in a learning rate schedule of its own; together that

@@ -29,9 +29,8 @@ from alignvl_cli.training.state import Weighed
 from alignvl_cli.training.subsets import select_pairs
 from alignvl_cli.training.validation import is_clearly_better, measured
 
-CCA_WEIGHT = 0.5
-"""Of the closed form's cosines beside one trained pair's, unless another is clearly better on validation."""
-CCA_WEIGHTS = (0.25, CCA_WEIGHT, 1.0)
+CCA_WEIGHTS = (0.25, 0.5, 1.0)
+"""Of the closed form's cosines beside those of the trained pairs, which together count 1."""
 SAMPLED_PAIRS = 20_000
 """Training pairs that the reduction is fitted to, at most."""
 
@@ -128,8 +127,9 @@ def join_trained(
     the same pairs: each choice of members and weight tried on validation, then the joined pair and its validation
     recall; nothing after the choices where one trained pair alone is clearly better than any usual ensemble.
 
-    Members are tried best first: one, two, ... all of them. All of them and the usual weight of the closed form are
-    kept unless another choice is clearly better.
+    Members are tried best first: one, two, ... all of them. All of them are kept, with the best weight of the closed
+    form, unless a choice of fewer, or without it, is clearly better. (Weights differ little, so the best of three is
+    no lucky one.)
     """
     order = sorted(range(len(trained)), key=lambda number: -trained[number][1])
     pairs = [trained[number][0] for number in order]
@@ -138,7 +138,6 @@ def join_trained(
         return
     data = Data.read(stores, val_store, config)
     weights = (0.0,) if solved is None else CCA_WEIGHTS if config.cca_weight is None else (config.cca_weight,)
-    usual = (len(pairs), CCA_WEIGHT if CCA_WEIGHT in weights else weights[0])
     choices = {
         (count, weight): (*([1 / count] * count), *([0.0] * (len(pairs) - count)), weight)
         for count in range(1, len(pairs) + 1)
@@ -148,6 +147,7 @@ def join_trained(
     if solved is None:
         choices = {choice: shares[:-1] for choice, shares in choices.items()}
     found = dict(zip(choices, weighed(members, list(choices.values()), data), strict=True))
+    usual = max(((len(pairs), weight) for weight in weights), key=lambda choice: found[choice]["mean_recall"])
     best = max(found, key=lambda choice: found[choice]["mean_recall"])
     is_free = config.cca_weight is None or len(pairs) > 1
     chosen = best if is_free and is_clearly_better(found[best], found[usual], data.val) else usual

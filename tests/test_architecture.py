@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 PACKAGE = Path(__file__).parents[1] / "alignvl_cli"
-EVERYWHERE = {"declarations", "settings", "recipes", "errors", "artifacts", "devices", "distributed"}
+EVERYWHERE = {"declarations", "settings", "recipes", "errors", "artifacts", "devices", "distributed", "remote"}
 ALLOWED = {
     "align": set(),
     "datasets": set(),

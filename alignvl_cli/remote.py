@@ -206,7 +206,7 @@ def upload(path: Path, url: str) -> None:
 
 
 def _look(files: Any, path: str, url: str) -> RemoteFile:
-    about = files.info(path)
+    about = files.info(path, **({"refresh": True} if _scheme(url) == "hf" else {}))  # the Hub's remembers all the same
     if about.get("type") == "directory":
         raise FileNotFoundError(path)
     size = -1 if about.get("size") is None else int(about["size"])
@@ -334,9 +334,11 @@ def _filesystem(scheme: str) -> Any:
         import aiohttp
 
         patience = aiohttp.ClientTimeout(total=None, sock_connect=SECONDS["connect"], sock_read=SECONDS["read"])
-        options = {"encoded": True, "client_kwargs": {"trust_env": True, "timeout": patience}}
-        return fsspec.filesystem(scheme, skip_instance_cache=True, **options)
-    options = {"use_listings_cache": False}
+        client = {"trust_env": True, "timeout": patience}
+        return fsspec.filesystem(scheme, skip_instance_cache=True, encoded=True, client_kwargs=client)
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if scheme == "hf":
+        options["expand_info"] = True  # one question about a file, where it would list the folder
     if scheme == "s3":  # `_tried` tries again; its package would too, in each of the tries
         options["config_kwargs"] = {
             "retries": {"total_max_attempts": 1},

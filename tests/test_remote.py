@@ -1,5 +1,8 @@
 """Objects behind URLs: fetched whole or not at all from a server that fails, and nothing secret is ever said."""
 
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -205,6 +208,36 @@ def test_a_time_alone_tells_versions_too(web):
     times = iter(["Mon, 02 Nov 2026 10:00:00 GMT", "Mon, 02 Nov 2026 10:00:01 GMT"])
     with serving(lambda *_: Answer(200, {"Last-Modified": next(times)}, b"a")) as server:
         assert look(f"{server.url}/a").stamp != look(f"{server.url}/a").stamp
+
+
+def test_a_file_of_a_dataset_on_the_hub():
+    pytest.importorskip("fsspec")
+    data = b"image,caption\n" * 1000
+
+    def hub(method, target, headers, body):
+        if "/paths-info/" in target:
+            about = {"type": "file", "path": "a/list.csv", "size": len(data), "oid": "f" * 40}
+            found = [about] if b"list.csv" in body else []
+            return Answer(200, {"Content-Type": "application/json"}, json.dumps(found).encode())
+        if target.startswith("/api/datasets/org/set"):
+            return Answer(200, {"Content-Type": "application/json"}, b'{"id": "org/set", "sha": "%s"}' % (b"c" * 40))
+        if target.endswith("/a/list.csv"):
+            first, last = map(int, next(headers[name] for name in headers if name.lower() == "range")[6:].split("-"))
+            return Answer(206, {}, data[first : last + 1])
+        return Answer(404, {}, b"")
+
+    code = (
+        "from alignvl_cli.remote import fetch, look; url = 'hf://datasets/org/set/a/list.csv'\n"
+        "file, data = fetch(url); print(file.size, file.version, len(data), file.read(3, 4))\n"
+        "try: look('hf://datasets/org/set/a/none.csv')\nexcept FileNotFoundError as problem: print(problem.filename)"
+    )
+    with serving(hub) as server:
+        there = {"HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        words = [sys.executable, "-c", code]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, env=os.environ | there)
+    first, second = done.stdout.splitlines()
+    assert first == f"{len(data)} {'f' * 40} {len(data)} {data[3:7]}"
+    assert second == "hf://datasets/org/set/a/none.csv"
 
 
 def _require_no_secret(problem: BaseException) -> None:

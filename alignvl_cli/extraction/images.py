@@ -324,7 +324,8 @@ def _tasks(
 
 def _sources(items: Sequence[Item], rows: Sequence[int], older: Older) -> list[ImageSource | Picture]:
     """What is to be opened, and the pictures of files that need not be."""
-    return [older.unread(items[row]) or items[row].source for row in rows]
+    here = [items[row] for row in rows]
+    return [picture or item.source for picture, item in zip(older.unread(here), here, strict=True)]
 
 
 def _read(

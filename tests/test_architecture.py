@@ -109,7 +109,7 @@ def test_a_data_check_loads_no_torch(tmp_path):
     code = (
         "import sys; from alignvl_cli.cli.app import app\n"
         f"app(['data', 'check', {str(tmp_path)!r}], standalone_mode=False)\n"
-        "print('loaded', [name for name in ('torch', 'transformers', 'faiss') if name in sys.modules])"
+        "print('loaded', [name for name in ('torch', 'transformers', 'faiss', 'fsspec') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "loaded []"

@@ -30,6 +30,7 @@ __all__ = [
     "__version__",
     "build_index",
     "classify",
+    "copy_artefact",
     "evaluate",
     "extract",
     "open_store",

@@ -18,13 +18,15 @@ from alignvl_cli.ablation import run as ablation
 from alignvl_cli.ablation.setup import set_up
 from alignvl_cli.ablation.study import load_study, parse_study
 from alignvl_cli.ablation.verdicts import StudyVerdicts
-from alignvl_cli.datasets.formats import open_dataset
+from alignvl_cli.datasets.formats import cache_at, open_dataset
 from alignvl_cli.devices import choose_device
 from alignvl_cli.encoders.text import load_text, text_list
 from alignvl_cli.encoders.vision import load_vision
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.export.copying import copy_artefact
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.recipes import WITH_UNPAIRED, trainings
+from alignvl_cli.remote import shown
 from alignvl_cli.retrieval import classify as classification
 from alignvl_cli.retrieval import evaluate as evaluation
 from alignvl_cli.retrieval import index as indexing
@@ -35,6 +37,7 @@ from alignvl_cli.retrieval.metrics import RECALL_AT, Protocol
 from alignvl_cli.retrieval.queries import Combined, Like, Query, cutoff, embed, itself, terms_of
 from alignvl_cli.settings import (
     AUTO_LAYERS,
+    CACHE_GIB,
     DEFAULT_TEXT,
     DEFAULT_VISION,
     PRECISION,
@@ -63,6 +66,7 @@ __all__ = [
     "Like",
     "build_index",
     "classify",
+    "copy_artefact",
     "evaluate",
     "extract",
     "open_store",
@@ -98,6 +102,8 @@ def extract(
     dtype: StoreDtype | str = StoreDtype.float32,
     overwrite: bool = False,
     reuse: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    cache_size: float = CACHE_GIB,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     on_event: OnEvent | None = None,
@@ -113,7 +119,7 @@ def extract(
     missing, MismatchError when the unfinished extraction there had other settings, or nothing of `reuse` can be reused.
     """
     options = DatasetOptions(
-        image_root=None if image_root is None else Path(image_root),
+        image_root=image_root,
         image_column=image_column,
         caption_column=caption_column,
         format=_choice(DatasetFormat, "format", format),
@@ -126,7 +132,8 @@ def extract(
     )
     place, number = _place(device), _choice(Precision, "precision", precision)
     trust = Trust(remote_code=trust_remote_code, pickle=allow_pickle)
-    pairs = open_dataset(str(dataset), options)
+    cache = cache_at(None if cache_dir is None else Path(cache_dir), cache_size)
+    pairs = open_dataset(str(dataset), options, cache)
     pooling = _choice(Pooling, "image_pooling", image_pooling)
     images = load_vision(
         vision,
@@ -147,7 +154,7 @@ def extract(
         precision=number,
         trust=trust,
     )
-    settings = {"vision": vision, "text": text, "image_root": image_root and str(image_root), **asdict(config)}
+    settings = {"vision": vision, "text": text, "image_root": image_root and shown(str(image_root)), **asdict(config)}
     older = None if reuse is None else Path(reuse)
     work = run_extraction(
         pairs, images, captions, Path(output), config, overwrite=overwrite, reuse=older, settings=settings

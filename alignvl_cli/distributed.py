@@ -6,7 +6,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,8 +117,8 @@ class InProcess:
             yield tag, function(*arguments)
 
 
-class InProcesses:
-    def __init__(self, pool: ProcessPoolExecutor, count: int) -> None:
+class InPool:
+    def __init__(self, pool: Executor, count: int) -> None:
         self.count = count
         self._pool = pool
 
@@ -143,16 +143,17 @@ class InProcesses:
 
 
 @contextmanager
-def started_workers(count: int) -> Iterator[Workers]:
-    """`count` processes, or none; they end with the block, and with this process however it ends."""
-    if count == 0:
+def started_workers(count: int, *, ahead: bool = False) -> Iterator[Workers]:
+    """`count` processes, or none; they end with the block, and with this process however it ends. With `ahead` a thread
+    stands in for none, so that what waits for a network does not hold up the caller."""
+    if count == 0 and not ahead:
         yield InProcess()
         return
     # Spawned, not forked: torch and HDF5 hold threads and locks that do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin)
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin) if count else ThreadPoolExecutor(1)
     try:
-        yield InProcesses(pool, count)
+        yield InPool(pool, max(count, 1))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -34,6 +34,7 @@ ALWAYS_FORGIVEN = 10
 """Images that may be unreadable however small the dataset is."""
 DEFAULT_MARGIN = 1.0
 """Points of mean recall within which two arms count as equivalent, where a study does not say."""
+CACHE_GIB = 50.0
 REPORTED_SPLIT = "test"
 NO_REUSE = Path("none")
 """In place of a store whose latents to reuse."""
@@ -515,7 +516,9 @@ class DatasetOptions:
     """How to read the user's own data."""
 
     format: DatasetFormat | None = setting("How the data are laid out.", None, DATA, says="told from them")
-    image_root: Path | None = setting("Where image paths start.", None, DATA, says="the file's folder")
+    image_root: str | Path | None = setting(
+        "Folder that image paths start from, or its URL.", None, DATA, says="the file's folder", metavar="FOLDER"
+    )
     image_column: str = setting("Column of the image paths.", "image", DATA)
     caption_column: str | None = setting(
         "Column of the captions, or several: `caption_*`, `a,b`.",
@@ -523,6 +526,23 @@ class DatasetOptions:
         says="`captions`, else `caption`, else `caption_0`, ...",
     )
     id_column: str = setting("Column of the ids; empty where ids are not of the images: paths are the ids.", "id", DATA)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class CacheSettings(Checked):
+    """Where copies of what lies behind a URL are kept."""
+
+    cache_dir: Path | None = setting(
+        "Folder of copies of tars and lists behind URLs.",
+        *(None, DATA),
+        says="alignvl in the user's cache folder",
+        metavar="FOLDER",
+    )
+    cache_size: float = setting(
+        "GiB of copies that are kept; tars that do not fit are read in parts, later once more.",
+        *(CACHE_GIB, DATA),
+        within=at_least(0),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

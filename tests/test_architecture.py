@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 PACKAGE = Path(__file__).parents[1] / "alignvl_cli"
-EVERYWHERE = {"declarations", "settings", "recipes", "errors", "artifacts", "devices", "distributed"}
+EVERYWHERE = {"declarations", "settings", "recipes", "errors", "artifacts", "devices", "distributed", "remote"}
 ALLOWED = {
     "align": set(),
     "datasets": set(),
@@ -109,7 +109,7 @@ def test_a_data_check_loads_no_torch(tmp_path):
     code = (
         "import sys; from alignvl_cli.cli.app import app\n"
         f"app(['data', 'check', {str(tmp_path)!r}], standalone_mode=False)\n"
-        "print('loaded', [name for name in ('torch', 'transformers', 'faiss') if name in sys.modules])"
+        "print('loaded', [name for name in ('torch', 'transformers', 'faiss', 'fsspec') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "loaded []"

@@ -7,6 +7,7 @@ import errno
 import functools
 import inspect
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from typer.core import TyperCommand
 from alignvl_cli.cli import (
     ablate,
     classify,
+    copy,
     data,
     doctor,
     eval,
@@ -108,6 +110,7 @@ def register(function: Callable[..., None], name: str, group: typer.Typer = app)
 
             def work() -> None:
                 _require_name(values.get("output"))
+                _refuse_urls(values)
                 function(session, **dict(arguments_of(own, values)))
 
             code = leave_with(work, common.verbose, AFTER_INTERRUPTION.get(name, AGAIN))
@@ -124,6 +127,16 @@ def _require_name(output: Path | None) -> None:
     """UsageError for an --output that names nothing to make; an empty one, of a variable that is not set, is `.`."""
     if output is not None and not output.name:
         raise UsageError(f"--output: wanted the name of what is to be made, got '{output}'; is a variable in it empty?")
+
+
+def _refuse_urls(values: dict[str, Any]) -> None:
+    """UsageError for a URL where a path is wanted, of which pathlib leaves one slash of two."""
+    places = [place for value in values.values() for place in (value if isinstance(value, list) else [value])]
+    for place in places:
+        if isinstance(place, Path) and (match := re.match(r"(s3|gs|hf|https?):/+", str(place))):
+            name = place.name.partition("?")[0]
+            url = f"{match[1]}://.../{name}"
+            raise UsageError(f"{url}: a URL, where a path is wanted; `alignvl copy URL {name}` brings what is there")
 
 
 def leave_with(work: Callable[[], None], verbose: bool, next_step: str = AGAIN) -> int:
@@ -257,6 +270,7 @@ register(ablate.ablate, "ablate")
 register(report.report, "report")
 register(probe.probe, "probe")
 register(export.export, "export")
+register(copy.copy, "copy")
 register(inspect_.inspect_, "inspect")
 register(doctor.doctor, "doctor")
 register(completion, "completion")

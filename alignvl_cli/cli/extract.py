@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alignvl_cli.cli.console import Session
+from alignvl_cli.cli.data import open_pairs
 from alignvl_cli.cli.options import DatasetArgument
 from alignvl_cli.declarations import given
 from alignvl_cli.errors import MismatchError, RejectedError, UsageError
 from alignvl_cli.settings import (
     BUNDLED,
+    CacheSettings,
     DatasetOptions,
     Device,
     EncoderSettings,
@@ -41,6 +43,7 @@ def extract(
     encoders: EncoderSettings,
     trust: Trust,
     options: DatasetOptions,
+    cached: CacheSettings,
     config: ExtractConfig,
     asked: ExtractSettings,
 ) -> None:
@@ -54,14 +57,13 @@ def extract(
         raise UsageError("--json acts on --plan alone: without it the result is the store's path")
 
     from alignvl_cli.datasets.dataset import require_pictures
-    from alignvl_cli.datasets.formats import open_dataset
     from alignvl_cli.distributed import ranks_here, use_own_gpu
     from alignvl_cli.extraction.up_to_date import encoders_request, unchanged_store, write_stamps
 
     ranks = ranks_here()
     if not ranks.is_main:
         session = replace(session, quiet=True)
-    pairs = open_dataset(dataset, options)
+    pairs = open_pairs(session, dataset, options, cached)
     for note in pairs.notes:
         session.note(note)
     known = [output] if output else sorted(session.workspace.root.glob(f"stores/{pairs.name}-*.h5"))
@@ -91,6 +93,7 @@ def extract(
     from alignvl_cli.extraction.plan import existing_store_matches, make_plan
     from alignvl_cli.extraction.run import run_extraction
     from alignvl_cli.extraction.shards import remove_leftover
+    from alignvl_cli.remote import shown
     from alignvl_cli.report.progress import ExtractionProgress
 
     images = load_vision(
@@ -137,11 +140,13 @@ def extract(
         restart=asked.restart,
         reuse=asked.reuse,
         settings={
-            "dataset": dataset,
+            "dataset": shown(dataset),
             "vision": encoders.vision,
             "text": encoders.text,
-            "image_root": options.image_root and str(options.image_root),
-            "given": {flag: str(value) if isinstance(value, Path) else value for flag, value in flags.items()},
+            "image_root": options.image_root and shown(str(options.image_root)),
+            "given": {
+                flag: shown(str(value)) if isinstance(value, str | Path) else value for flag, value in flags.items()
+            },
             **asdict(config),
         },
         counter=session.workspace.next_store_counter(),

@@ -21,7 +21,7 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from alignvl_cli.datasets.dataset import MOST_BYTES, Dataset, ImageSource, Item, nothing_readable
+from alignvl_cli.datasets.dataset import MOST_BYTES, Dataset, ImageSource, Item, Loaded, load_each, nothing_readable
 from alignvl_cli.datasets.splits import split_rows
 from alignvl_cli.distributed import choose_workers, started_workers
 from alignvl_cli.errors import DataError
@@ -56,7 +56,7 @@ Decode = Callable[[bytes, int], Image.Image]
 
 def hash_pictures(sources: Sequence[ImageSource], decode: Decode, max_pixels: int) -> list[PictureHashes | Unreadable]:
     """What each picture is compared by, or why it cannot be read."""
-    return [_hash_picture(source, decode, max_pixels) for source in sources]
+    return [_hash_picture(loaded, decode, max_pixels) for loaded in load_each(sources, MOST_BYTES)]
 
 
 def signature_of(image: Image.Image) -> bytes | None:
@@ -71,14 +71,12 @@ def signature_of(image: Image.Image) -> bytes | None:
     return bits.tobytes() + colours.tobytes()
 
 
-def _hash_picture(source: ImageSource, decode: Decode, max_pixels: int) -> PictureHashes | Unreadable:
+def _hash_picture(loaded: Loaded, decode: Decode, max_pixels: int) -> PictureHashes | Unreadable:
+    if isinstance(loaded, OSError):
+        return Unreadable(loaded.strerror or str(loaded), is_missing=isinstance(loaded, FileNotFoundError))
+    _, data = loaded
     try:
-        data = source.read(MOST_BYTES)
         return PictureHashes(hashlib.sha256(data).digest(), signature_of(decode(data, max_pixels)))
-    except FileNotFoundError as problem:
-        return Unreadable(problem.strerror or str(problem), is_missing=True)
-    except OSError as problem:
-        return Unreadable(problem.strerror or str(problem), is_missing=False)
     except ValueError as problem:
         return Unreadable(str(problem), is_missing=False)
 

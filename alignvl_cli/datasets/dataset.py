@@ -11,13 +11,18 @@ import re
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from alignvl_cli.artifacts import canonical_json
 from alignvl_cli.errors import DataError
+from alignvl_cli.remote import AT_ONCE, RemoteFile, fetch, is_url, joined, look, shown
+
+Found = TypeVar("Found")
 
 MOST_BYTES = 1 << 30
 """Of a picture file: a larger one is no picture."""
@@ -27,7 +32,7 @@ NO_STAMP = (-1, -1)
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """Where the bytes of an image lie: a file, or a stretch of one (a member of a tar).
+    """Where the bytes of an image lie: a file, or a stretch of one (a member of a tar), here or behind a URL.
 
     Cheap and picklable, so that a worker process reads the bytes; listing a dataset reads none.
     """
@@ -38,11 +43,29 @@ class ImageSource:
     """Start and length in bytes; None for a whole file."""
     absent: str = ""
     """Why there are no bytes: a row without a picture, or with the name of something that is no file."""
+    remote: RemoteFile | None = None
+    """What `path` stands for, where the data are behind a URL; of a member, the tar as it was when it was listed, and
+    `path` is a copy of it that may be gone."""
+
+    @property
+    def place(self) -> str:
+        """Where the file lies, without credentials."""
+        return shown(self.remote.url) if self.remote else os.path.abspath(self.path)
+
+    def exists(self) -> bool:
+        """Whether there is a file; DataError when its server does not tell."""
+        try:
+            return not self.absent and (os.path.exists(self.path) if self.remote is None else bool(self.stamp()))
+        except FileNotFoundError:
+            return False
 
     def stamp(self) -> tuple[int, int]:
-        """Size in bytes and modification time in ns of the file; opens nothing. OSError when it is missing."""
+        """Size in bytes and modification time in ns of the file, or the number of its version; opens nothing. OSError
+        when it is missing."""
         if self.absent:
             raise OSError(self.absent)
+        if self.remote is not None:
+            return self.remote.stamp if self.size is not None else look(self.remote.url).stamp
         about = os.stat(self.path)
         return about.st_size, about.st_mtime_ns
 
@@ -53,11 +76,23 @@ class ImageSource:
         except OSError:
             return False
 
+    def load(self, at_most: int | None = None) -> tuple[tuple[int, int], bytes]:
+        """The stamp, taken before the bytes are read, so that a later change differs from it; and the bytes as of
+        `read`."""
+        if self.remote is not None and self.size is None:
+            found, data = fetch(self.remote.url, at_most)
+            return found.stamp, data
+        return self.stamp(), self.read(at_most)
+
     def read(self, at_most: int | None = None) -> bytes:
         """The bytes. OSError when they are missing, cut short, more than `at_most`, or in no regular file (a pipe
-        would block)."""
+        would block); DataError when a server does not give them."""
         if self.absent:
             raise OSError(self.absent)
+        if self.remote is not None and self.size is None:
+            return fetch(self.remote.url, at_most)[1]
+        if self.remote is not None and not os.path.exists(self.path):
+            return self.remote.read(self.offset or 0, self.size or 0)
         about = os.stat(self.path)
         if not stat.S_ISREG(about.st_mode):
             raise OSError(f"{self.path} is not a regular file")
@@ -72,6 +107,36 @@ class ImageSource:
         if len(data) < self.size:
             raise OSError(f"{self.path} ends inside the member at byte {self.offset}")
         return data
+
+
+Loaded = tuple[tuple[int, int], bytes] | OSError
+"""What `ImageSource.load` gives, or why it cannot."""
+
+
+def load_each(sources: Sequence[ImageSource], at_most: int) -> Iterator[Loaded]:
+    """What each loads, in order."""
+
+    def loaded(source: ImageSource) -> Loaded:
+        try:
+            return source.load(at_most)
+        except OSError as problem:
+            return problem
+
+    return _each(loaded, sources)
+
+
+def are_unchanged(sources: Sequence[ImageSource], stamps: Sequence[Sequence[int]]) -> list[bool]:
+    """`is_unchanged` of each."""
+    return list(_each(ImageSource.is_unchanged, sources, stamps))
+
+
+def _each(work: Callable[..., Found], sources: Sequence[ImageSource], *more: Sequence[Any]) -> Iterator[Found]:
+    """`work` on each, in order; where any is behind a URL some at a time, ahead of the one that is handed out."""
+    if not any(source.remote for source in sources):
+        yield from map(work, sources, *more)
+        return
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield from pool.map(work, sources, *more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +242,11 @@ def make_dataset(
             )
     return Dataset(
         name=slug(path.name if name is None else name),
-        record={"format": kind, "sha256": sha256, **(options or {})},
+        record={
+            "format": kind,
+            "sha256": sha256,
+            **{name: shown(value) if isinstance(value, str) else value for name, value in (options or {}).items()},
+        },
         items=items,
         cleaned_captions=cleaner.cleaned,
         blank_captions=cleaner.blank,
@@ -195,9 +264,12 @@ def listing_sha256(items: Iterable[Item]) -> str:
     return digest.hexdigest()
 
 
-def image_folder(path: Path, image_root: Path | None) -> str:
-    """The absolute folder that relative image paths start from: `image_root`, else that of the file `path`."""
-    root = os.path.abspath(image_root or path.parent)
+def image_folder(path: Path, image_root: str | Path | None) -> str:
+    """The absolute folder that relative image paths start from: `image_root`, else that of the file `path`; or the URL
+    of one."""
+    if is_url(str(image_root)):
+        return str(image_root).rstrip("/")
+    root = os.path.abspath(path.parent if image_root is None else image_root)
     if not os.path.isdir(root):
         raise DataError(f"--image-root {image_root}: no such folder")
     return root
@@ -210,6 +282,7 @@ def slug(name: str) -> str:
 
 
 ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://")
+MOST_LOOKS = 50
 LONGEST_PATH, LONGEST_NAME = 4096, 255
 """Bytes of a path, and of one part of it, on the file systems there are."""
 IN_BASE64 = ("data:image/", "/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk0", "SUkqA", "TU0AK")
@@ -228,7 +301,10 @@ def no_path(name: str) -> str:
 
 
 def located(root: str, name: str) -> tuple[str, ImageSource]:
-    """Uri and source of a picture as the data name it; relative paths start from `root`."""
+    """Uri and source of a picture as the data name it; relative paths start from `root`. An address is fetched only
+    below a root that is one: the user has named that."""
+    if is_url(root):
+        return _fetched(root, name)
     if address := ADDRESS.match(name):
         return name, ImageSource(Path(name), absent=_of_address(address["scheme"].lower()))
     if reason := no_path(name):
@@ -237,17 +313,30 @@ def located(root: str, name: str) -> tuple[str, ImageSource]:
     return uri, ImageSource(Path(uri))
 
 
+def _fetched(root: str, name: str) -> tuple[str, ImageSource]:
+    inner = unquote(name[len(root) + 1 :]) if name.startswith(f"{root}/") else name
+    if is_url(inner) or inner.startswith("/") or ".." in inner.split("/"):
+        reason = f"not below {shown(root)}, and only what is below it is fetched; name another folder with --image-root"
+        return shown(name), ImageSource(Path(shown(root)), absent=reason)
+    url = joined(root, inner)
+    return shown(url), ImageSource(Path(shown(url)), remote=RemoteFile(url))
+
+
 def _of_address(scheme: str) -> str:
     if scheme == "file":
         return "an address; write the path alone, without file://"
-    return "an address, and nothing is fetched; download the pictures (img2dataset does) and give what it writes"
+    return (
+        "an address, and nothing is fetched unless --image-root names its folder; download the pictures (img2dataset "
+        "does) and give what it writes"
+    )
 
 
 def require_pictures(dataset: Dataset) -> None:
-    """DataError when not one of the files that the dataset names is there, which costs a look at the first if it is."""
-    bad = []
+    """DataError when not one of the files that the dataset names is there, which costs a look at the first if it is.
+    Behind URLs only so many are looked at, one after the other."""
+    bad: list[tuple[Item, str]] = []
     for item in dataset.items:
-        if not item.source.absent and os.path.exists(item.source.path):
+        if item.source.exists() or (item.source.remote and len(bad) == MOST_LOOKS):
             return
         bad.append((item, item.source.absent or MISSING))
     raise DataError(nothing_readable(dataset, bad))
@@ -259,7 +348,7 @@ def nothing_readable(dataset: Dataset, bad: Sequence[tuple[Item, str]]) -> str:
     item = next(item for item, why in bad if why == reason)
     often = "the first" if count == len(bad) else f"most often ({count})"
     said = f"none of the {len(bad)} images can be read; {often}, {item.uri}: {reason}"
-    if item.source.absent or os.path.lexists(item.source.path):
+    if item.source.absent or item.source.remote or os.path.lexists(item.source.path):
         return said
     return f"{said}; {_advice(str(item.source.path), dataset.record.get('image_root'))}"
 

@@ -10,8 +10,8 @@ import os
 import re
 import stat
 import tarfile
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +25,8 @@ from alignvl_cli.datasets.splits import check_declared
 from alignvl_cli.datasets.tables import csv_rows, json_rows, jsonl_rows, parquet_rows, tsv_rows
 from alignvl_cli.datasets.webdataset import PACKED_SUFFIXES, SEPARATOR, expanded, open_tars
 from alignvl_cli.errors import AlignvlError, DataError, UsageError
-from alignvl_cli.settings import DatasetFormat, DatasetOptions
+from alignvl_cli.remote import Cache, RemoteFile, folder_of, inner_path, is_url, joined, list_names, shown
+from alignvl_cli.settings import CACHE_GIB, DatasetFormat, DatasetOptions
 
 FIRST_BYTES = 4096
 HUB = "hf:"
@@ -187,16 +188,20 @@ USED: dict[DatasetFormat, frozenset[str]] = {
 that it acted."""
 
 
-def open_dataset(spec: str, options: DatasetOptions) -> Dataset:
-    """The dataset that `spec` names: `demo:emoji`, `hf:org/name`, or a path, whose format is told from what is there
-    unless `options.format` says it.
+def open_dataset(spec: str, options: DatasetOptions, cache: Cache | None = None) -> Dataset:
+    """The dataset that `spec` names: `demo:emoji`, `hf:org/name`, or a path or URL, whose format is told from what is
+    there unless `options.format` says it. Files behind a URL that list pictures are copied to the `cache` (None: to
+    the usual place).
 
     UsageError for an empty text, a demo or format that there is not, and for options that it has no use for; DataError
     for data that are missing, unreadable or invalid.
     """
     if not spec:  # as a path it would be the current folder
         raise UsageError("the dataset's name is empty (an unset variable?); give a path, hf:org/name or demo:emoji")
-    dataset = _open_demo(spec, options) if spec.startswith(DEMO) else _open_path(spec, options)
+    if is_url(spec):
+        dataset = _open_url(spec, options, cache or cache_at(None, CACHE_GIB))
+    else:
+        dataset = _open_demo(spec, options) if spec.startswith(DEMO) else _open_path(spec, options)
     check_declared([item.split for item in dataset.items if not item.source.absent])
     return dataset
 
@@ -213,6 +218,11 @@ def _open_path(spec: str, options: DatasetOptions) -> Dataset:
     found = DatasetFormat.huggingface if spec.startswith(HUB) else options.format or detect(path, options.image_column)
     if options.format not in (None, found):
         raise UsageError(f"{spec}: an id of the Hugging Face Hub, so --format {options.format} does not fit")
+    return _read(found, path, options, spec)
+
+
+def _read(found: DatasetFormat, path: Path, options: DatasetOptions, spec: str) -> Dataset:
+    """What is at `path`, which the user names `spec`."""
     if found in USED:
         _refuse_idle(spec, options, USED[found] | {"format"}, f"with --format {found}")
     try:
@@ -221,6 +231,81 @@ def _open_path(spec: str, options: DatasetOptions) -> Dataset:
         raise DataError(
             f"{problem.filename or path}: cannot read this dataset: {problem.strerror or problem}"
         ) from problem
+
+
+def _open_url(spec: str, options: DatasetOptions, cache: Cache) -> Dataset:
+    """Copies of the files that list pictures are read as any other; what is said and kept of them has their URLs."""
+    urls = _named(spec, is_file=options.format not in (None, DatasetFormat.webdataset, DatasetFormat.huggingface))
+    path = Path(inner_path(spec.rpartition(SEPARATOR)[2]))
+    files: dict[str, RemoteFile] = {}
+
+    def copied(*, keep_all: bool = False) -> Iterator[tuple[Path, str]]:
+        for file, copy in cache.copies(urls, keep_all=keep_all):
+            files[str(copy)] = file
+            yield copy, os.path.relpath(inner_path(file.url), path)
+
+    try:
+        are_tars = all(inner_path(url).lower().endswith((".tar", *PACKED_SUFFIXES)) for url in urls)
+        if (options.format or (DatasetFormat.webdataset if are_tars else None)) is DatasetFormat.webdataset:
+            _refuse_idle(shown(spec), options, USED[DatasetFormat.webdataset] | {"format"}, "with --format webdataset")
+            return _behind_urls(open_tars(path, options, copied()), files)
+        paths = [copy for copy, _ in copied(keep_all=True)]
+        found = options.format or detect(paths[0], options.image_column)
+        if found is DatasetFormat.huggingface:
+            from alignvl_cli.datasets.huggingface import open_huggingface
+
+            return open_huggingface(path, options, paths)
+        if len(paths) > 1:
+            raise UsageError(f"{shown(spec)}: several files, which only tars and Parquet with pictures may be")
+        if options.image_root is None and "image_root" in USED.get(found, ROOT_ONLY):
+            options = replace(options, image_root=folder_of(spec))
+        return _behind_urls(_read(found, paths[0], options, shown(spec)), files)
+    except FileNotFoundError as problem:
+        raise DataError(f"{problem.filename}: cannot read this dataset: {problem.strerror}") from problem
+    except AlignvlError as problem:
+        raise type(problem)(_with_urls(str(problem), files)) from problem
+
+
+def _named(spec: str, *, is_file: bool) -> list[str]:
+    """Each URL that a pattern, several patterns or a folder stand for; of a folder its tars, else those below it, else
+    its Parquet files, without hidden ones, in the order of a folder here."""
+    urls = [url for pattern in spec.split(SEPARATOR) for url in expanded(pattern)]
+    if is_file or len(urls) > 1 or "." in inner_path(spec).rpartition("/")[2]:
+        return urls
+    listed = [name.split("/") for name in list_names(spec) if not f"/{name}".count("/.")]
+    listed.sort(key=lambda parts: (parts[:-1], parts[-1]))
+    for end in (".tar", ".parquet"):
+        if found := [parts for parts in listed if parts[-1].lower().endswith(end)]:
+            return [joined(spec, "/".join(parts)) for parts in found if len(parts) == 1 or len(found[0]) > 1]
+    raise DataError(
+        f"{shown(spec)}: no tar and no Parquet file in this folder or below ({len(listed)} files); of pictures that "
+        "lie there, give the URL of a file that lists them with their captions"
+    )
+
+
+def _behind_urls(dataset: Dataset, files: Mapping[str, RemoteFile]) -> Dataset:
+    """The dataset with the URLs of what it was read from."""
+    items = []
+    for item in dataset.items:
+        path = str(item.source.path)
+        if (file := files.get(path)) is not None and not item.source.absent:
+            uri = shown(file.url) + item.uri[len(path) :]
+            item = replace(item, uri=uri, source=replace(item.source, path=Path(path), remote=file))
+        items.append(item)
+    notes = tuple(_with_urls(note, files) for note in dataset.notes)
+    return replace(dataset, items=items, notes=notes)
+
+
+def _with_urls(text: str, files: Mapping[str, RemoteFile]) -> str:
+    for path, file in files.items():
+        text = text.replace(path, shown(file.url))
+    return text
+
+
+def cache_at(folder: Path | None, gib: float, told: Callable[[int, int], None] = lambda done, total: None) -> Cache:
+    """The cache at `folder`, or in the user's folder of caches; `told` as of `Cache`."""
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "alignvl")
+    return Cache((folder or usual).absolute(), round(gib * 2**30), told)
 
 
 def reader_of(found: DatasetFormat) -> Reader:

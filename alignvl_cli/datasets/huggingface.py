@@ -7,7 +7,7 @@ plain seek. It runs no code of a dataset.
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -31,13 +31,14 @@ from alignvl_cli.datasets.grouping import Grouping, id_record
 from alignvl_cli.datasets.splits import TRAIN
 from alignvl_cli.datasets.tables import Row
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.remote import is_url
 from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 HUB_ID = re.compile(r"hf:(?P<id>[\w.-]+(/[\w.-]+)?)(:(?P<configuration>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
 
 
-def open_huggingface(path: Path, options: DatasetOptions) -> Dataset:
-    """The pictures of all splits in the order of the data.
+def open_huggingface(path: Path, options: DatasetOptions, files: Sequence[Path] = ()) -> Dataset:
+    """The pictures of all splits in the order of the data; or of the Parquet `files`, in place of what is at `path`.
 
     A column `split` says the split, else the dataset's own splits do, unless `train` is the only one,
     which is how undivided data look there. The id is the column `id`, else the picture's file name,
@@ -49,7 +50,7 @@ def open_huggingface(path: Path, options: DatasetOptions) -> Dataset:
     """
     if options.image_root:
         image_folder(path, options.image_root)
-    splits = _load(str(path))
+    splits = _load(str(path), [str(file) for file in files])
     if list(splits) == [TRAIN]:
         splits = {"": splits[TRAIN]}
     reading = _Reading(path, options)
@@ -143,7 +144,8 @@ class _Reading:
 
     def _elsewhere(self, path: str) -> str:
         """A picture in a file of its own; paths start from the dataset's folder unless `--image-root` says else."""
-        uri, source = located(os.path.abspath(self.options.image_root or self.path), path)
+        root = str(self.options.image_root or self.path)
+        uri, source = located(root if is_url(root) else os.path.abspath(root), path)
         self.places[path] = (storable(uri), source)
         return path
 
@@ -158,7 +160,7 @@ def _plain(values: dict[str, Any], features: Mapping[str, Any]) -> dict[str, Any
     return values
 
 
-def _load(spec: str) -> dict[str, Any]:
+def _load(spec: str, files: Sequence[str]) -> dict[str, Any]:
     """The splits of a dataset, by name; one without splits is a single one without a name."""
     try:
         import datasets
@@ -166,7 +168,7 @@ def _load(spec: str) -> dict[str, Any]:
         raise UsageError(f"{spec}: Hugging Face datasets need a library: pip install 'alignvl[data]'") from problem
     try:
         with _silent_bars():
-            found = _found(spec)
+            found = _found(spec, files)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as problem:
         message = (str(problem) or type(problem).__name__).splitlines()[0]
         raise DataError(f"{spec}: cannot load this Hugging Face dataset: {message}") from problem
@@ -175,9 +177,11 @@ def _load(spec: str) -> dict[str, Any]:
     return {"": found}
 
 
-def _found(spec: str) -> Any:
+def _found(spec: str, files: Sequence[str]) -> Any:
     import datasets
 
+    if files:
+        return datasets.load_dataset("parquet", data_files=[*files])
     if spec.startswith(HUB):
         match = HUB_ID.fullmatch(spec)
         if match is None:

@@ -6,7 +6,7 @@ Nothing is unpacked and no name in a tar is ever used as a path: a picture is a 
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -47,9 +47,10 @@ class _Findings:
     """Tars without the end mark."""
 
 
-def open_tars(path: Path, options: DatasetOptions) -> Dataset:
+def open_tars(path: Path, options: DatasetOptions, tars: Iterable[tuple[Path, str]] | None = None) -> Dataset:
     """The pictures of one tar, of all that a brace pattern names (several patterns: joined by `::`), or of all in a
-    folder, in the order of the tars and then of the pictures in each.
+    folder, in the order of the tars and then of the pictures in each; or of `tars` in place of what is at `path`, each
+    with its path from there on and read before the next is asked for.
 
     Members belong together when their names are equal up to the first dot of the last part, wherever in
     the tar they stand; hidden ones are passed over, as in a folder. The id is the picture's name in the tar; if one
@@ -57,16 +58,18 @@ def open_tars(path: Path, options: DatasetOptions) -> Dataset:
     folders above it too. DataError for a tar that is missing, compressed, damaged or
     ambiguous, and when there is no pair at all.
     """
-    paths = _paths(path)
     reader = SidecarReader(options)
     found = _Findings()
     items: list[Item] = []
-    for tar in paths:
+    names: dict[Path, str] = {}
+    folder = os.path.abspath(path)
+    for tar, name in ((tar, os.path.relpath(tar, folder)) for tar in _paths(path)) if tars is None else tars:
+        _require_plain(tar)
         items += _items(tar, reader, found)
+        names[tar] = name
     items = _told_apart(items)
     notes = reader.notes() + found.unread.notes()
-    folder = os.path.abspath(path)
-    if split_of := _folder_splits(folder, paths):
+    if split_of := _folder_splits(names):
         items = [replace(item, split=item.split or split_of[item.source.path]) for item in items]
         notes.append("the folders of the tars are the splits")
     if found.odd:
@@ -90,7 +93,7 @@ def open_tars(path: Path, options: DatasetOptions) -> Dataset:
 
 
 def _paths(path: Path) -> list[Path]:
-    """The tars by absolute path, each there and not compressed."""
+    """The tars by absolute path, each there and not compressed: all are looked at before one is read."""
     if os.path.isdir(path):
         paths = _tars_in(path) or [tar for folder in _folders(path) for tar in _tars_in(folder)]
         if not paths:
@@ -101,17 +104,22 @@ def _paths(path: Path) -> list[Path]:
         paths = [Path(name) for pattern in str(path).split(SEPARATOR) for name in expanded(pattern)]
     paths = [Path(os.path.abspath(tar)) for tar in paths]
     for tar in paths:
-        try:
-            head = ImageSource(tar, 0, min(8, os.stat(tar).st_size)).read()
-        except OSError as problem:
-            raise DataError(f"{tar}: cannot read this tar: {problem.strerror or problem}") from problem
-        for magic, program in PACKED.items():
-            if head.startswith(magic):
-                raise DataError(
-                    f"{tar}: compressed with {program}, so that its pictures cannot be read in place; "
-                    f"unpack it to a plain .tar first (pictures are compressed as they are)"
-                )
+        _require_plain(tar)
     return paths
+
+
+def _require_plain(tar: Path) -> None:
+    """DataError for a tar that is not there, or compressed."""
+    try:
+        head = ImageSource(tar, 0, min(8, os.stat(tar).st_size)).read()
+    except OSError as problem:
+        raise DataError(f"{tar}: cannot read this tar: {problem.strerror or problem}") from problem
+    for magic, program in PACKED.items():
+        if head.startswith(magic):
+            raise DataError(
+                f"{tar}: compressed with {program}, so that its pictures cannot be read in place; "
+                f"unpack it to a plain .tar first (pictures are compressed as they are)"
+            )
 
 
 def _tars_in(folder: Path) -> list[Path]:
@@ -127,13 +135,13 @@ def _folders(path: Path) -> Iterator[Path]:
             yield Path(folder)
 
 
-def _folder_splits(root: str, tars: list[Path]) -> dict[Path, str]:
-    """The split of each tar, where all lie in folders of `root` that are called like the usual splits (`train`,
+def _folder_splits(names: Mapping[Path, str]) -> dict[Path, str]:
+    """The split of each tar, where all their `names` begin with folders that are called like the usual splits (`train`,
     `test`, as CLIP_benchmark has them); else none."""
-    names = {tar: os.path.relpath(tar, root).split(os.sep)[:-1] for tar in tars}
-    if not all(parts and split_name(parts[0]) in USUAL for parts in names.values()):
+    folders = {tar: name.split(os.sep)[:-1] for tar, name in names.items()}
+    if not all(parts and split_name(parts[0]) in USUAL for parts in folders.values()):
         return {}
-    return {tar: split_name(parts[0]) for tar, parts in names.items()}
+    return {tar: split_name(parts[0]) for tar, parts in folders.items()}
 
 
 def _items(tar: Path, reader: SidecarReader, found: _Findings) -> Iterator[Item]:

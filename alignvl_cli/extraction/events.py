@@ -14,6 +14,8 @@ class Stage(StrEnum):
     """Of the picture files, which processes that share an extraction tell each other."""
     images = "images"
     texts = "texts"
+    copied = "MiB copied"
+    """Of tars and lists behind URLs."""
     pictures = "pictures"
     """The files of a store that is complete, read again to see that it is still of them."""
 

@@ -27,7 +27,7 @@ import numpy as np
 import xxhash
 
 from alignvl_cli.artifacts import canonical_json
-from alignvl_cli.datasets.dataset import ImageSource, Item
+from alignvl_cli.datasets.dataset import NO_STAMP, ImageSource, Item, are_unchanged
 from alignvl_cli.distributed import Workers
 from alignvl_cli.encoders.pixels import Preprocess
 from alignvl_cli.errors import DataError
@@ -324,7 +324,8 @@ def _tasks(
 
 def _sources(items: Sequence[Item], rows: Sequence[int], older: Older) -> list[ImageSource | Picture]:
     """What is to be opened, and the pictures of files that need not be."""
-    return [older.unread(items[row]) or items[row].source for row in rows]
+    here = [items[row] for row in rows]
+    return [picture or item.source for picture, item in zip(older.unread(here), here, strict=True)]
 
 
 def _read(
@@ -345,8 +346,9 @@ def _resume(shard: Shard, items: Sequence[Item], folder: WorkFolder) -> None:
     nothing: list[Any] = [None] * len(sources)  # a record of an older version tells no stamps
     hashes, stamps = record.get("sha256", nothing), record.get("stamps", nothing)
     found = []
-    for source, sha256, stamp in zip(sources, hashes, stamps, strict=True):
-        if sha256 is not None and source.is_unchanged(stamp):
+    is_same = are_unchanged(sources, [stamp or NO_STAMP for stamp in stamps])
+    for source, sha256, stamp, same in zip(sources, hashes, stamps, is_same, strict=True):
+        if sha256 is not None and same:
             found.append(Picture(bytes.fromhex(sha256), (stamp[0], stamp[1])))
         else:
             found += read_pictures([source])

@@ -8,7 +8,7 @@ in another batch, on another device, or by other versions of the libraries.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from alignvl_cli.datasets.dataset import Item
+from alignvl_cli.datasets.dataset import NO_STAMP, Item, are_unchanged
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.extraction.plan import Plan, shown_differences
 from alignvl_cli.extraction.sources import Contents, Picture
@@ -62,12 +62,16 @@ class Older:
     def _files(self) -> dict[str, tuple[tuple[int, int], int]]:
         return {} if self.store is None or not self.has_pictures else known_files(self.store)
 
-    def unread(self, item: Item) -> Picture | None:
-        """The picture of a file that has the place, size and time that it had when the older store was made."""
-        stamp, row = self._files.get(place_of(item.source), (None, -1)) if self._files else (None, -1)
-        if self.store is None or stamp is None or not item.source.is_unchanged(stamp):
-            return None
-        return Picture(self.store.image_sha256[row].tobytes(), stamp)
+    def unread(self, items: Sequence[Item]) -> list[Picture | None]:
+        """The picture of each file that has the place, size and time that it had when the older store was made."""
+        if self.store is None or not self._files:
+            return [None] * len(items)
+        known = [self._files.get(place_of(item.source), (NO_STAMP, -1)) for item in items]
+        is_same = are_unchanged([item.source for item in items], [stamp for stamp, _ in known])
+        return [
+            Picture(self.store.image_sha256[row].tobytes(), stamp) if same else None
+            for (stamp, row), same in zip(known, is_same, strict=True)
+        ]
 
     def has_picture(self, sha256: bytes | None) -> bool:
         return sha256 is not None and self.contents is not None and self.contents.row(sha256) is not None

@@ -132,7 +132,8 @@ def run_extraction(
         _check_output(output, plan, overwrite)  # once more, now that nobody else is at work on it
         yield from map(Note, older.notes)
         count = choose_workers(config.workers, len(dataset.items), ranks.local_count)
-        with started_workers(count) as workers:
+        is_remote = any(item.source.remote for item in dataset.items)
+        with started_workers(count, ahead=is_remote) as workers:
             images = yield from encode_images(dataset.items, vision, plan, folder, workers, timer, older)
         accepted = images.accepted
         if not len(accepted):

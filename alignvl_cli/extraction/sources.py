@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from alignvl_cli.datasets.dataset import MOST_BYTES, NO_STAMP, ImageSource
+from alignvl_cli.datasets.dataset import MOST_BYTES, NO_STAMP, ImageSource, load_each
 from alignvl_cli.encoders.decoding import GUESSED_BITS, UnreadableImage, decode_image
 from alignvl_cli.encoders.pixels import Preprocess
 from alignvl_cli.errors import DataError
@@ -76,16 +76,16 @@ def read_pictures(
     that are `reused` not at all. What is a picture already is handed back."""
     seen: set[bytes] = set()
     found = []
+    loaded = load_each([source for source in sources if not isinstance(source, Picture)], MOST_BYTES)
     for source in sources:
         if isinstance(source, Picture):
             found.append(source)
             continue
-        try:
-            stamp = source.stamp()
-            data = source.read(MOST_BYTES)
-        except OSError as problem:
-            found.append(Picture(None, NO_STAMP, problem.strerror or str(problem)))
+        one = next(loaded)
+        if isinstance(one, OSError):
+            found.append(Picture(None, NO_STAMP, one.strerror or str(one)))
             continue
+        stamp, data = one
         sha256 = hashlib.sha256(data).digest()
         pixels: np.ndarray | str | None = None
         bits = None

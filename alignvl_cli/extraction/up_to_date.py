@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 
 from alignvl_cli.artifacts import alignvl_version, fingerprint, library_versions, read_json, write_json
-from alignvl_cli.datasets.dataset import NO_STAMP, Dataset, ImageSource, Item
+from alignvl_cli.datasets.dataset import NO_STAMP, Dataset, ImageSource, Item, are_unchanged
 from alignvl_cli.distributed import choose_workers, started_workers
 from alignvl_cli.errors import DataError
 from alignvl_cli.extraction.events import Progress, Stage
@@ -89,7 +89,7 @@ def write_stamps(
 
 def place_of(source: ImageSource) -> str:
     """Hash of where a file lies."""
-    return xxhash.xxh3_64_hexdigest(f"{os.path.abspath(source.path)}\0{source.offset}\0{source.size}".encode())
+    return xxhash.xxh3_64_hexdigest(f"{source.place}\0{source.offset}\0{source.size}".encode())
 
 
 def known_files(store: Store) -> dict[str, tuple[tuple[int, int], int]]:
@@ -163,10 +163,10 @@ def unchanged_store(
         stamps = _read_stamps(path, store.content_hash, dataset.items)
         stored = set(store.image_id)
         found = Comparison(rejected=len(store.rejected))
-        for item, stamp in zip(dataset.items, stamps.tolist(), strict=True):
-            if item.source.is_unchanged(stamp):
+        for item, is_same in zip(dataset.items, _are_unchanged(dataset.items, stamps), strict=True):
+            if is_same:
                 continue
-            if os.path.exists(item.source.path) and not item.source.absent:
+            if item.source.exists():
                 break
             if item.id in stored:
                 found.gone.append(item.id)
@@ -197,8 +197,8 @@ def compare_pictures(
     found = Comparison(rejected=len(store.rejected))
     unsure = [
         (row, item)
-        for row, (item, stamp) in enumerate(zip(items, stamps.tolist(), strict=True))
-        if not item.source.is_unchanged(stamp)
+        for row, (item, is_same) in enumerate(zip(items, _are_unchanged(items, stamps), strict=True))
+        if not is_same
     ]
     known = [(row, item) for row, item in unsure if item.id in row_of]
     rejected = [(row, item) for row, item in unsure if item.id not in row_of]
@@ -223,6 +223,10 @@ def compare_pictures(
         without = [row for row, item in enumerate(items) if item.id not in row_of]
         write_stamps(path, store.content_hash, items, stamps, without, request)
     yield found
+
+
+def _are_unchanged(items: Sequence[Item], stamps: np.ndarray) -> list[bool]:
+    return are_unchanged([item.source for item in items], stamps.tolist())
 
 
 def _compare(item: Item, now: "Picture", then: bytes | None, found: Comparison) -> None:
@@ -252,7 +256,7 @@ def _read_stamps(store: Path, content_hash: str, items: Sequence[Item]) -> np.nd
 
 def _places(items: Sequence[Item]) -> str:
     """Hash of where the files lie: those of another folder are never taken for them, whatever their size and time."""
-    return fingerprint([[os.path.abspath(item.source.path), item.source.offset, item.source.size] for item in items])
+    return fingerprint([[item.source.place, item.source.offset, item.source.size] for item in items])
 
 
 def _chunks(rows: Sequence[Row], length: int) -> Iterator[Sequence[Row]]:

@@ -792,6 +792,11 @@ class SearchSettings(Checked):
     min_precision: float | None = setting(
         "Leave out hits below the score from which on this share is right on validation.", None, within=PRECISION
     )
+    group_duplicates: bool = setting(
+        "Show pictures alike to the eye once: perceptual hashes within 6 of 64 bits and mean colours within 12 of 255, "
+        "as in data check; identical files always.",
+        False,
+    )
     html: Path | None = setting("Also write the hits as a page, pictures inside it.", None)
     open_page: bool = setting("Show that page in a browser. Default place: the workspace.", False, flag="open")
     overwrite: bool = setting("Replace what is at --html; a search's page always is.", False)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         run_study,
         search,
         train,
+        write_map,
     )
 
     __version__: str
@@ -36,6 +37,7 @@ __all__ = [
     "run_study",
     "search",
     "train",
+    "write_map",
 ]
 
 

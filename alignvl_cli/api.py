@@ -28,6 +28,7 @@ from alignvl_cli.encoders.vision import load_vision
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.recipes import WITH_UNPAIRED, trainings
+from alignvl_cli.report import map as mapping
 from alignvl_cli.retrieval import classify as classification
 from alignvl_cli.retrieval import evaluate as evaluation
 from alignvl_cli.retrieval import index as indexing
@@ -48,6 +49,7 @@ from alignvl_cli.settings import (
     Gallery,
     HubCorrection,
     HubnessReport,
+    MapSettings,
     Pooling,
     Precision,
     StoreDtype,
@@ -72,6 +74,7 @@ __all__ = [
     "run_study",
     "search",
     "train",
+    "write_map",
 ]
 
 OnEvent = Callable[[Any], None]
@@ -323,6 +326,35 @@ def search(
     if look is not None and (unseen := look.unseen(hit.uri for hits in found for hit in hits)):
         warnings.warn(unseen, stacklevel=2)
     return found
+
+
+def write_map(
+    index: indexing.Index | str | Path,
+    *,
+    output: str | Path,
+    of: Gallery | str | None = None,
+    neighbours: int = 15,
+    seed: int = 0,
+    encoder: DualEncoder | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Place the images and captions of an index (of one gallery: "image" or "text") in the plane by UMAP, and write the
+    Parquet file `output` and a PNG beside it; returns its path.
+
+    A row has kind, id, uri, caption, captions, split, vector, x, y, `neighbors` {ids: rows of the file, distances: 1 -
+    cosine} and, of images, `image` {bytes}; a picture that is not at hand has none. The same seed gives the same places
+    on the same machine. Raises UsageError when something is at `output` without `overwrite`, or without umap-learn or
+    matplotlib; DataError for vectors that cannot be read back, or fewer than four rows.
+    """
+    asked = MapSettings(of=_choice(Gallery, "of", of), neighbours=neighbours, seed=seed)
+    path = Path(output)
+    mapping.require_ready(path, overwrite)
+    opened = index if isinstance(index, indexing.Index) else indexing.open_index(Path(index))
+    encoder = encoder or DualEncoder.load(opened.run_path, "cpu")
+    made = mapping.make_map(opened, encoder, _store_at(opened), of=asked.of, k=asked.neighbours, seed=asked.seed)
+    mapping.save_map(made, path)
+    mapping.save_picture(made, path)
+    return path
 
 
 def _store_at(index: indexing.Index) -> Store | None:

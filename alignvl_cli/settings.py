@@ -804,6 +804,16 @@ class SearchSettings(Checked):
     as_json: bool = as_json()
 
 
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class MapSettings(Checked):
+    """Of `map`."""
+
+    of: Gallery | None = setting("What to place.", None, says="images and captions together")
+    neighbours: int = setting("Nearest ones of each that are kept, and that UMAP goes by.", 15, within=at_least(2))
+    seed: int = setting("Of UMAP's draws.", 0, within=Range("from 0 to 2^32 - 1", lambda value: 0 <= value < 2**32))
+    overwrite: bool = setting("Replace the files that are there.", False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings(Checked):
     """Of `serve`."""

@@ -26,6 +26,7 @@ from alignvl_cli.cli import (
     export,
     extract,
     index,
+    map,
     probe,
     report,
     search,
@@ -251,6 +252,7 @@ register(train.train, "train")
 register(eval.eval_, "eval")
 register(index.index, "index")
 register(search.search, "search")
+register(map.map_, "map")
 register(serve.serve, "serve")
 register(classify.classify, "classify")
 register(ablate.ablate, "ablate")

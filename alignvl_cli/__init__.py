@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         run_study,
         search,
         train,
+        write_map,
     )
 
     __version__: str
@@ -37,6 +38,7 @@ __all__ = [
     "run_study",
     "search",
     "train",
+    "write_map",
 ]
 
 

@@ -6,6 +6,7 @@ with each event of a long work, e.g. to draw progress. What a command refuses wi
 `alignvl_cli.errors.AlignvlError` here: UsageError (2), DataError (3), MismatchError (4), ...
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from enum import StrEnum
@@ -19,7 +20,9 @@ from alignvl_cli.ablation.setup import set_up
 from alignvl_cli.ablation.study import load_study, parse_study
 from alignvl_cli.ablation.verdicts import StudyVerdicts
 from alignvl_cli.datasets.formats import cache_at, open_dataset
+from alignvl_cli.datasets.lookalikes import Lookalikes
 from alignvl_cli.devices import choose_device
+from alignvl_cli.encoders.decoding import decode_image
 from alignvl_cli.encoders.text import load_text, text_list
 from alignvl_cli.encoders.vision import load_vision
 from alignvl_cli.errors import DataError, UsageError
@@ -27,6 +30,7 @@ from alignvl_cli.export.copying import copy_artefact
 from alignvl_cli.extraction.run import run_extraction
 from alignvl_cli.recipes import WITH_UNPAIRED, trainings
 from alignvl_cli.remote import shown
+from alignvl_cli.report import map as mapping
 from alignvl_cli.retrieval import classify as classification
 from alignvl_cli.retrieval import evaluate as evaluation
 from alignvl_cli.retrieval import index as indexing
@@ -48,6 +52,7 @@ from alignvl_cli.settings import (
     Gallery,
     HubCorrection,
     HubnessReport,
+    MapSettings,
     Pooling,
     Precision,
     StoreDtype,
@@ -73,6 +78,7 @@ __all__ = [
     "run_study",
     "search",
     "train",
+    "write_map",
 ]
 
 OnEvent = Callable[[Any], None]
@@ -281,6 +287,7 @@ def search(
     k: int = 10,
     threshold: float | None = None,
     min_precision: float | None = None,
+    group_duplicates: bool = False,
     device: Device | str = Device.auto,
 ) -> list[list[searching.Hit]]:
     """The first `k` hits of each query that score `threshold` or more; duplicates are one hit, with a count.
@@ -288,11 +295,14 @@ def search(
     Queries are texts, pictures as `Path` or PIL image, `Like(id)` for an image of the index, or `Combined((weight,
     query), ...)` of these. `of` is the gallery, "image" or "text"; by default pictures find captions, and all others
     images. `min_precision` leaves out what scores less than the hits of which this share is right, as the validation
-    split's queries told when the index was built. `encoder` saves loading the index's run once more for each call.
+    split's queries told when the index was built. With `group_duplicates` images that are alike to the eye are one hit,
+    whose `duplicates` are the ids of the others: perceptual hashes within 6 of 64 bits and mean colours within 12 of
+    255, as in `alignvl data check`; a UserWarning says where pictures were not at hand to be looked at, and only
+    identical files were grouped. `encoder` saves loading the index's run once more for each call.
 
     Raises UsageError for one query alone, texts and pictures together (but in a `Combined`), an id that the index does
-    not have, parts that cancel each other out, or a `min_precision` that is not known or never reached; MismatchError
-    for an encoder of other adapters than the index's.
+    not have, parts that cancel each other out, a `min_precision` that is not known or never reached, or
+    `group_duplicates` of captions; MismatchError for an encoder of other adapters than the index's.
     """
     opened = index if isinstance(index, indexing.Index) else indexing.open_index(Path(index))
     if isinstance(queries, str | Path | Image.Image | Like | Combined):
@@ -307,6 +317,9 @@ def search(
     query_QE = embed(opened, encoder, lambda: _store_at(opened), asked)
     gallery = _choice(Gallery, "of", of) or (Gallery.text if pictures else Gallery.image)
     without = [itself(opened, terms_of(query), gallery) for query in asked]
+    if group_duplicates and gallery is Gallery.text:
+        raise UsageError("group_duplicates: it groups images, and this search finds captions; ask for of='image'")
+    look = Lookalikes(decode_image) if group_duplicates else None
     rescore = None
     if min_precision is not None:
         rescore, approximate = searching.scoring(
@@ -314,9 +327,41 @@ def search(
         )
         least, _ = cutoff(opened, map(terms_of, asked), gallery, min_precision, approximate)
         threshold = least if threshold is None else max(threshold, least)
-    return searching.search(
-        opened, encoder, query_QE, k=k, of=gallery, threshold=threshold, rescore=rescore, without=without
+    found = searching.search(
+        opened, encoder, query_QE, k=k, of=gallery, threshold=threshold, rescore=rescore, without=without, look=look
     )
+    if look is not None and (unseen := look.unseen(hit.uri for hits in found for hit in hits)):
+        warnings.warn(unseen, stacklevel=2)
+    return found
+
+
+def write_map(
+    index: indexing.Index | str | Path,
+    *,
+    output: str | Path,
+    of: Gallery | str | None = None,
+    neighbours: int = 15,
+    seed: int = 0,
+    encoder: DualEncoder | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Place the images and captions of an index (of one gallery: "image" or "text") in the plane by UMAP, and write the
+    Parquet file `output` and a PNG beside it; returns its path.
+
+    A row has kind, id, uri, caption, captions, split, vector, x, y, `neighbors` {ids: rows of the file, distances: 1 -
+    cosine} and, of images, `image` {bytes}; a picture that is not at hand has none. The same seed gives the same places
+    on the same machine. Raises UsageError when something is at `output` without `overwrite`, or without umap-learn or
+    matplotlib; DataError for vectors that cannot be read back, or fewer than four rows.
+    """
+    asked = MapSettings(of=_choice(Gallery, "of", of), neighbours=neighbours, seed=seed)
+    path = Path(output)
+    mapping.require_ready(path, overwrite)
+    opened = index if isinstance(index, indexing.Index) else indexing.open_index(Path(index))
+    encoder = encoder or DualEncoder.load(opened.run_path, "cpu")
+    made = mapping.make_map(opened, encoder, _store_at(opened), of=asked.of, k=asked.neighbours, seed=asked.seed)
+    mapping.save_map(made, path)
+    mapping.save_picture(made, path)
+    return path
 
 
 def _store_at(index: indexing.Index) -> Store | None:

@@ -827,11 +827,26 @@ class SearchSettings(Checked):
     min_precision: float | None = setting(
         "Leave out hits below the score from which on this share is right on validation.", None, within=PRECISION
     )
+    group_duplicates: bool = setting(
+        "Show pictures alike to the eye once: perceptual hashes within 6 of 64 bits and mean colours within 12 of 255, "
+        "as in data check; identical files always.",
+        False,
+    )
     html: Path | None = setting("Also write the hits as a page, pictures inside it.", None)
     open_page: bool = setting("Show that page in a browser. Default place: the workspace.", False, flag="open")
     overwrite: bool = setting("Replace what is at --html; a search's page always is.", False)
     device: Device = device()
     as_json: bool = as_json()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class MapSettings(Checked):
+    """Of `map`."""
+
+    of: Gallery | None = setting("What to place.", None, says="images and captions together")
+    neighbours: int = setting("Nearest ones of each that are kept, and that UMAP goes by.", 15, within=at_least(2))
+    seed: int = setting("Of UMAP's draws.", 0, within=Range("from 0 to 2^32 - 1", lambda value: 0 <= value < 2**32))
+    overwrite: bool = setting("Replace the files that are there.", False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from alignvl_cli.cli import (
     export,
     extract,
     index,
+    map,
     probe,
     report,
     search,
@@ -264,6 +265,7 @@ register(train.train, "train")
 register(eval.eval_, "eval")
 register(index.index, "index")
 register(search.search, "search")
+register(map.map_, "map")
 register(serve.serve, "serve")
 register(classify.classify, "classify")
 register(ablate.ablate, "ablate")

@@ -40,6 +40,7 @@ EXTRAS = {
     "eccv": ("eccv_caption",),
     "tensorboard": ("tensorboard",),
     "export": ("onnx", "onnxruntime", "onnxscript", "sentence_transformers"),
+    "map": ("umap", "matplotlib"),
     "serve": ("fastapi", "uvicorn", "prometheus_client", "jinja2"),
 }
 """Extra -> what it brings, by import name."""

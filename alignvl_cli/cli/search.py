@@ -11,6 +11,7 @@ from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.settings import Gallery, SearchSettings, Trust
 
 if TYPE_CHECKING:
+    from alignvl_cli.datasets.lookalikes import Lookalikes
     from alignvl_cli.report.search import SearchPage
     from alignvl_cli.retrieval.queries import Query
     from alignvl_cli.retrieval.search import Hit
@@ -84,6 +85,7 @@ def search(
         session.warn(sentence)
     query_QE = embed(opened, encoder, lambda: store_behind(session, opened), sums)
     gallery = asked.of or (Gallery.text if image and not extra else Gallery.image)
+    look = _lookalikes(asked, gallery)
     without = [itself(opened, terms_of(query), gallery) for query in sums]
     rescore, approximate = scoring(opened, encoder, gallery, lambda: store_behind(session, opened), opened.record.store)
     if approximate:
@@ -93,7 +95,9 @@ def search(
         least, how = cutoff(opened, map(terms_of, sums), gallery, asked.min_precision, approximate)
         session.note(how)
         lowest = least if lowest is None else max(lowest, least)
-    found = ask(opened, encoder, query_QE, k=asked.k, of=gallery, rescore=rescore, without=without)
+    found = ask(opened, encoder, query_QE, k=asked.k, of=gallery, rescore=rescore, without=without, look=look)
+    if look is not None and (unseen := look.unseen(hit.uri for hits in found for hit in hits)):
+        session.warn(unseen)
     if lowest is not None:
         found = [_above(session, lowest, query, hits) for query, hits in zip(queried, found, strict=True)]
     if page_path is not None:
@@ -119,6 +123,21 @@ def search(
         return
     for query, hits in zip(queried, found, strict=True):
         session.show(hits_table(query, gallery, hits, is_cosine=is_cosine))
+
+
+def _lookalikes(asked: SearchSettings, gallery: Gallery) -> "Lookalikes | None":
+    """What tells near duplicates, where they are to be grouped. UsageError where captions are searched."""
+    if not asked.group_duplicates:
+        return None
+    if gallery is not Gallery.image:
+        raise UsageError(
+            "--group-duplicates groups pictures, and this search finds captions, of which equal ones are one hit "
+            "anyway; leave it out, or add --of image"
+        )
+    from alignvl_cli.datasets.lookalikes import Lookalikes
+    from alignvl_cli.encoders.decoding import decode_image
+
+    return Lookalikes(decode_image)
 
 
 def _extra_terms(

@@ -20,22 +20,36 @@ COLUMNS = {"image": ("id", "first caption"), "text": ("caption", "of image")}
 def hits_table(query: str, gallery: "Gallery", hits: Sequence["Hit"], *, is_cosine: bool = True) -> Table:
     """Rank, cosine, image id and caption of each hit; of captions, the caption comes first.
 
-    A column says how many duplicates a hit stands for, if any does. Ids wrap, so that they can be copied whole;
-    captions are cut to the line.
+    A column says how many duplicates a hit stands for, if any does, and another which where near ones are grouped. Ids
+    wrap, so that they can be copied whole; captions are cut to the line.
     """
     has_copies = any(hit.count > 1 for hit in hits)
+    is_grouped = has_copies and hits[0].duplicates is not None
     rows = [
         [
             f"{hit.rank}",
             f"{hit.score:.3f}",
             *((hit.id, hit.caption) if gallery == "image" else (hit.caption, hit.id)),
             *([f"{hit.count:,}"] if has_copies else []),
+            *([alike(hit)] if is_grouped else []),
         ]
         for hit in hits
     ]
     measure = "cosine" if is_cosine else "cosine less hub penalty"
-    headers = ("rank", measure, *COLUMNS[gallery], *(["copies"] if has_copies else []))
-    return Table.of(TITLES[gallery] + query, headers, rows, (2, 3), cut=(3 if gallery == "image" else 2,))
+    headers = ("rank", measure, *COLUMNS[gallery], *(["images" if is_grouped else "copies"] if has_copies else []))
+    if is_grouped:
+        headers += ("alike",)
+    return Table.of(TITLES[gallery] + query, headers, rows, (2, 3, 5), cut=(3 if gallery == "image" else 2,))
+
+
+NAMED = 3
+"""Ids of near duplicates that a line has room for."""
+
+
+def alike(hit: "Hit") -> str:
+    """The ids of the other images that a hit stands for, the best first; of many, how many more."""
+    ids = hit.duplicates or ()
+    return ", ".join(ids[:NAMED]) + (f" and {len(ids) - NAMED:,} more" if len(ids) > NAMED else "")
 
 
 TEMPLATE = "gallery.html"
@@ -90,5 +104,6 @@ def _shown(hit: "Hit", best: float, picture: Callable[["Hit"], str | None]) -> d
         "id": visible(hit.id),
         "caption": visible(hit.caption),
         "count": hit.count,
+        "alike": visible(alike(hit)),
         "picture": picture(hit),
     }

@@ -92,6 +92,7 @@ const thumbnail = (id, edge) => `/thumbnails/${encodeURIComponent(id)}?index=${e
 function request() {
   const wanted = new URLSearchParams({index: index().name, of: of(), k: at("k").value}), words = at("text").value.trim();
   if (at("without").value.trim()) wanted.set("subtract", at("without").value.trim());
+  if (at("group").checked && of() === "image") wanted.set("group_duplicates", "true");
   if (by && words) wanted.set("add", words);
   if (+at("least").value > 0) wanted.set("threshold", at("least").value);
   if (by && by.file) return [`/search/image?${wanted}`, {method: "POST", body: by.file, headers: {"content-type": "application/octet-stream"}}];
@@ -157,8 +158,19 @@ function card(hit, best, gallery) {
   like.setAttribute("aria-label", `More like this, result ${hit.rank}: ${name}`);
   like.addEventListener("click", () => more(hit.id));
   foot.append(like);
-  if (hit.count > 1) foot.append(make("span", "", `${hit.count} copies`));
+  if (hit.count > 1 && !hit.duplicates.length) foot.append(make("span", "", `${hit.count} copies`));
   under.append(caption, meter, foot);
+  if (hit.duplicates.length) {
+    const alike = make("details", "alike"), named = hit.duplicates.map(id => {
+      const open = make("button", "like", shown(id));
+      open.type = "button";
+      open.addEventListener("click", () => openItem(id));
+      return open;
+    });
+    alike.append(make("summary", "", `${number.format(hit.count - 1)} more alike`), ...named);
+    if (named.length < hit.count - 1) alike.append(make("span", "", `and ${number.format(hit.count - 1 - named.length)} more`));
+    under.append(alike);
+  }
   made.append(picture, make("span", "rank", hit.rank), under);
   return made;
 }
@@ -212,6 +224,7 @@ function toAddress() {
   if (at("without").value.trim()) state.set("without", at("without").value.trim());
   if (indexes.length > 1) state.set("index", index().name);
   if (+at("least").value > 0) state.set("least", at("least").value);
+  if (at("group").checked) state.set("group", "1");
   const next = "#" + state;
   if (next !== location.hash) history.pushState(null, "", next);
 }
@@ -222,6 +235,7 @@ function fromAddress() {
   if (["image", "text"].includes(state.get("of"))) choose(state.get("of"));
   if ([...at("k").options].some(one => one.value === state.get("k"))) at("k").value = state.get("k");
   at("least").value = state.get("least") || 0;
+  at("group").checked = state.has("group");
   tellLeast();
   tellIndex();
   setBy(state.get("like") ? {id: state.get("like")} : null);
@@ -239,6 +253,7 @@ at("file").addEventListener("change", () => { withFile(at("file").files[0]); at(
 at("by-remove").addEventListener("click", () => { setBy(null); at("text").focus(); search(); });
 at("index").addEventListener("change", () => { tellIndex(); if (by && by.id) setBy(null); search(); });
 at("k").addEventListener("change", () => search());
+at("group").addEventListener("change", () => search());
 at("least").addEventListener("input", tellLeast);
 at("least").addEventListener("change", () => { tellLeast(); search(); });
 for (const one of document.querySelectorAll("input[name=of]")) one.addEventListener("change", () => search());

@@ -134,6 +134,14 @@ class Items:
         return Counter(self.content)
 
     @cached_property
+    def rows_of(self) -> dict[str, list[int]]:
+        """Content -> its rows, ascending."""
+        found: dict[str, list[int]] = {}
+        for row, content in enumerate(self.content):
+            found.setdefault(content, []).append(row)
+        return found
+
+    @cached_property
     def row_of(self) -> dict[str, int]:
         """Id -> row; of captions, the last of the image."""
         return {name: row for row, name in enumerate(self.id)}

@@ -12,7 +12,7 @@ import numpy as np
 from alignvl_cli.errors import UsageError
 from alignvl_cli.retrieval.dual_encoder import DualEncoder, Picture
 from alignvl_cli.retrieval.index import Index
-from alignvl_cli.retrieval.search import image_vectors
+from alignvl_cli.retrieval.search import kept_vectors
 from alignvl_cli.settings import Gallery, did_you_mean
 from alignvl_cli.store.reader import Store
 
@@ -135,7 +135,7 @@ def embed(
     text_rows = iter(encoder.encode_text(texts) if texts else ())
     picture_rows = iter(encoder.encode_image(pictures) if pictures else ())
     rows = rows_of(index, [like.id for like in likes]) if likes else []
-    like_rows = iter(image_vectors(index, encoder, store(), rows) if likes else ())
+    like_rows = iter(kept_vectors(index, encoder, store(), rows) if likes else ())
     found = []
     for query in queries:
         terms = terms_of(query)

@@ -4,7 +4,7 @@
 
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -32,16 +32,30 @@ class Hit:
     caption: str
     """The caption found, or the image's first one; empty for an image without captions."""
     count: int
-    """Gallery rows that this hit stands for: images with the same content, or captions with the same text."""
+    """Gallery rows that this hit stands for: images with the same content, or captions with the same text; near
+    duplicates too where they were grouped."""
+    duplicates: tuple[str, ...] | None = None
+    """Ids of the other images that it stands for, the best first; None where near duplicates were not grouped."""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without `duplicates` where there was no grouping."""
+        return {name: value for name, value in asdict(self).items() if name != "duplicates" or value is not None}
 
 
 SHOWN_LETTERS = 40
 """Of a text that a message names."""
 Rescore = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(queries (Q, E), rows (Q, K) of a gallery, -1 for none) -> exact scores (Q, K)."""
+
+
+class Looks(Protocol):
+    """What a picture is compared by, to tell near duplicates."""
+
+    def resembles(self, other: Any) -> bool: ...
+
+
+Look = Callable[[str, str], Looks | None]
+"""(uri, content) of an image -> what it is compared by; None: by its content alone."""
 
 
 def search(
@@ -54,12 +68,18 @@ def search(
     threshold: float | None = None,
     rescore: Rescore | None = None,
     without: Sequence[Set[str]] = (),
+    look: Look | None = None,
 ) -> list[list[Hit]]:
     """The first `k` distinct hits of each query, embedded by `encoder` (unit rows), that score `threshold` or more.
 
     Fewer when the gallery has fewer, or an approximate index finds fewer. Images of the same content, and captions of
     the same text, are one hit with a count. `rescore` gives the scores of an index of compressed vectors exactly;
     `without` has, for each query, the contents (`Items.content`) that it is not to find.
+
+    With `look` near duplicates are one hit too: from the best image on, each joins the best hit that it resembles, and
+    is a hit of its own where it resembles none. So every image that scores above the (k+1)-th hit is counted; one below
+    is not, whatever it resembles.
+
     Raises MismatchError when the index was made with other adapters than the encoder's, ValueError for k < 1.
     """
     if k < 1:
@@ -67,7 +87,7 @@ def search(
     require_same_adapters(index, encoder)
     items, vectors = index.items[of], index.vectors[of]
     left_out = without or [frozenset()] * len(query_QE)
-    wanted = [min(k, len(items.copies) - len(items.copies.keys() & contents)) for contents in left_out]
+    there = [len(items.copies) - len(items.copies.keys() & contents) for contents in left_out]
     hits: dict[int, list[Hit]] = {}
     waiting, depth = list(range(len(query_QE))), k
     while waiting:
@@ -75,11 +95,13 @@ def search(
         score_QK, row_QK = nearest(vectors, index.queries(query_QE[waiting]), depth)
         if rescore is not None:
             score_QK = rescore(query_QE[waiting], row_QK)
+        short = []
         for position, score_K, row_K in zip(waiting, score_QK, row_QK, strict=True):
-            hits[position] = _fold(items, score_K, row_K, k, left_out[position])
-        waiting = [
-            position for position in waiting if len(hits[position]) < wanted[position] and depth < vectors.ntotal
-        ]
+            groups, seen, is_full = _grouped(items, score_K, row_K, k, left_out[position], look)
+            hits[position] = [_hit(items, rank, group, look is not None) for rank, group in enumerate(groups, start=1)]
+            if not is_full and seen < there[position]:
+                short.append(position)
+        waiting = short if depth < vectors.ntotal else []
     lowest = -np.inf if threshold is None else threshold
     return [[hit for hit in hits[position] if hit.score >= lowest] for position in range(len(query_QE))]
 
@@ -126,17 +148,22 @@ def scoring(
     )
 
 
-def image_vectors(index: Index, encoder: DualEncoder, store: Store | None, row_Q: Sequence[int]) -> np.ndarray:
-    """Unit rows (Q, E) of the images at `row_Q` of an index, to search with: from its store, else as the index keeps
-    them, which of compressed vectors is near. DataError where it keeps none that can be read back."""
+def kept_vectors(
+    index: Index, encoder: DualEncoder, store: Store | None, row_Q: Sequence[int], of: Gallery = Gallery.image
+) -> np.ndarray:
+    """Unit rows (Q, E) of what is at `row_Q` of an index: from its store, else as the index keeps them, which of
+    compressed vectors is near. DataError where it keeps none that can be read back."""
     if store is not None:
-        return encoder.project_image(store.image_block(store.rows(index.record.split).image[list(row_Q)]))
-    vectors = index.vectors[Gallery.image]
+        rows = store.rows(index.record.split)
+        if of is Gallery.image:
+            return encoder.project_image(store.image_block(rows.image[list(row_Q)]))
+        return encoder.project_text(store.text_block(rows.text[list(row_Q)]))
+    vectors = index.vectors[of]
     try:
         kept_QE = np.stack([vectors.reconstruct(int(row)) for row in row_Q])[:, : index.record.width]
     except FAISS_ERRORS as problem:
         raise DataError(
-            f"{index.path}: cannot search by one of its pictures: vectors of {index.record.factory[Gallery.image]} are "
+            f"{index.path}: cannot take the vectors that are in it: those of {index.record.factory[of]} are "
             "not read back, and the store that it was made of is not here"
         ) from problem
     return kept_QE / np.linalg.norm(kept_QE, axis=1, keepdims=True)
@@ -165,25 +192,49 @@ def require_same_adapters(index: Index, encoder: DualEncoder) -> None:
         )
 
 
-def _fold(items: Items, score_K: np.ndarray, row_K: np.ndarray, k: int, without: Set[str]) -> list[Hit]:
-    """The first `k` distinct rows, best first and equal scores by row."""
-    hits: dict[str, Hit] = {}
+def _grouped(
+    items: Items, score_K: np.ndarray, row_K: np.ndarray, k: int, without: Set[str], look: Look | None
+) -> tuple[list[list[tuple[int, float]]], int, bool]:
+    """The first `k` groups of rows of distinct content, with their scores, best first and equal scores by row; how many
+    contents were seen; and whether looking further could change the groups no more."""
+    groups: list[list[tuple[int, float]]] = []
+    looks: list[Looks | None] = []
+    seen: set[str] = set()
     for place in np.lexsort((row_K, -score_K)):
         row = int(row_K[place])
         if row < 0:  # an approximate index found no more
             continue
         content = items.content[row]
-        if content in without:
+        if content in without or content in seen:
             continue
-        if content not in hits:
-            hits[content] = Hit(
-                rank=len(hits) + 1,
-                score=float(score_K[place]),
-                id=items.id[row],
-                uri=items.uri[row],
-                caption=items.caption[row],
-                count=items.copies[content],
-            )
-        if len(hits) == k:
-            break
-    return list(hits.values())
+        seen.add(content)
+        mine = None if look is None else look(items.uri[row], content)
+        alike = (at for at, theirs in enumerate(looks) if theirs is not None and theirs.resembles(mine))
+        if mine is not None and (group := next(alike, None)) is not None:
+            groups[group].append((row, float(score_K[place])))
+            continue
+        if len(groups) == k:
+            return groups, len(seen), True
+        groups.append([(row, float(score_K[place]))])
+        looks.append(mine)
+        if look is None and len(groups) == k:
+            return groups, len(seen), True
+    return groups, len(seen), False
+
+
+def _hit(items: Items, rank: int, group: Sequence[tuple[int, float]], is_grouped: bool) -> Hit:
+    (row, score), *_ = group
+    contents = [items.content[member] for member, _ in group]
+    duplicates = None
+    if is_grouped:
+        copies = (copy for content in contents for copy in items.rows_of[content])
+        duplicates = tuple(items.id[copy] for copy in copies if copy != row)
+    return Hit(
+        rank=rank,
+        score=score,
+        id=items.id[row],
+        uri=items.uri[row],
+        caption=items.caption[row],
+        count=sum(items.copies[content] for content in contents),
+        duplicates=duplicates,
+    )

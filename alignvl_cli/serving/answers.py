@@ -41,6 +41,7 @@ class Wanted:
     of: Gallery
     k: int
     threshold: float | None = None
+    group_duplicates: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,7 @@ def _searched(
             of=wanted.of,
             rescore=served.rescore[wanted.of],
             without=[itself(served.index, query, wanted.of) for query in queries],
+            look=served.look if wanted.group_duplicates else None,
         )
     answers: dict[int, Answer | Exception] = {}
     start = 0
@@ -186,6 +188,9 @@ def _searched(
         notes = [notes_of[part] for query in question.queries for _, part in query if part in notes_of]
         if wanted is not None and served.approximate[wanted.of]:
             notes.append(served.approximate[wanted.of])
+        if wanted is not None and wanted.group_duplicates:
+            unseen = served.look.unseen(hit.uri for hits in found[start:end] for hit in hits)
+            notes += [unseen] if unseen else []
         lowest = -np.inf if wanted is None or wanted.threshold is None else wanted.threshold
         answers[place] = Answer(
             vector_QE=vector_QE[start:end],

@@ -39,6 +39,12 @@ MOST_HITS = 200
 MOST_TERMS = 16
 """That are added to a query, and that are subtracted."""
 PRECISE = "Leave out hits below the score from which on this share was right on the validation split."
+GROUP = (
+    "Show images that are alike to the eye once: perceptual hashes within 6 of 64 bits and mean colours within 12 of "
+    "255; identical files always."
+)
+MOST_DUPLICATES = 100
+"""Of a result, that are named; all are counted."""
 ADD = "Words to add to the query, twice as much as `2*at night`; may be repeated."
 LARGEST_EDGE = 1024
 DECODERS = 2
@@ -74,6 +80,9 @@ class Found(BaseModel):
     id: str = Field(description="Of the image; of a caption, the id of its image.")
     caption: str
     count: int = Field(description="Rows of the index that it stands for.")
+    duplicates: list[str] = Field(
+        description=f"With group_duplicates: ids of the other images that it stands for, the first {MOST_DUPLICATES}."
+    )
     thumbnail: str = Field(description="Where its picture is, on this service.")
 
 
@@ -103,6 +112,7 @@ class TextSearch(BaseModel):
     k: int = Field(10, ge=1, le=MOST_HITS, description="Hits a query.")
     threshold: float | None = Field(None, allow_inf_nan=False, description="Leave out hits that score less.")
     min_precision: float | None = Field(None, gt=0, le=1, description=PRECISE)
+    group_duplicates: bool = Field(False, description=GROUP)
 
 
 class Texts(BaseModel):
@@ -179,6 +189,7 @@ class Asked:
     k: Annotated[int, Query(ge=1, le=MOST_HITS, description="Hits.")] = 10
     threshold: Annotated[float | None, Query(allow_inf_nan=False, description="Leave out hits that score less.")] = None
     min_precision: Annotated[float | None, Query(gt=0, le=1, description=PRECISE)] = None
+    group_duplicates: Annotated[bool, Query(description=GROUP)] = False
     add: Annotated[list[str] | None, Query(max_length=MOST_TERMS, description=ADD)] = None
     subtract: Annotated[list[str] | None, Query(max_length=MOST_TERMS, description="Words to be far from.")] = None
 
@@ -261,6 +272,8 @@ class Service:
         threshold, notes = asked.threshold, []
         if threshold is not None and threshold > 1 and served.is_cosine:
             raise HTTPException(422, "threshold: a score is a cosine and at most 1, so that no hit can reach it")
+        if asked.group_duplicates and of is Gallery.text:
+            raise HTTPException(422, "group_duplicates: it groups images, and this search finds captions; add of=image")
         if asked.min_precision is not None:
             terms = [query for _, query in queries]
             try:
@@ -270,7 +283,8 @@ class Service:
             threshold = least if threshold is None else max(threshold, least)
             notes.append(how)
         start = time.perf_counter()
-        found = await self.ask(Question(served, tuple(query for _, query in queries), Wanted(of, asked.k, threshold)))
+        wanted = Wanted(of, asked.k, threshold, asked.group_duplicates)
+        found = await self.ask(Question(served, tuple(query for _, query in queries), wanted))
         return SearchAnswer(
             index=served.name,
             of=of,
@@ -302,6 +316,7 @@ class Service:
             id=hit.id,
             caption=hit.caption,
             count=hit.count,
+            duplicates=list((hit.duplicates or ())[:MOST_DUPLICATES]),
             thumbnail=self.thumbnail_url(served, hit.id),
         )
 

@@ -15,11 +15,12 @@ import numpy as np
 from PIL import Image
 
 from alignvl_cli.datasets.formats import picture_bytes
-from alignvl_cli.encoders.decoding import UnreadableImage
+from alignvl_cli.datasets.lookalikes import Lookalikes
+from alignvl_cli.encoders.decoding import UnreadableImage, decode_image
 from alignvl_cli.report.page import EDGE, thumbnail_jpeg
 from alignvl_cli.retrieval.dual_encoder import DualEncoder
 from alignvl_cli.retrieval.index import RECORD, Index
-from alignvl_cli.retrieval.search import Rescore, image_vectors, scoring
+from alignvl_cli.retrieval.search import Rescore, kept_vectors, scoring
 from alignvl_cli.settings import Gallery
 from alignvl_cli.store.reader import Store
 
@@ -56,6 +57,7 @@ class Served:
         self.rescore: dict[Gallery, Rescore | None] = {of: rescore for of, (rescore, _) in scored.items()}
         self.approximate: dict[Gallery, str] = {of: sentence for of, (_, sentence) in scored.items()}
         """Why scores are approximate; empty where they are exact."""
+        self.look = Lookalikes(decode_image)
         self._small = lru_cache(THUMBNAILS)(self._thumbnail)
 
     @property
@@ -81,7 +83,7 @@ class Served:
 
     def vectors(self, names: Sequence[str]) -> np.ndarray:
         """Unit rows of images of the index, to search with."""
-        return image_vectors(self.index, self.encoder, self.store, [self.row_of[name] for name in names])
+        return kept_vectors(self.index, self.encoder, self.store, [self.row_of[name] for name in names])
 
     def warm_up(self) -> None:
         """Load the frozen encoders: a model that is missing is told at the start, and no request waits for it."""

@@ -5,11 +5,15 @@ import shutil
 import webbrowser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from support.coloured_squares import QUICK
 from support.command_line import CommandLine
 
+from alignvl_cli import search
 from alignvl_cli.artifacts import read_json, write_json
+from alignvl_cli.errors import UsageError
 
 
 def test_queries_come_from_arguments_and_from_a_file(coloured, tmp_path):
@@ -226,3 +230,75 @@ def test_what_is_added_and_subtracted_is_a_weighted_sum_and_plain_texts_are_plai
 )
 def test_a_combination_that_is_none_is_refused(coloured, words, said):
     assert said in coloured.fails(2, "search", *words)
+
+
+@pytest.fixture(scope="module")
+def in_two_formats(tmp_path_factory, tiny_encoders) -> CommandLine:
+    """A workspace with an index of twelve pictures, each there as PNG and as JPEG, the first one as a copy too."""
+    folder = tmp_path_factory.mktemp("formats")
+    rows = []
+    for number in range(12):
+        small = np.random.default_rng(number).integers(0, 255, (5, 5, 3), dtype=np.uint8)
+        picture = Image.fromarray(small).resize((96, 96), Image.Resampling.BICUBIC)
+        for name in (f"{number}.png", f"{number}.jpg"):
+            picture.save(folder / name)
+            split = "train" if number < 9 else "val"
+            rows.append({"image": name, "caption": f"pattern {number} as {name[-3:]}", "split": split})
+    shutil.copy(folder / "0.png", folder / "copy.png")
+    rows.append({"image": "copy.png", "caption": "a copy", "split": "train"})
+    (folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    alignvl = CommandLine(folder / "workspace")
+    alignvl.succeeds("extract", folder / "own.jsonl", *tiny_encoders)
+    alignvl.succeeds("train", *QUICK)
+    alignvl.succeeds("index")
+    return alignvl
+
+
+def grouped(alignvl, *words) -> list[dict]:
+    return json.loads(alignvl.succeeds("search", *words, "--group-duplicates", "--json"))["results"][0]["hits"]
+
+
+def test_near_duplicates_are_one_hit_that_names_the_others(in_two_formats):
+    hits = grouped(in_two_formats, "pattern", "-k", 12)
+    assert len(hits) == 12
+    assert sum(hit["count"] for hit in hits) == 25
+    for hit in hits:
+        names = {hit["id"], *hit["duplicates"]}
+        number = min(name.partition(".")[0] for name in names)
+        assert names == {f"{number}.png", f"{number}.jpg", *(["copy.png"] if number == "0" else [])}
+        assert hit["count"] == len(names) == 1 + len(hit["duplicates"])
+    assert [len(grouped(in_two_formats, "pattern", "-k", k)) for k in (1, 5, 20)] == [1, 5, 12]
+    table = in_two_formats.succeeds("search", "pattern", "--group-duplicates")
+    assert table.splitlines()[2].split()[-2:] == ["images", "alike"]
+    assert "duplicates" not in in_two_formats.succeeds("search", "pattern", "--json")
+
+
+def test_the_page_and_python_name_near_duplicates_too(in_two_formats, tmp_path):
+    told = grouped(in_two_formats, "pattern", "-k", 3, "--html", tmp_path / "page.html")
+    assert f"one of {told[0]['count']} alike: also {told[0]['duplicates'][0]}" in (tmp_path / "page.html").read_text()
+    index = in_two_formats.workspace / "indexes" / "0001-0001-alignvl-s0-all"
+    (hits,) = search(index, ["pattern"], k=3, group_duplicates=True)
+    assert [(hit.id, list(hit.duplicates)) for hit in hits] == [(hit["id"], hit["duplicates"]) for hit in told]
+    with pytest.raises(UsageError, match="finds captions"):
+        search(index, ["pattern"], of="text", group_duplicates=True)
+
+
+def test_pictures_that_are_not_at_hand_are_told_and_group_identical_files_alone(in_two_formats):
+    data = in_two_formats.workspace.parent
+    moved = [path.rename(path.with_suffix(".moved")) for path in sorted(data.glob("*.jpg"))]
+    try:
+        result = in_two_formats("search", "pattern", "-k", 24, "--group-duplicates", "--json")
+        index = in_two_formats.workspace / "indexes" / "0001-0001-alignvl-s0-all"
+        with pytest.warns(UserWarning, match="12 pictures found are not at hand"):
+            search(index, ["pattern"], k=24, group_duplicates=True)
+    finally:
+        for path in moved:
+            path.rename(path.with_suffix(".jpg"))
+    assert "12 pictures found are not at hand" in " ".join(result.stderr.split())
+    hits = json.loads(result.stdout)["results"][0]["hits"]
+    assert sorted(hit["count"] for hit in hits) == [1] * 23 + [2]
+
+
+def test_captions_are_not_grouped_by_looks(in_two_formats):
+    message = in_two_formats.fails(2, "search", "pattern", "--of", "text", "--group-duplicates")
+    assert "leave it out, or add --of image" in message

@@ -41,6 +41,14 @@ def test_copies_are_counted_when_there_are_any():
     assert (lines[4].split()[-1], lines[5].split()[-1]) == ("12", "1")
 
 
+def test_near_duplicates_are_counted_and_named_where_they_were_grouped():
+    lines = drawn(Gallery.image, hit(count=6, duplicates=tuple("bcdef")), hit(rank=2, duplicates=()))
+    assert lines[2].split()[-2:] == ["images", "alike"]
+    assert lines[4].split()[-7:] == ["6", "b,", "c,", "d", "and", "2", "more"]
+    assert lines[5].split()[-1] == "1"
+    assert drawn(Gallery.image, hit(duplicates=())) == drawn(Gallery.image, hit())
+
+
 def test_long_captions_are_cut_to_the_line_and_ids_are_whole():
     lines = drawn(Gallery.image, hit(id="x" * 70, caption="word " * 80), width=80)
     assert max(map(len, lines)) <= 80

@@ -1,5 +1,7 @@
 """Search: ranking, folding of duplicates, and refusals, with encoders whose latents are known."""
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import pytest
 from support.fake_runs import make_run
@@ -100,11 +102,93 @@ def test_an_index_of_other_adapters_is_refused(tmp_path):
         search(index, other, other.project_image(store.image_latent), k=1, of=Gallery.image)
 
 
+@dataclass(frozen=True)
+class Kind:
+    """Looks of pictures of which those of one kind resemble each other."""
+
+    name: int
+
+    def resembles(self, other: "Kind") -> bool:
+        return self.name == other.name
+
+
+def by_tens(uri: str, content: str) -> Kind:
+    return Kind(int(uri.rpartition("item")[2].split(".")[0]) // 10)
+
+
+def line_of(images: int) -> np.ndarray:
+    """Latents whose cosine with the first one falls from image to image."""
+    angle_N = np.linspace(0, 1.5, images)
+    return np.stack([np.cos(angle_N), np.sin(angle_N)], axis=1).astype(np.float32)
+
+
+def test_images_that_look_alike_are_one_hit_with_the_ids_of_the_others(tmp_path):
+    line = line_of(64)
+    index, encoder, store = opened(tmp_path, images=64, captions_per_image=(1,), image_latent=line, text_latent=line)
+    hits = search(index, encoder, encoder.project_image(line[:1]), k=3, of=Gallery.image, look=by_tens)[0]
+    assert [hit.id for hit in hits] == [store.image_id[row] for row in (0, 10, 20)]
+    assert [hit.duplicates for hit in hits] == [tuple(store.image_id[row + 1 : row + 10]) for row in (0, 10, 20)]
+    assert [(hit.rank, hit.count) for hit in hits] == [(1, 10), (2, 10), (3, 10)]
+    plain = search(index, encoder, encoder.project_image(line[:1]), k=64, of=Gallery.image)[0]
+    assert [hit.score for hit in hits] == [plain[row].score for row in (0, 10, 20)]
+    between = encoder.project_image(0.9 * line[8:9] + 0.1 * line[7:8])
+    one = search(index, encoder, between, k=1, of=Gallery.image, look=by_tens)[0][0]
+    assert (one.id, one.duplicates) == (store.image_id[8], tuple(store.image_id[row] for row in (7, 9, 6)))
+
+
+def test_as_many_groups_as_asked_are_found_below_any_number_of_lookalikes(tmp_path):
+    line = line_of(64)
+    index, encoder, store = opened(tmp_path, images=64, captions_per_image=(1,), image_latent=line, text_latent=line)
+
+    def look(uri: str, content: str) -> Kind:
+        return Kind(max(0, by_tens(uri, content).name - 4))
+
+    query = encoder.project_image(line[[0, 63]])
+    first, last = search(index, encoder, query, k=3, of=Gallery.image, look=look)
+    assert [hit.count for hit in first] == [50, 10, 4]
+    assert [hit.count for hit in last] == [4, 10, 50]
+    assert sorted(id for hit in last for id in (hit.id, *hit.duplicates)) == sorted(store.image_id)
+    assert len(search(index, encoder, query, k=9, of=Gallery.image, look=look)[0]) == 3
+
+
+def test_identical_files_are_grouped_without_being_looked_at_and_what_is_left_out_is_in_no_group(tmp_path):
+    line = line_of(12)
+    index, encoder, store = opened(tmp_path, images=12, captions_per_image=(1,), image_latent=line, text_latent=line)
+    content = index.items[Gallery.image].content
+    content[3] = content[5] = content[0]
+    query, ids = encoder.project_image(line[:1]), store.image_id
+    hits = search(index, encoder, query, k=12, of=Gallery.image, look=lambda uri, content: None)[0]
+    assert [hit.duplicates for hit in hits] == [(ids[3], ids[5]), *[()] * 9]
+    without = [frozenset([content[0]])]
+    hits = search(index, encoder, query, k=2, of=Gallery.image, look=by_tens, without=without)[0]
+    assert [(hit.id, hit.count, hit.duplicates) for hit in hits] == [
+        (ids[1], 7, tuple(ids[row] for row in (2, 4, 6, 7, 8, 9))),
+        (ids[10], 2, (ids[11],)),
+    ]
+
+
+def test_what_resembles_none_of_the_shown_ones_is_not_chained_to_them(tmp_path):
+    """Each picture resembles its neighbours alone: the third does not join the first through the second."""
+    line = line_of(6)
+    index, encoder, store = opened(tmp_path, images=6, captions_per_image=(1,), image_latent=line, text_latent=line)
+
+    class Place(int):
+        def resembles(self, other: int) -> bool:
+            return abs(self - other) <= 1
+
+    def look(uri: str, content: str) -> Place:
+        return Place(uri.rpartition("item")[2].split(".")[0])
+
+    hits = search(index, encoder, encoder.project_image(line[:1]), k=6, of=Gallery.image, look=look)[0]
+    assert [hit.id for hit in hits] == [store.image_id[row] for row in (0, 2, 4)]
+
+
 def test_hits_are_json():
     from alignvl_cli.retrieval.search import Hit
 
     hit = Hit(rank=1, score=0.5, id="a", uri="a.png", caption="one", count=2)
     assert hit.to_json() == {"rank": 1, "score": 0.5, "id": "a", "uri": "a.png", "caption": "one", "count": 2}
+    assert replace(hit, duplicates=("b",)).to_json() == {**hit.to_json(), "duplicates": ("b",)}
 
 
 def test_hits_below_the_threshold_are_left_out(tmp_path):

@@ -77,6 +77,42 @@ def test_hits_below_a_precision_are_left_out_and_the_cutoff_is_told(client, inde
     assert reply["results"][0]["hits"] == [hit for hit in every["results"][0]["hits"] if hit["score"] >= known.score[0]]
 
 
+class ByColour(int):
+    """Looks by which all pictures of one colour are alike."""
+
+    def resembles(self, other: int) -> bool:
+        return self == other
+
+
+def test_near_duplicates_are_grouped_counted_and_named(workplace, index, monkeypatch):
+    class Look:
+        def __call__(self, uri, content):
+            return ByColour(int(uri.rpartition("/")[2].partition(".")[0]) % 3)
+
+        def unseen(self, uris):
+            return f"{len(list(uris))} unseen"
+
+    with service(source_of(workplace / "index")) as client:
+        (served,) = client.catalog.served.values()
+        monkeypatch.setattr(served, "look", Look())
+        reply = client.get("/search?text=green&k=3&group_duplicates=true").json
+        several = client.post("/search", {"texts": ["green"], "k": 3, "group_duplicates": True}).json
+        refused = client.get("/search?text=green&of=text&group_duplicates=true")
+    hits = reply["results"][0]["hits"]
+    assert [(hit["count"], len(hit["duplicates"])) for hit in hits] == [(20, 19)] * 3
+    assert sorted(name for hit in hits for name in (hit["id"], *hit["duplicates"])) == sorted(
+        index.items[Gallery.image].id
+    )
+    assert reply["notes"] == ["3 unseen"]
+    assert several["results"][0]["hits"] == hits
+    assert (refused.status, "finds captions" in refused.reason) == (422, True)
+
+
+def test_without_grouping_no_duplicate_is_named(client):
+    hits = client.get("/search?text=green&k=3").json["results"][0]["hits"]
+    assert [hit["duplicates"] for hit in hits] == [[]] * 3
+
+
 def test_embeddings_are_those_of_the_encoder(client, index, workplace):
     encoder = DualEncoder.load(index.run_path, "cpu")
     texts = client.post("/embeddings/texts", {"texts": ["red", "a blue square"]}).json

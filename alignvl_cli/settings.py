@@ -185,6 +185,15 @@ class EsSchedule(StrEnum):
     confidence = "confidence"
 
 
+class StructureDivergence(StrEnum):
+    """How unlike STRUCTURE's neighbourhoods of latents and embeddings are."""
+
+    paper = "paper"
+    """Jensen-Shannon."""
+    code = "code"
+    """What the authors' code computes: the same with the arguments of both KL divergences exchanged."""
+
+
 class LatentNorm(StrEnum):
     none = "none"
     l2 = "l2"
@@ -354,6 +363,10 @@ LEFT_OUT: dict[str, Any] = {
     "unpaired_weight": 0.0,
     "optimizer": OptimizerKind.adamw,
     "tau_start": None,
+    "structure": 0.0,
+    "structure_levels": 1,
+    "structure_divergence": StructureDivergence.paper,
+    "structure_warmup": 0.1,
 }
 """Settings that a training's record leaves out where they are these: earlier versions had none of them."""
 SMALLEST_SUBSET = 4
@@ -422,6 +435,7 @@ DECAY = Range("at least 0 (off) and below 1", lambda value: 0 <= value < 1)
 BY_RECIPE, BY_SIZE = "by recipe", "by size"
 ENCODERS, DATA, WORK = "Encoders", "Data", "Work"
 MIXING, PERTURBATION, SMOOTHING = "Mixing (FuseMix)", "Random Perturbation (RP)", "Embedding Smoothing (ES)"
+STRUCTURE = "Structure of the latents (STRUCTURE)"
 MODEL, SCHEDULE = "Adapters and loss", "Schedule and machine"
 PROTOCOL, REPORTS = "Protocol", "Reports"
 LIMITS = "Limits"
@@ -622,6 +636,20 @@ class TrainConfig:
     smoothing: float = setting("alpha, the target's mass that is spread.", 0.1, SMOOTHING, within=MASS)
     es_target: EsTarget = setting("Over which entries.", EsTarget.uniform, SMOOTHING)
     es_schedule: EsSchedule = setting("alpha over the training.", EsSchedule.constant, SMOOTHING)
+
+    structure: float = setting(
+        "Weight of STRUCTURE's regulariser, which keeps who resembles whom among the latents; theirs: 10.",
+        *(0.0, STRUCTURE),
+        within=at_least(0),
+        note="off",
+    )
+    structure_levels: int = setting("1: neighbours; 2: theirs too; and so on.", 1, STRUCTURE, within=at_least(1))
+    structure_divergence: StructureDivergence = setting(
+        "Jensen-Shannon, or what the authors' code has: its arguments exchanged.", StructureDivergence.paper, STRUCTURE
+    )
+    structure_warmup: float = setting(
+        "Share of the training in which the weight rises from 0.", 0.1, STRUCTURE, within=SHARE
+    )
 
     mask_duplicates: bool = setting("Same image or same caption: no negative.", False, MODEL, says=BY_RECIPE)
     image_parts: str = setting(

@@ -146,6 +146,7 @@ NOT_IN_ADAPTER = {
 ACT_ON_CLOSED_FORMS = (
     *("method", "seed", "size", "embed-dim", "latent-norm", "temperature"),
     *("device", "memory-budget", "corrupt-captions", "corrupt-kind", "subset", "image-parts", "text-parts"),
+    "pair-share",
 )
 """All that a closed form heeds."""
 
@@ -429,6 +430,11 @@ def _refuse_idle(asked: Mapping[str, Any], values: Mapping[str, Any], on: Mappin
     at_output = values["noise-position"] is NoisePosition.output
     if on["rp"] and at_output and values["noise"] is NoiseKind.dropout:
         raise UsageError("--noise dropout is sized by the RMS of the latents; it cannot act at --noise-position output")
+    if values["method"] is not Method.wasserstein_procrustes:
+        if "pair-share" in asked:
+            raise UsageError("--pair-share is of --method wasserstein-procrustes alone; leave it out")
+    elif values["corrupt-captions"] and not values["pair-share"]:
+        raise UsageError("--corrupt-captions has no effect where no pair is used; give a --pair-share, or leave it out")
     if not values["structure"] and (idle := [key for key in OF_STRUCTURE if key in asked]):
         raise UsageError(f"--{idle[0]} acts beside --structure WEIGHT alone; give a weight, or leave it out")
     if values["tau-start"] is not None and values["temperature"] is not None:

@@ -124,6 +124,8 @@ class Method(StrEnum):
     cca = "cca"
     ridge = "ridge"
     csa = "csa"
+    wasserstein_procrustes = "wasserstein-procrustes"
+    """Without pairs, but for those that `--pair-share` lets in."""
 
 
 class CorruptKind(StrEnum):
@@ -363,6 +365,7 @@ LEFT_OUT: dict[str, Any] = {
     "unpaired_weight": 0.0,
     "optimizer": OptimizerKind.adamw,
     "tau_start": None,
+    "pair_share": 0.0,
     "structure": 0.0,
     "structure_levels": 1,
     "structure_divergence": StructureDivergence.paper,
@@ -583,7 +586,16 @@ class CheckSettings(Checked):
 class TrainConfig:
     """Every setting that decides a trained adapter pair. `recipes.resolve_train` makes one, and leaves nothing open."""
 
-    method: Method = setting("Training, or a closed form in seconds (a baseline).", Method.contrastive)
+    method: Method = setting(
+        "Training, or a closed form in seconds (a baseline); wasserstein-procrustes: in minutes, without any pair.",
+        Method.contrastive,
+    )
+    pair_share: float = setting(
+        "Weight of known pairs with --method wasserstein-procrustes; 0.5: as much as what it matches, 1: Procrustes.",
+        *(0.0, None),
+        within=SHARE,
+        note="no pair is used",
+    )
     corrupt_captions: float = setting(
         "Share of the training pairs to re-pair wrongly, to study noise.", 0.0, within=SHARE
     )

@@ -52,6 +52,7 @@ def trained(tmp_path_factory) -> CommandLine:
         [*trained, "--adapter", "mlp"],
         [*trained, "--recipe", "sail"],
         ["--method", "csa"],
+        ["--method", "wasserstein-procrustes"],
         [*trained, "--cca-weight", "0.5"],
     ):
         alignvl.succeeds("train", "--embed-dim", 8, "--device", "cpu", *words)
@@ -69,7 +70,9 @@ def runs(alignvl: CommandLine) -> list[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "needs_code"), [(1, False), (2, False), (3, True), (4, True), (5, True)])
+@pytest.mark.parametrize(
+    ("number", "needs_code"), [(1, False), (2, False), (3, True), (4, True), (5, False), (6, True)]
+)
 def test_sentence_transformers_gives_the_runs_embeddings(trained, tmp_path, number, needs_code):
     run = runs(trained)[number]
     result = trained("export", run, "-o", tmp_path / "model", "--to", "sentence-transformers")

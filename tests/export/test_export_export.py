@@ -105,6 +105,13 @@ def test_onnx_gives_the_runs_embeddings_for_any_number_of_rows(trained, tmp_path
             np.testing.assert_allclose(found, project(latent_ND), atol=1e-5)
 
 
+def test_the_card_of_a_run_without_pairs_says_that_nothing_was_selected_by_recall(trained, tmp_path):
+    trained.succeeds("export", runs(trained)[5], "-o", tmp_path / "weights", "--to", "safetensors")
+    card = (tmp_path / "weights" / "README.md").read_text()
+    assert "Solved for without any pair on" in card
+    assert "selected on" not in card
+
+
 def test_the_card_tells_the_runs_record(trained, tmp_path):
     run = runs(trained)[-1]
     trained.succeeds("eval", run)

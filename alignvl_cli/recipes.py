@@ -47,6 +47,8 @@ SWITCHED_BY = {
     "es": ("smoothing", "es-target", "es-schedule"),
 }
 """Setting a detail of an ingredient switches the ingredient on."""
+OF_STRUCTURE = ("structure-levels", "structure-divergence", "structure-warmup")
+"""What acts beside a weight alone."""
 
 TRAIN = {setting.flag: setting for setting in declared(TrainConfig).values()}
 """Every setting of `train`, as its flag is spelled without the dashes."""
@@ -145,6 +147,7 @@ NOT_IN_ADAPTER = {
 ACT_ON_CLOSED_FORMS = (
     *("method", "seed", "size", "embed-dim", "latent-norm", "temperature"),
     *("device", "memory-budget", "corrupt-captions", "corrupt-kind", "subset", "image-parts", "text-parts"),
+    "pair-share",
 )
 """All that a closed form heeds."""
 
@@ -386,6 +389,8 @@ def run_name(config: TrainConfig) -> str:
         parts.append(config.es_target.value)
     if config.smoothing and config.es_schedule != plain.es_schedule:
         parts.append(config.es_schedule.value)
+    if config.structure:
+        parts.append(f"structure{config.structure:g}")
     if config.adapter != plain.adapter:
         parts.append(config.adapter.value)
     if config.loss != plain.loss:
@@ -435,6 +440,13 @@ def _refuse_idle(asked: Mapping[str, Any], values: Mapping[str, Any], on: Mappin
     at_output = values["noise-position"] is NoisePosition.output
     if on["rp"] and at_output and values["noise"] is NoiseKind.dropout:
         raise UsageError("--noise dropout is sized by the RMS of the latents; it cannot act at --noise-position output")
+    if values["method"] is not Method.wasserstein_procrustes:
+        if "pair-share" in asked:
+            raise UsageError("--pair-share is of --method wasserstein-procrustes alone; leave it out")
+    elif values["corrupt-captions"] and not values["pair-share"]:
+        raise UsageError("--corrupt-captions has no effect where no pair is used; give a --pair-share, or leave it out")
+    if not values["structure"] and (idle := [key for key in OF_STRUCTURE if key in asked]):
+        raise UsageError(f"--{idle[0]} acts beside --structure WEIGHT alone; give a weight, or leave it out")
     if values["tau-start"] is not None and values["temperature"] is not None:
         raise UsageError("--tau-start is of a learned temperature, and --temperature is fixed; leave one out")
     for key in NOT_IN_ADAPTER.get(values["adapter"], ()):

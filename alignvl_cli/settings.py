@@ -125,6 +125,8 @@ class Method(StrEnum):
     cca = "cca"
     ridge = "ridge"
     csa = "csa"
+    wasserstein_procrustes = "wasserstein-procrustes"
+    """Without pairs, but for those that `--pair-share` lets in."""
 
 
 class CorruptKind(StrEnum):
@@ -184,6 +186,15 @@ class EsSchedule(StrEnum):
     constant = "constant"
     linear = "linear"
     confidence = "confidence"
+
+
+class StructureDivergence(StrEnum):
+    """How unlike STRUCTURE's neighbourhoods of latents and embeddings are."""
+
+    paper = "paper"
+    """Jensen-Shannon."""
+    code = "code"
+    """What the authors' code computes: the same with the arguments of both KL divergences exchanged."""
 
 
 class LatentNorm(StrEnum):
@@ -365,6 +376,11 @@ LEFT_OUT: dict[str, Any] = {
     "optimizer": OptimizerKind.adamw,
     "tau_start": None,
     "keep_epoch": KeepEpoch.best,
+    "pair_share": 0.0,
+    "structure": 0.0,
+    "structure_levels": 1,
+    "structure_divergence": StructureDivergence.paper,
+    "structure_warmup": 0.1,
 }
 """Settings that a training's record leaves out where they are these: earlier versions had none of them."""
 SMALLEST_SUBSET = 4
@@ -433,6 +449,7 @@ DECAY = Range("at least 0 (off) and below 1", lambda value: 0 <= value < 1)
 BY_RECIPE, BY_SIZE = "by recipe", "by size"
 ENCODERS, DATA, WORK = "Encoders", "Data", "Work"
 MIXING, PERTURBATION, SMOOTHING = "Mixing (FuseMix)", "Random Perturbation (RP)", "Embedding Smoothing (ES)"
+STRUCTURE = "Structure of the latents (STRUCTURE)"
 MODEL, SCHEDULE = "Adapters and loss", "Schedule and machine"
 PROTOCOL, REPORTS = "Protocol", "Reports"
 LIMITS = "Limits"
@@ -599,7 +616,16 @@ class CheckSettings(Checked):
 class TrainConfig:
     """Every setting that decides a trained adapter pair. `recipes.resolve_train` makes one, and leaves nothing open."""
 
-    method: Method = setting("Training, or a closed form in seconds (a baseline).", Method.contrastive)
+    method: Method = setting(
+        "Training, or a closed form in seconds (a baseline); wasserstein-procrustes: in minutes, without any pair.",
+        Method.contrastive,
+    )
+    pair_share: float = setting(
+        "Weight of known pairs with --method wasserstein-procrustes; 0.5: as much as what it matches, 1: Procrustes.",
+        *(0.0, None),
+        within=SHARE,
+        note="no pair is used",
+    )
     corrupt_captions: float = setting(
         "Share of the training pairs to re-pair wrongly, to study noise.", 0.0, within=SHARE
     )
@@ -652,6 +678,20 @@ class TrainConfig:
     smoothing: float = setting("alpha, the target's mass that is spread.", 0.1, SMOOTHING, within=MASS)
     es_target: EsTarget = setting("Over which entries.", EsTarget.uniform, SMOOTHING)
     es_schedule: EsSchedule = setting("alpha over the training.", EsSchedule.constant, SMOOTHING)
+
+    structure: float = setting(
+        "Weight of STRUCTURE's regulariser, which keeps who resembles whom among the latents; theirs: 10.",
+        *(0.0, STRUCTURE),
+        within=at_least(0),
+        note="off",
+    )
+    structure_levels: int = setting("1: neighbours; 2: theirs too; and so on.", 1, STRUCTURE, within=at_least(1))
+    structure_divergence: StructureDivergence = setting(
+        "Jensen-Shannon, or what the authors' code has: its arguments exchanged.", StructureDivergence.paper, STRUCTURE
+    )
+    structure_warmup: float = setting(
+        "Share of the training in which the weight rises from 0.", 0.1, STRUCTURE, within=SHARE
+    )
 
     mask_duplicates: bool = setting("Same image or same caption: no negative.", False, MODEL, says=BY_RECIPE)
     image_parts: str = setting(

@@ -122,6 +122,13 @@ def test_the_stronger_layer_wins(lower, upper, expected):
         ({"temperature": "fixed:0.9"}, "fixed:TAU"),
         ({"temperature": "fixed:0.1", "tau-start": 0.05}, "leave one out"),
         ({"tau-start": 0.9}, "--tau-start"),
+        ({"pair-share": 0.5}, "wasserstein-procrustes alone"),
+        ({"method": "wasserstein-procrustes", "pair-share": 2}, "--pair-share"),
+        ({"method": "wasserstein-procrustes", "corrupt-captions": 0.2}, "no pair is used"),
+        ({"structure": -1}, "--structure"),
+        ({"structure-levels": 2}, "give a weight"),
+        ({"structure": 1, "structure-warmup": 1.5}, "--structure-warmup"),
+        ({"structure": 1, "structure-divergence": "kl"}, "paper, code"),
     ],
 )
 def test_refused(asked, said):
@@ -154,6 +161,11 @@ PLAIN = {
     "smoothing": 0.1,
     "es-target": "uniform",
     "es-schedule": "constant",
+    "pair-share": 0,
+    "structure": 0,
+    "structure-levels": 1,
+    "structure-divergence": "paper",
+    "structure-warmup": 0.1,
     "mask-duplicates": False,
     "loss": "infonce",
     "adapter": "fusemix",
@@ -180,7 +192,9 @@ def test_nothing_asked_for_is_what_it_has_always_been():
     assert {key: value for key, value in plain.items() if key in PLAIN} == PLAIN
     left_out = plain.keys() - by_flag(resolve_train().to_json()).keys()
     # The record says what departs from them; --keep-epoch does: earlier versions kept the best.
-    assert left_out == {"image-parts", "text-parts", "unpaired-weight", "optimizer", "tau-start"}
+    assert left_out == {"image-parts", "text-parts", "unpaired-weight", "optimizer", "tau-start"} | {
+        key for key in PLAIN if key.startswith(("structure", "pair-"))
+    }
     assert TrainConfig.from_json(resolve_train().to_json()) == resolve_train()
     sized = {flag for flag, setting in TRAIN.items() if setting.said.says == BY_SIZE}
     assert sized == by_flag(asdict(shape_for(300))).keys() == TRAIN.keys() - PLAIN.keys() - {"rp", "es"}

@@ -120,7 +120,7 @@ CLOSED_FORMS: dict[Method, Callable[[Moments, int], Iterator[tuple[float | None,
     Method.csa: csa,
 }
 """(moments, width) -> each ridge tried (None: there is none to choose) and the maps that it gives."""
-assert CLOSED_FORMS.keys() == set(Method) - {Method.contrastive}
+assert CLOSED_FORMS.keys() == set(Method) - {Method.contrastive, Method.wasserstein_procrustes}
 
 
 def rank(found: Moments) -> int:

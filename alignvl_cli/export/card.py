@@ -151,6 +151,10 @@ def _parts(encoder: dict[str, Any]) -> list[str]:
 def _training(run: Run) -> str:
     stores = ", ".join(f"`{Path(one['path']).name}` ({one['content_hash'][:12]})" for one in run.config["stores"])
     pairs = f" {run.result['pairs']:,} pairs of" if "pairs" in run.result else ""
+    if "objective" in run.result.get("best", {}):
+        share = run.config["settings"].get("pair_share", 0)
+        known = f"with known pairs at a share of {share:g}" if share else "without any pair"
+        return f"Solved for {known} on {stores}: pictures and captions were matched by the shapes of their latents."
     if _is_solved(run):
         return f"Solved for on{pairs} {stores}; the ridge was chosen on the split `{run.split_used}`."
     return f"Trained on{pairs} {stores}; the epoch was selected on the split `{run.split_used}`."
@@ -202,7 +206,8 @@ def _eval_results(run: Run) -> Iterator[EvalResult]:
 def _results(run: Run) -> str:
     """Recall on validation, and every evaluation that was saved beside the run, at the K that each has."""
     best = run.result.get("best", {})
-    found = {f"{run.split_used} (selected on)": best} if "image_to_text" in best else {}
+    label = run.split_used if "objective" in best else f"{run.split_used} (selected on)"
+    found = {label: best} if "image_to_text" in best else {}
     found |= _evaluations(run)
     if not found:
         return "No recall was measured."

@@ -183,6 +183,7 @@ def _agreement_table(found: "Agreement") -> Table:
         f"Which layers agree? Mutual {found.neighbours}-nearest neighbours on train; below them, shuffled",
         ("image layer", *(f"text {name}" for name in columns)),
         rows,
+        notes=(found.closest.reading,),
     )
 
 

@@ -220,6 +220,8 @@ class TrainingProgress(Display):
         ridge = "" if tried.ridge is None else f"ridge {tried.ridge:g}: "
         if tried.dimensions is not None:
             ridge = f"ridge {tried.ridge:g}, {tried.dimensions} dimensions, power {tried.power:g}: "
+        if tried.objective is not None:
+            ridge = f"mean cosine of matched rows {tried.objective:.4f}, which decides; "
         best = " (the best so far)" if tried.best else ""
         self._say(f"{ridge}validation mean recall {tried.metrics['mean_recall']:.2f}{best}")
 

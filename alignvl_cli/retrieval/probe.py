@@ -1,12 +1,13 @@
 """`alignvl probe`: how alike the two frozen spaces of a store arrange the same pairs, beside what shuffled pairs would
 give, and what that says of training on it.
 
-Letters: N pairs, D and C widths of image and text latents, I images, T captions, K neighbours or shared width.
+Letters: N pairs, D and C widths of image and text latents, I images, T captions, K neighbours or shared width, B pairs
+of layers, S shuffles.
 """
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,7 +46,8 @@ class Measured:
 def mutual_knn(image_ND: Tensor, text_NC: Tensor, generator: torch.Generator) -> Measured:
     """Mean share of a pair's ten nearest others by image cosine that are among the ten by text cosine, 0 to 1; chance
     is 10 / (N - 1). After Huh et al., "The Platonic Representation Hypothesis" (ICML 2024), section 2."""
-    return _shared(_neighbours(image_ND, NEIGHBOURS), _neighbours(text_NC, NEIGHBOURS), generator)
+    image_NK, text_NK = _neighbours(image_ND, NEIGHBOURS), _neighbours(text_NC, NEIGHBOURS)
+    return _measured(lambda order_N: _shared(image_NK, text_NK, order_N), len(image_ND), generator)
 
 
 def _neighbours(x_ND: Tensor, most: int) -> Tensor:
@@ -54,17 +56,48 @@ def _neighbours(x_ND: Tensor, most: int) -> Tensor:
     return nearest_others(x_ND.__getitem__, len(x_ND), torch.arange(len(x_ND)), kept).sort(dim=1).values
 
 
-def _shared(image_NK: Tensor, text_NK: Tensor, generator: torch.Generator) -> Measured:
-    """Mean share of the neighbours of a row on one side that it has on the other, too."""
-    image_NK = image_NK.contiguous()
+def _shared(image_NK: Tensor, text_NK: Tensor, order_N: Tensor) -> float:
+    """Mean share of the neighbours of a row on one side that it has on the other, too, whose rows are in that order."""
+    place_N = order_N.argsort()  # where each row of the texts stands once they are shuffled
+    moved_NK = place_N[text_NK[order_N]]
+    at_NK = torch.searchsorted(image_NK, moved_NK).clamp_(max=image_NK.shape[1] - 1)
+    return (image_NK.gather(1, at_NK) == moved_NK).float().mean().item()
 
-    def overlap(order_N: Tensor) -> float:
-        place_N = order_N.argsort()  # where each row of the texts stands once they are shuffled
-        moved_NK = place_N[text_NK[order_N]]
-        at_NK = torch.searchsorted(image_NK, moved_NK).clamp_(max=image_NK.shape[1] - 1)
-        return (image_NK.gather(1, at_NK) == moved_NK).float().mean().item()
 
-    return _measured(overlap, len(image_NK), generator)
+LAYER_PERMUTATIONS = 200
+"""The authors' number of them: no p is below 1 / 201."""
+LEVEL = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Closest:
+    """The two parts that agree most, and how sure it is that they agree at all, given that they were looked for.
+
+    Null calibration of the largest (Gröger et al., arXiv 2602.14486, algorithm 2): the pairs are shuffled, in all
+    layers alike, and the largest of all measures is taken again each time.
+    """
+
+    image: str
+    text: str
+    value: float
+    p: float
+    """Share of the shuffles, this order counted as one of them, whose largest measure is no less."""
+    threshold: float
+    """The largest measure of shuffled pairs is no larger in 95 % of them."""
+    calibrated: float
+    """`(value - threshold) / (1 - threshold)`, at least 0: comparable between encoders of more or fewer layers."""
+    permutations: int
+
+    @property
+    def reading(self) -> str:
+        """In words, and how to train on the two."""
+        told = (
+            f"image {self.image} and text {self.text} agree most: the largest measure of {self.permutations} shuffles "
+            f"is as large with p = {self.p:.3f}, and calibrated by it theirs is {self.calibrated:.3f}"
+        )
+        if self.p > LEVEL:
+            return f"{told}: no more than what the best of as many layers has by chance"
+        return f"{told}; on them alone: train --image-parts {self.image} --text-parts {self.text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +109,7 @@ class Agreement:
     pairs: int
     parts: dict[str, dict[str, Measured]]
     """Image part -> text part."""
+    closest: Closest
 
 
 def agreement(
@@ -90,11 +124,36 @@ def agreement(
     pairs = len(image_ND)
     kept = min(next(k for k in itertools.count(1) if k**3 >= 8 * pairs), pairs - 1)
     text = {name: _neighbours(text_NC[:, columns], kept) for name, columns in text_parts.items()}
-    found = {}
-    for name, columns in image_parts.items():
-        image_NK = _neighbours(image_ND[:, columns], kept)
-        found[name] = {other: _shared(image_NK, text_NK, generator) for other, text_NK in text.items()}
-    return Agreement(kept, pairs, found)
+    image = {name: _neighbours(image_ND[:, columns], kept) for name, columns in image_parts.items()}
+    both = list(itertools.product(image, text))
+
+    def measured(order_N: Tensor) -> list[float]:
+        return [_shared(image[name], text[other], order_N) for name, other in both]
+
+    value_B = torch.tensor(measured(torch.arange(pairs)))
+    orders = (torch.randperm(pairs, generator=generator) for _ in range(LAYER_PERMUTATIONS))
+    shuffled_SB = torch.tensor([measured(order_N) for order_N in orders])
+    found: dict[str, dict[str, Measured]] = {name: {} for name in image}
+    for (name, other), value, shuffled_S in zip(both, value_B.tolist(), shuffled_SB.T, strict=True):
+        found[name][other] = Measured(value, shuffled_S.mean().item(), shuffled_S.max().item())
+    return Agreement(kept, pairs, found, _closest(both, value_B, shuffled_SB))
+
+
+def _closest(both: Sequence[tuple[str, str]], value_B: Tensor, shuffled_SB: Tensor) -> Closest:
+    """Of measures of B pairs of layers, and the same of S shuffles."""
+    largest_S, best = shuffled_SB.amax(dim=1), int(value_B.argmax())
+    value, shuffles = value_B[best], len(largest_S)
+    every = torch.cat([largest_S, value[None]]).sort().values
+    threshold = every[math.ceil((1 - LEVEL) * (shuffles + 1)) - 1].item()
+    return Closest(
+        image=both[best][0],
+        text=both[best][1],
+        value=value.item(),
+        p=(1 + int((largest_S >= value).sum())) / (shuffles + 1),
+        threshold=threshold,
+        calibrated=max(0.0, value.item() - threshold) / (1 - threshold) if threshold < 1 else 0.0,
+        permutations=shuffles,
+    )
 
 
 def cka(image_ND: Tensor, text_NC: Tensor, generator: torch.Generator) -> Measured:

@@ -1,12 +1,13 @@
-"""Adapters that are solved for: `--method procrustes|cca|ridge|csa`, and the start of `--init cca`. The ridge is
-selected on the validation split.
+"""Adapters that are solved for: every `--method` but `contrastive`, and the start of `--init cca`. The ridge is
+selected on the validation split; without pairs, by an objective that knows none.
 
-Letters: I images, T captions, N pairs of a block, E shared width.
+Letters: I images, T captions, N pairs of a block (or images, with M captions, without pairs), E shared width.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -23,11 +24,13 @@ from alignvl_cli.align.adapters import (
 )
 from alignvl_cli.align.closed_forms import CLOSED_FORMS, Maps, Moments, moments, rank
 from alignvl_cli.align.losses import contrastive
-from alignvl_cli.align.streams import Streams
+from alignvl_cli.align.streams import Stream, Streams
+from alignvl_cli.align.wasserstein import clouds_of, matched, objective, parted, rotate
 from alignvl_cli.errors import DataError
 from alignvl_cli.settings import AdapterKind, Loss, Method
 from alignvl_cli.training.data import SplitLatents
 from alignvl_cli.training.state import Best, Plan, TrainState, Tried, copied
+from alignvl_cli.training.unpaired import drawn
 from alignvl_cli.training.validation import validate
 
 BLOCK_PAIRS = 256
@@ -47,6 +50,8 @@ def solve(plan: Plan, state: TrainState) -> Iterator[Tried]:
     """
     if plan.config.method is Method.csa:
         yield from _solve_csa(plan, state)
+    elif plan.config.method is Method.wasserstein_procrustes and plan.config.pair_share < 1:
+        yield from _solve_unpaired(plan, state)
     else:
         for ridge, metrics in _solutions(plan, state.adapters, plan.config.method):
             yield _tried(state, metrics, ridge=ridge)
@@ -65,6 +70,46 @@ def _tried(state: TrainState, metrics: dict[str, Any], **choice: Any) -> Tried:
     if is_best:
         state.best = Best(copied(state.adapters), 0, 0, {**metrics, **choice})
     return Tried(metrics=metrics, best=is_best, **choice)
+
+
+MATCHED_ROWS = 4000
+"""Of each modality at most, drawn at random: the matching of as many takes some ten seconds."""
+SEEDS = 5
+
+
+def _solve_unpaired(plan: Plan, state: TrainState) -> Iterator[Tried]:
+    """Match pictures and captions whose pairing is not looked at, and solve for what is matched as for pairs, beside
+    the known ones with their share; from several seeds, the one of the best objective being kept. The validation split
+    has no part in that."""
+    share, loaded, adapters = plan.config.pair_share, plan.loaded, state.adapters
+    assert loaded is not None
+    pool = loaded.unpaired
+    image, text = (plan.gather.data.image_ID, plan.gather.data.text_TC) if pool is None else (pool.image, pool.text)
+    image_ND, text_MC = (drawn(rows, MATCHED_ROWS, state.streams).cpu() for rows in (image, text))
+    known, paired_PD, paired_PC = None, image_ND[:0], text_MC[:0]
+    if share:
+        known = moments(_before_last_map(plan, adapters))
+        first = islice(_before_last_map(plan, adapters), MATCHED_ROWS // BLOCK_PAIRS)
+        paired_PD, paired_PC = (torch.cat(blocks).cpu() for blocks in zip(*first, strict=True))
+    clouds, draws = clouds_of(image_ND, text_MC, paired_PD, paired_PC), state.streams[Stream.unpaired]
+    fitted, aside = parted(clouds, draws)
+    for _ in range(SEEDS):
+        map_KK = rotate(fitted, share, draws)
+        cosine = objective(aside, map_KK)
+        found_N, found_M = matched(clouds.img_NK @ map_KK, clouds.txt_MK)
+        found = moments([(image_ND[found_N], text_MC[found_M])])
+        if known is not None:
+            found = Moments(*((1 - share) * ours + share * theirs for ours, theirs in zip(found, known, strict=True)))
+        width = min(adapters.shape.embed_dim, rank(found))
+        if not width:
+            return
+        ((_, maps),) = CLOSED_FORMS[Method.procrustes](found, width)
+        _install(adapters, maps, found)
+        metrics = validate(adapters, plan.val)
+        is_best = state.best is None or cosine > state.best.metrics["objective"]
+        if is_best:
+            state.best = Best(copied(adapters), 0, 0, {**metrics, "objective": cosine})
+        yield Tried(ridge=None, metrics=metrics, best=is_best, objective=cosine)
 
 
 FEWEST_DIMENSIONS = 8
@@ -155,6 +200,8 @@ def _solutions(plan: Plan, adapters: AdapterPair, method: Method) -> Iterator[tu
 
     None at all when images and captions do not vary together.
     """
+    if method is Method.wasserstein_procrustes:  # with nothing but pairs
+        method = Method.procrustes
     found = moments(_before_last_map(plan, adapters))
     width = min(adapters.shape.embed_dim, rank(found))
     if not width:

@@ -54,7 +54,7 @@ class Batch(NamedTuple):
     keys_KN: Tensor | None
     """What each row shows (its dominant component, when mixed); None without `--mask-duplicates`."""
     frozen: Frozen | None = None
-    """What says who resembles whom; None unless the target asks."""
+    """What says who resembles whom; None unless the target or STRUCTURE asks."""
 
 
 Transform = Callable[[Batch, Slices], Batch]
@@ -99,8 +99,8 @@ class FuseMix:
 
 
 def remember_resemblance(batch: Batch, slices: Slices) -> Batch:
-    """Keep the latents for the `similarity` target: mixed, for a mixture resembles both its parts, and not yet
-    perturbed, for noise says nothing of who resembles whom."""
+    """Keep the latents for the `similarity` target and for STRUCTURE: mixed, for a mixture resembles both its parts,
+    and not yet perturbed, for noise says nothing of who resembles whom."""
     return batch._replace(frozen=Frozen.of(batch.image, batch.text))
 
 
@@ -148,7 +148,7 @@ def input_transforms(config: TrainConfig, gather: Gather, scales: Scales, stream
     """What is done to the latents, in this order, before the adapters."""
     if config.mix:
         yield FuseMix(gather, config.mix_alpha, config.mix_coefficient, streams)
-    if config.smoothing and config.es_target is EsTarget.similarity:
+    if config.structure or (config.smoothing and config.es_target is EsTarget.similarity):
         yield remember_resemblance
     if config.noise is not NoiseKind.none and config.noise_position is NoisePosition.input:
         yield _perturb(config, scales, streams)

@@ -16,6 +16,7 @@ from alignvl_cli.align.adapters import AdapterPair
 from alignvl_cli.align.losses import LossParts, contrastive
 from alignvl_cli.align.smoothing import smoothing_at
 from alignvl_cli.align.streams import Stream
+from alignvl_cli.align.structure import structure_loss, weight_at
 from alignvl_cli.devices import is_out_of_memory
 from alignvl_cli.errors import DataError, DivergedError, UsageError
 from alignvl_cli.settings import Init, KeepEpoch, Precision
@@ -182,8 +183,8 @@ def batch_loss(plan: Plan, adapters: AdapterPair, slices: Slices, progress: floa
         image, text = (plan.parallel.own_rows(latents) for latents in (batch.image, batch.text))
         image, text = adapters.image.body(image), adapters.text.body(text)
     # What follows is float32 whatever the adapters compute in: little noise on the output would be lost in rounding.
-    image, text = (plan.parallel.all_gather(embedded).float() for embedded in (image, text))
-    batch = batch._replace(image=image, text=text)
+    embedded = [plan.parallel.all_gather(own).float() for own in (image, text)]
+    batch = batch._replace(image=embedded[0], text=embedded[1])
     for transform in plan.outputs:
         batch = transform(batch, slices)
     scale, bias = adapters.scale_and_bias()
@@ -201,11 +202,16 @@ def batch_loss(plan: Plan, adapters: AdapterPair, slices: Slices, progress: floa
         group=plan.parallel,
         rounds=plan.loss_rounds,
     )
-    if plan.unpaired is None:
-        return found
-    with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=plan.precision is Precision.bf16):
-        unpaired = plan.unpaired.loss(adapters)
-    return found._replace(loss=found.loss + config.unpaired_weight * unpaired)
+    loss = found.loss
+    if config.structure:
+        assert batch.frozen is not None
+        changed = structure_loss(batch.frozen, embedded, config.structure_levels, config.structure_divergence)
+        loss = loss + weight_at(config.structure, config.structure_warmup, progress) * changed
+    if plan.unpaired is not None:
+        with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=plan.precision is Precision.bf16):
+            unpaired = plan.unpaired.loss(adapters)
+        loss = loss + config.unpaired_weight * unpaired
+    return found._replace(loss=loss)
 
 
 def _validated(plan: Plan, state: TrainState, epoch: int) -> Iterator[Warned | Validated]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from alignvl_cli.align.adapters import COMPLETIONS, Adapter, AdapterPair, AdapterShape, Runs, new_pair
 from alignvl_cli.align.streams import Streams
+from alignvl_cli.align.structure import MAX_ROWS
 from alignvl_cli.devices import automatic_tile, choose_precision, fits_on
 from alignvl_cli.errors import UsageError
 from alignvl_cli.settings import (
@@ -149,7 +150,7 @@ def prepare(
         latent_rms={side: scale.rms for side, scale in scales.items()},
         noise_share=noise_share,
         first_step=0,
-        notes=tuple(_notes(stores, val_store, noise_share, isinstance(gather.data, ShuffleBuffer), unpaired, loaded)),
+        notes=tuple(_notes(stores, val_store, noise_share, unpaired, loaded, config)),
         selection=loaded.record,
     )
     state = TrainState(
@@ -318,15 +319,17 @@ def _notes(
     stores: Sequence[Store],
     val_store: Store,
     noise_share: dict[str, float] | None,
-    buffered: bool,
     unpaired: Sequence[Store],
     loaded: Loaded,
+    config: TrainConfig,
 ) -> Iterator[str]:
     """What the user should know before the first step."""
     if loaded.unpaired is not None:
         images, captions = loaded.unpaired.images, loaded.unpaired.captions
         yield f"besides the pairs, {images:,} pictures and {captions:,} captions without one"
-    if buffered:
+    if config.structure and config.batch_size > MAX_ROWS:
+        yield f"--structure compares the first {MAX_ROWS:,} rows of each batch, drawn at random as all are"
+    if isinstance(loaded.gather.data, ShuffleBuffer):
         yield "the latents are larger than --memory-budget: blocks of them are shuffled, and read as they are needed"
     if noise_share is not None and max(noise_share.values()) < FAINT_NOISE:
         yield (

@@ -174,10 +174,14 @@ def train_run(
 def _unpaired(named: Sequence[Path | Store], stores: Sequence[Store], configs: Sequence[TrainConfig]) -> list[Store]:
     """The stores whose pictures and captions are used without their pairing. UsageError where they would have no
     effect."""
-    if not any(config.unpaired_weight for config in configs):
+    if configs[0].method is Method.wasserstein_procrustes and configs[0].pair_share < 1:
+        if not named and (configs[0].subset == "all" or not configs[0].pair_share):
+            return []  # the training rows themselves
+    elif not any(config.unpaired_weight for config in configs):
         if named:
             raise UsageError(
-                "--unpaired has no effect on a closed form, nor with --unpaired-weight 0; leave one of them out"
+                "--unpaired has no effect on a closed form of pairs, nor with --unpaired-weight 0; leave one of them "
+                "out"
             )
         return []
     return [store if isinstance(store, Store) else open_store(store) for store in named] or [*stores]

@@ -103,6 +103,8 @@ class Tried:
     """Of CSA: how many canonical directions count, ..."""
     power: float | None = None
     """... and the power of the correlations that weigh them."""
+    objective: float | None = None
+    """Of Wasserstein-Procrustes: the mean cosine of rows that are matched, not paired; the best of it is kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

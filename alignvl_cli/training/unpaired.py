@@ -48,19 +48,22 @@ class Unpaired:
 
     def loss(self, adapters: AdapterPair) -> Tensor:
         """KL between the teacher's and the adapters' transport plans of a fresh batch, in nats."""
-        image_ND, text_MC = (self._drawn(rows) for rows in (self.rows.image, self.rows.text))
+        image_ND, text_MC = (
+            sent(drawn(rows, UNPAIRED_ROWS, self.streams), self.device) for rows in (self.rows.image, self.rows.text)
+        )
         img_NE, txt_ME = adapters.image.body(image_ND), adapters.text.body(text_MC)
         with torch.autocast(image_ND.device.type, enabled=False):
             with torch.no_grad():
                 teacher_NM = _unit(self.teacher.image.body(image_ND)) @ _unit(self.teacher.text.body(text_MC)).T
             return klot(img_NE.float(), txt_ME.float(), teacher_NM)
 
-    def _drawn(self, rows: Rows) -> Tensor:
-        # numpy draws without replacement in the time of what is drawn; its seed is the stream's.
-        seed = int(torch.randint(2**63 - 1, (), generator=self.streams[Stream.unpaired]).item())
-        place_N = np.random.default_rng(seed).choice(len(rows), min(len(rows), UNPAIRED_ROWS), replace=False)
-        drawn = rows.read(place_N) if isinstance(rows, StoredRows) else rows[torch.from_numpy(place_N)]
-        return sent(drawn, self.device)
+
+def drawn(rows: Rows, most: int, streams: Streams) -> Tensor:
+    """At most so many of the rows, in some order."""
+    # numpy draws without replacement in the time of what is drawn; its seed is the stream's.
+    seed = int(torch.randint(2**63 - 1, (), generator=streams[Stream.unpaired]).item())
+    place_N = np.random.default_rng(seed).choice(len(rows), min(len(rows), most), replace=False)
+    return rows.read(place_N) if isinstance(rows, StoredRows) else rows[torch.from_numpy(place_N)]
 
 
 def _unit(rows: Tensor) -> Tensor:

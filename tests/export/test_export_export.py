@@ -52,6 +52,7 @@ def trained(tmp_path_factory) -> CommandLine:
         [*trained, "--adapter", "mlp"],
         [*trained, "--recipe", "sail"],
         ["--method", "csa"],
+        ["--method", "wasserstein-procrustes"],
         [*trained, "--cca-weight", "0.5"],
     ):
         alignvl.succeeds("train", "--embed-dim", 8, "--device", "cpu", *words)
@@ -69,7 +70,9 @@ def runs(alignvl: CommandLine) -> list[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "needs_code"), [(1, False), (2, False), (3, True), (4, True), (5, True)])
+@pytest.mark.parametrize(
+    ("number", "needs_code"), [(1, False), (2, False), (3, True), (4, True), (5, False), (6, True)]
+)
 def test_sentence_transformers_gives_the_runs_embeddings(trained, tmp_path, number, needs_code):
     run = runs(trained)[number]
     result = trained("export", run, "-o", tmp_path / "model", "--to", "sentence-transformers")
@@ -100,6 +103,13 @@ def test_onnx_gives_the_runs_embeddings_for_any_number_of_rows(trained, tmp_path
             latent_ND = torch.randn(rows, width, generator=torch.Generator().manual_seed(rows)).numpy()
             (found,) = session.run(None, {"latent": latent_ND})
             np.testing.assert_allclose(found, project(latent_ND), atol=1e-5)
+
+
+def test_the_card_of_a_run_without_pairs_says_that_nothing_was_selected_by_recall(trained, tmp_path):
+    trained.succeeds("export", runs(trained)[5], "-o", tmp_path / "weights", "--to", "safetensors")
+    card = (tmp_path / "weights" / "README.md").read_text()
+    assert "Solved for without any pair on" in card
+    assert "selected on" not in card
 
 
 def test_the_card_tells_the_runs_record(trained, tmp_path):

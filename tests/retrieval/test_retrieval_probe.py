@@ -102,9 +102,45 @@ def test_layers_that_agree_are_told_from_those_that_do_not(tmp_path):
     alignvl = CommandLine(tmp_path / "none")
     document = json.loads(alignvl.succeeds("probe", path, "--json"))["layers"]
     assert document["parts"]["good"]["0"]["value"] == pytest.approx(1)
+    assert document["closest"]["p"] == pytest.approx(1 / 201)
     shown = " ".join(alignvl.succeeds("probe", path).split())
+    assert "train --image-parts good --text-parts 0" in shown
     assert "Mutual 11-nearest neighbours on train" in shown
     assert "image layer text 0 text last" in shown
+
+
+def test_the_largest_of_many_layers_is_held_against_the_largest_of_shuffled_pairs():
+    """Layers that share nothing: one of many is always larger than shuffled pairs have it, and their largest is not."""
+    ps, too_often = [], 0
+    for seed in range(20):
+        draw = torch.Generator().manual_seed(seed)
+        image, text = torch.randn(40, 24, generator=draw), torch.randn(40, 24, generator=draw)
+        parts = {f"{number}": slice(6 * number, 6 * number + 6) for number in range(4)}
+        found = agreement(image, parts, text, parts, torch.Generator().manual_seed(1))
+        ps.append(found.closest.p)
+        of_all = [one.value for by_text in found.parts.values() for one in by_text.values()]
+        assert found.closest.value == max(of_all) == found.parts[found.closest.image][found.closest.text].value
+        too_often += found.closest.calibrated > 0
+        assert (found.closest.p <= 0.05) == (found.closest.value >= found.closest.threshold)
+    assert np.mean(ps) == pytest.approx(0.5, abs=0.2)
+    assert too_often <= 3
+    assert ("by chance" in found.closest.reading) == (found.closest.p > 0.05)
+
+
+def test_shuffling_is_the_same_in_all_layers():
+    """A layer beside its own copy: each shuffle measures the two alike, so the largest of both is that of one."""
+    draw = torch.Generator().manual_seed(0)
+    image, text = torch.randn(60, 6, generator=draw), torch.randn(60, 6, generator=draw)
+    once = agreement(image, {"a": slice(None)}, text, {"t": slice(None)}, torch.Generator().manual_seed(1))
+    twice = agreement(
+        torch.cat([image, image], dim=1),
+        {"a": slice(0, 6), "b": slice(6, 12)},
+        text,
+        {"t": slice(None)},
+        torch.Generator().manual_seed(1),
+    )
+    assert twice.parts["a"]["t"] == twice.parts["b"]["t"] == once.parts["a"]["t"]
+    assert (twice.closest.p, twice.closest.threshold) == (once.closest.p, once.closest.threshold)
 
 
 def test_neighbours_in_common_are_those_counted_by_hand():

@@ -104,11 +104,13 @@ RELEASED_SHAPE = Shape(
 CAN_START_AT_CCA = (AdapterKind.fusemix, AdapterKind.linear)
 """Adapters that are one linear map when their residual branches give nothing."""
 LEAST_STEPS, LEAST_EPOCHS = 300, 20
+AUTO_STEPS = 900
+"""At least, of `--size auto`: mixing and loud noise go on to gain where the arms of a study stop (docs/LOG.md)."""
 
 
 def shape_for(pairs: int) -> Shape:
     """Adapter and schedule for `pairs` training pairs: one block on 1,024 principal components, from a drawn start, for
-    300 steps or 20 epochs, whichever is more (10 epochs of 100,000 pairs and more).
+    300 steps or 20 epochs, whichever is more (10 epochs of 100,000 pairs and more); of `--size auto` AUTO_STEPS.
 
     Chosen on five sets of 556 to 11,213 pairs (docs/LOG.md); above that it is a guess.
     """
@@ -130,6 +132,12 @@ def shape_for(pairs: int) -> Shape:
         noise_std=0.7 if pairs < 10_000 else 0.3,
         cca_weight=0.0,
     )
+
+
+def _kept(subset: str, pairs: int) -> int:
+    """How many of `pairs` a subset keeps."""
+    kept = subset_of(subset)
+    return pairs if kept is None else min(kept[1], pairs)
 
 
 def parse_setting(key: str, value: Any) -> Any:
@@ -170,15 +178,15 @@ def resolve_train(*layers: Mapping[str, Any], pairs: int | None = None) -> Train
     if on["rp"] and values["noise"] is NoiseKind.none:  # switched on again above a layer that had it off
         values["noise"] = DEFAULTS["noise"]
     _refuse_idle(asked, values, on)
-    kept = subset_of(values["subset"])
-    pairs = pairs if kept is None else kept[1] if pairs is None else min(kept[1], pairs)
+    pairs = 10_000 if pairs is None else _kept(values["subset"], pairs)
     size = asked.get("size", Size.auto)
     can_start_at_cca = values["adapter"] in CAN_START_AT_CCA and not is_solved
     if asked.get("init") is Init.cca and not can_start_at_cca:
         raise UsageError(f"--init cca starts one linear map, which --adapter {values['adapter']} is not; leave one out")
-    shape = RELEASED_SHAPE if size is Size.released else shape_for(10_000 if pairs is None else pairs)
+    shape = RELEASED_SHAPE if size is Size.released else shape_for(pairs)
     if size is Size.auto:
-        shape = replace(shape, cca_weight=None)
+        steps = max(1, pairs // shape.batch_size)
+        shape = replace(shape, cca_weight=None, epochs=max(shape.epochs, math.ceil(AUTO_STEPS / steps)))
     sized = by_flag(asdict(shape))
     if values["noise-units"] is NoiseUnits.absolute:
         sized["noise-std"] = PAPER_NOISE
@@ -212,7 +220,9 @@ def trainings(*layers: Mapping[str, Any], pairs: int) -> list[TrainConfig]:
     if weights and parse_setting("unpaired-weight", weights[-1]) is None:
         return [usual, *(replace(usual, unpaired_weight=weight) for weight in UNPAIRED_WEIGHTS)]
     settled = _settled(usual, layers)
-    changes = {name: value for name, value in SECOND.items() if name not in settled}
+    epochs = shape_for(_kept(usual.subset, pairs)).epochs  # without noise more of them gain nothing
+    second = SECOND | {"epochs": min(usual.epochs, epochs)}
+    changes = {name: value for name, value in second.items() if name not in settled}
     return [usual, replace(usual, seed=_next_seed(usual), **changes)]
 
 

@@ -27,7 +27,7 @@ LOOP = {
 }  # fmt: skip
 BEFORE = {
     "size": "pairs", "init": "cca", "latent_norm": "none", "latent_width": 512, "adapter_expansion": 1,
-    "embed_dim": 256, "dropout": 0.6, "epochs": 10, "lr": 2e-4, "noise_units": "absolute",
+    "embed_dim": 256, "dropout": 0.6, "epochs": 10, "lr": 2e-4, "noise_units": "absolute", "keep_epoch": "best",
 }  # fmt: skip
 ARMS: dict[str, dict[str, Any]] = {
     "loop, mixing": LOOP | {"recipe": "fusemix"},

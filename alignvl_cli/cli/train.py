@@ -1,7 +1,7 @@
 """`alignvl train`: fit the two adapters on stored latents, with a live display."""
 
 import shlex
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,8 @@ from alignvl_cli.settings import ReportTo, RunSettings, TrainConfig
 if TYPE_CHECKING:
     from alignvl_cli.training.state import Record
 
+Show = Callable[["Record"], None]
+
 
 def show_training(
     session: Session,
@@ -33,7 +35,7 @@ def show_training(
 
     try:
         with closing(records), ExitStack() as open_views:
-            show = [open_views.enter_context(TrainingProgress(session.err, quiet=session.quiet)).show]
+            show: list[Show] = [open_views.enter_context(TrainingProgress(session.err, quiet=session.quiet)).show]
             is_noted = False
             for record in records:
                 if report_to and not is_noted:
@@ -41,13 +43,30 @@ def show_training(
                     is_noted = True
                 if report_to and isinstance(record, Started):
                     told = settings.to_json() if settings else None
-                    show.append(open_views.enter_context(open_tracker(report_to, run, told)).show)
+                    tracker = open_views.enter_context(open_tracker(report_to, run, told))
+                    show.append(_while_it_works(session, report_to, tracker.show))
                 for view in show:
                     view(record)
     except KeyboardInterrupt as stop:
         if (run / MARKS["run"]).is_file():  # there is something to go on with
             stop.add_note(f"go on with `alignvl train --resume {shlex.quote(str(run))}`")
         raise
+
+
+def _while_it_works(session: Session, tracker: ReportTo, show: Show) -> Show:
+    """`show`, until it fails: a tracker's trouble is told, and is not the training's."""
+    works = True
+
+    def shown(record: "Record") -> None:
+        nonlocal works
+        try:
+            if works:
+                show(record)
+        except Exception as problem:  # whatever a tracker raises
+            works = False
+            session.warn(f"{tracker} gets no more figures ({problem}); the training goes on, and its log has them all")
+
+    return shown
 
 
 def train(

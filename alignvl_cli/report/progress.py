@@ -7,6 +7,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -228,7 +229,9 @@ class TrainingProgress(Display):
     def _member(self, member: "records.Member") -> None:
         settings = as_flags(member.settings) or "the first"
         self._say(f"pair {member.number} of {member.of}: {settings}")
-        self._last = self._best = None
+        if self._start:
+            self._start = replace(self._start, epochs=member.epochs, total_steps=member.total_steps)
+        self._step = self._last = self._best = None
 
     def _weighed(self, weighed: "records.Weighed") -> None:
         if self._bar:

@@ -78,7 +78,7 @@ class Tracker(ABC):
         elif isinstance(record, records.Warned):
             self.warn(record.text, self._before + record.step)
         elif isinstance(record, records.Member):
-            self._before = (record.number - 1) * record.total_steps
+            self._before = record.steps_before
         elif isinstance(record, records.Finished):
             self._finished = True
 

@@ -270,6 +270,12 @@ class Members:
         config = next_member(self.ladder, [trained.best.metrics["mean_recall"] for trained in done])
         return None if config is None else self.begin(config, plan, done)
 
+    def before(self, state: TrainState) -> list[TrainConfig]:
+        """The settings of the members that are done, in their order."""
+        reached = [trained.best.metrics["mean_recall"] for trained in state.done]
+        following = (next_member(self.ladder, reached[:count]) for count in range(len(reached)))
+        return [config for config in following if config is not None]
+
     def begin(self, config: TrainConfig, plan: Plan, done: Sequence[Trained]) -> tuple[Plan, TrainState]:
         """Plan and state of the member of `config`, on the rows of `plan`."""
         new, state, _ = _again(self, plan, config)
@@ -300,7 +306,9 @@ def fill(
                 number=len(state.done) + 1,
                 of=member_count(members.ladder),
                 settings=departures(plan.config, first),
+                epochs=plan.config.epochs,
                 total_steps=plan.total_steps,
+                steps_before=plan.steps_per_epoch * sum(one.epochs for one in members.before(state)),
             )
             if state.step == 0 and state.best is None:  # it begins, and is not resumed
                 writer.log(log_line(member))

@@ -116,7 +116,10 @@ class Member:
     of: int
     settings: dict[str, Any]
     """In what it departs from the first, by flag."""
+    epochs: int
     total_steps: int
+    steps_before: int
+    """That the pairs before it have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

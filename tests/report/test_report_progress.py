@@ -66,8 +66,8 @@ def test_plain_training_says_a_line_a_validation():
 @pytest.mark.parametrize(
     ("members", "weight", "words"),
     [
-        ((1,), 0.5, "kept the joined space, reduced to --embed-dim"),
-        ((2, 1), 0.0, "kept the joined space, reduced to --embed-dim"),
+        ((1,), 0.5, "kept the joined space, reduced to --embed-dim (+1.50 to the best pair alone)"),
+        ((2, 1), 0.0, "kept the joined space, reduced to --embed-dim (+1.50 to the best pair alone)"),
         ((2,), 0.0, "kept pair 2 alone"),
     ],
 )
@@ -75,9 +75,19 @@ def test_what_is_kept_of_an_ensemble_is_told_and_not_the_last_pair(members, weig
     tried = {"members": members, "weight": weight, "chosen": True}
     result = TRAINING[-1].result | {"best": {"mean_recall": 47.0, "rsum": 282.0}}
     result |= {"ensembles": [tried | {"chosen": False, "weight": 1.0}, tried]}
+    result |= {"trained": [{"mean_recall": 44.0}, {"mean_recall": 45.5}]}
     lines = shown(TrainingProgress, [*TRAINING[:-1], records.Finished(result=result)]).splitlines()
     assert f"{words}: validation mean recall 47.00, RSUM 282.0" in lines
     assert not any(line.startswith("kept epoch") for line in lines)
+
+
+def test_epochs_are_counted_of_the_pair_that_is_trained():
+    first, *rest = TRAINING
+    second = records.Member(number=2, of=2, settings={"seed": 1}, epochs=2, total_steps=20, steps_before=40)
+    lines = shown(TrainingProgress, [first, second, *rest]).splitlines()
+    assert "pair 2 of 2: --seed 1" in lines
+    assert any(line.startswith("epoch 1/2") for line in lines)
+    assert not any("/4" in line for line in lines)
 
 
 def test_a_start_that_is_kept_is_called_so():

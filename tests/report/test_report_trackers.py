@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.command_line import CommandLine
+from support.fakes import make_store
 
 from alignvl_cli.errors import UsageError
 from alignvl_cli.report.trackers import note_tracker, open_tracker, tracker_of
@@ -139,11 +141,16 @@ def test_tensorboard_hides_steps_that_are_done_again(tmp_path):
     assert tensorboard_read(tmp_path, "train/loss") == [(5, 2.5), (10, 1.5)]
 
 
+def member(number):
+    before = 300 * (number - 1)
+    return records.Member(number=number, of=2, settings={}, epochs=3, total_steps=100, steps_before=before)
+
+
 def test_the_pairs_of_an_ensemble_follow_each_other(tmp_path):
     pytest.importorskip("tensorboard")
     with open_tracker(ReportTo.tensorboard, tmp_path) as tracker:
         for number, loss in ((1, 2.5), (2, 1.5)):
-            tracker.show(records.Member(number=number, of=2, settings={}, total_steps=300))
+            tracker.show(member(number))
             tracker.show(step(5, loss))
     assert tensorboard_read(tmp_path, "train/loss") == [(5, 2.5), (305, 1.5)]
 
@@ -152,7 +159,7 @@ def test_an_ensemble_that_is_resumed_keeps_what_was_logged_of_the_pairs_before(t
     pytest.importorskip("tensorboard")
     for number, loss in ((1, 2.5), (2, 1.5)):
         with open_tracker(ReportTo.tensorboard, tmp_path) as tracker:
-            tracker.show(records.Member(number=number, of=2, settings={}, total_steps=300))
+            tracker.show(member(number))
             tracker.show(step(5, loss))
     assert tensorboard_read(tmp_path, "train/loss") == [(5, 2.5), (305, 1.5)]
 
@@ -226,3 +233,24 @@ def test_what_a_tracker_is_told(to, tmp_path, monkeypatch):
             assert (first["mode"], first["id"], again["id"]) == ("offline", None, "known-id")
         else:
             assert (first["resume"], again["resume"], again["name"]) == ("never", "allow", "known-name")
+
+
+@pytest.mark.slow
+def test_a_tracker_that_fails_does_not_end_the_training(tmp_path, monkeypatch):
+    from alignvl_cli.report import trackers
+
+    class Failing(trackers.Tracker):
+        def log(self, figures, step):
+            raise OSError("no space left on device")
+
+        def close(self, finished):
+            assert not finished, "it has not seen all of it"
+
+    monkeypatch.setattr(trackers, "open_tracker", lambda *given: Failing())
+    store = make_store(tmp_path / "s.h5", images=60, dim=12, text_dim=10)
+    alignvl = CommandLine(tmp_path / "workspace")
+    result = alignvl(
+        "train", store, "--report-to", "tensorboard", "--size", "pairs", "--epochs", "2", "--device", "cpu"
+    )
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("tensorboard gets no more figures (no space left on device); the training goes on") == 1

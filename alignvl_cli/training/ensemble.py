@@ -148,9 +148,9 @@ def join_trained(
         choices = {choice: shares[:-1] for choice, shares in choices.items()}
     found = dict(zip(choices, weighed(members, list(choices.values()), data), strict=True))
     usual = max(((len(pairs), weight) for weight in weights), key=lambda choice: found[choice]["mean_recall"])
-    best = max(found, key=lambda choice: found[choice]["mean_recall"])
-    is_free = config.cca_weight is None or len(pairs) > 1
-    chosen = best if is_free and is_clearly_better(found[best], found[usual], data.val) else usual
+    free = [choice for choice in found if config.cca_weight is None or choice[1] in weights]  # a given weight is kept
+    best = max(free, key=lambda choice: found[choice]["mean_recall"])
+    chosen = best if is_clearly_better(found[best], found[usual], data.val) else usual
     for choice, metrics in found.items():
         count, weight = choice
         numbers = tuple(number + 1 for number in order[:count])

@@ -141,8 +141,10 @@ def test_a_fixed_temperature_is_that_of_the_joined_pair(store, tmp_path):
     assert load_run(tmp_path / "run").temperature == records[-1].result["tau"] == pytest.approx(0.2)
 
 
-def test_a_given_weight_is_kept_whatever_validation_says(store, tmp_path):
-    records = trained(store, tmp_path / "run", cca_weight=3.0, size="pairs")
+@pytest.mark.parametrize("size", ["pairs", "auto"])
+def test_a_given_weight_is_kept_whatever_validation_says(store, tmp_path, monkeypatch, size):
+    monkeypatch.setattr("alignvl_cli.training.ensemble.is_clearly_better", lambda *given: True)
+    records = trained(store, tmp_path / "run", cca_weight=3.0, size=size)
     chosen = [record for record in records if isinstance(record, Weighed) and record.chosen]
     assert [record.weight for record in chosen] == [3.0]
 

@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 # Tests share the cores, a file to a process, one process more than cores, since many tests wait; libraries compute on
 # one thread in each.
 PROCESSES := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) < 8 ? $$(getconf _NPROCESSORS_ONLN) + 1 : 8 )))
-TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
+TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test test-quick test-faults lint docs bench clean
 .DEFAULT_GOAL := quickstart

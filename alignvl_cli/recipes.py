@@ -78,7 +78,7 @@ class Shape:
 
 
 USUAL_NOISE = (0.7, 0.3)
-"""Of the latents' RMS: what sizes and candidates take."""
+"""Of the latents' RMS: what sizes and the members of `best` take."""
 USUAL_UNPAIRED = 0.1
 """Weight of unpaired data where it is not given."""
 WITH_UNPAIRED = {"unpaired-weight": "auto"}
@@ -220,9 +220,9 @@ def trainings(*layers: Mapping[str, Any], pairs: int) -> list[TrainConfig]:
     if weights and parse_setting("unpaired-weight", weights[-1]) is None:
         return [usual, *(replace(usual, unpaired_weight=weight) for weight in UNPAIRED_WEIGHTS)]
     settled = _settled(usual, layers)
-    epochs = shape_for(_kept(usual.subset, pairs)).epochs  # without noise more of them gain nothing
-    second = SECOND | {"epochs": min(usual.epochs, epochs)}
-    changes = {name: value for name, value in second.items() if name not in settled}
+    changes = {name: value for name, value in SECOND.items() if name not in settled}
+    if "noise" in changes and "epochs" not in settled:  # without noise more of them gain nothing
+        changes["epochs"] = min(usual.epochs, shape_for(_kept(usual.subset, pairs)).epochs)
     return [usual, replace(usual, seed=_next_seed(usual), **changes)]
 
 

@@ -46,6 +46,8 @@ PROTOCOLS = {
     "http": WEB,
 }
 A_URL = re.compile(rf"(?P<scheme>{'|'.join(PROTOCOLS)})://", re.IGNORECASE)
+BETWEEN = re.compile(r"::(?=[A-Za-z][\w+.-]*://)")
+"""Between two of several URLs; an address of IPv6 and a query may hold `::` as well."""
 HERE = re.compile(r"localhost|127(\.\d+){3}|::1")
 """Hosts that plain http may name: nothing on the way can read it."""
 AT_ONCE = 8
@@ -73,8 +75,9 @@ def is_url(text: str) -> bool:
 def shown(url: str) -> str:
     """`url` without user, password, query and fragment, as it may be printed and kept; a path as it is. Of several,
     each."""
-    if "::" in url:
-        return "::".join(map(shown, url.split("::")))
+    parts = BETWEEN.split(url)
+    if len(parts) > 1:
+        return "::".join(map(shown, parts))
     if "://" not in url:
         return url
     scheme, rest = url.split("://", 1)

@@ -10,7 +10,7 @@ VISION=${VISION:-facebook/dinov2-giant}
 TEXT=${TEXT:-BAAI/bge-large-en-v1.5}
 
 STORE=$(alignvl extract "$FOLDER"/dataset_coco.json --vision "$VISION" --text "$TEXT")
-FUSEMIX=$(alignvl train "$STORE" --recipe fusemix "$@")
-ALIGNVL=$(alignvl train "$STORE" "$@")
+FUSEMIX=$(alignvl train "$STORE" --recipe fusemix --size pairs "$@")
+ALIGNVL=$(alignvl train "$STORE" --size pairs "$@")
 alignvl eval "$FUSEMIX" "$ALIGNVL" --data "$STORE" --split test
 alignvl eval "$FUSEMIX" "$ALIGNVL" --data "$STORE" --split test --folds "${FOLDS:-5}"

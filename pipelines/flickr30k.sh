@@ -10,8 +10,8 @@ VISION=${VISION:-facebook/dinov2-giant}
 TEXT=${TEXT:-BAAI/bge-large-en-v1.5}
 
 STORE=$(alignvl extract "$FOLDER"/dataset_flickr30k.json --image-root "$FOLDER"/flickr30k-images --vision "$VISION" --text "$TEXT")
-FUSEMIX=$(alignvl train "$STORE" --recipe fusemix "$@")
-ALIGNVL=$(alignvl train "$STORE" "$@")
-NO_MIX=$(alignvl train "$STORE" --no-mix "$@")
-UNIFORM=$(alignvl train "$STORE" --noise uniform "$@")
+FUSEMIX=$(alignvl train "$STORE" --recipe fusemix --size pairs "$@")
+ALIGNVL=$(alignvl train "$STORE" --size pairs "$@")
+NO_MIX=$(alignvl train "$STORE" --no-mix --size pairs "$@")
+UNIFORM=$(alignvl train "$STORE" --noise uniform --size pairs "$@")
 alignvl eval "$FUSEMIX" "$ALIGNVL" "$NO_MIX" "$UNIFORM" --data "$STORE" --split test

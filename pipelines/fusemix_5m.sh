@@ -16,7 +16,7 @@ VG=$(alignvl extract "$FOLDER"/vg.jsonl --vision "$VISION" --text "$TEXT")
 SBU=$(alignvl extract "$FOLDER"/sbu.jsonl --vision "$VISION" --text "$TEXT")
 CC3M=$(alignvl extract "$FOLDER"/cc3m.jsonl --vision "$VISION" --text "$TEXT")
 FLICKR=$(alignvl extract "$FOLDER"/flickr30k/dataset_flickr30k.json --image-root "$FOLDER"/flickr30k/flickr30k-images --vision "$VISION" --text "$TEXT")
-FUSEMIX=$(alignvl train "$COCO" "$VG" "$SBU" "$CC3M" --val "$COCO" --recipe fusemix "$@")
-ALIGNVL=$(alignvl train "$COCO" "$VG" "$SBU" "$CC3M" --val "$COCO" "$@")
+FUSEMIX=$(alignvl train "$COCO" "$VG" "$SBU" "$CC3M" --val "$COCO" --recipe fusemix --size pairs "$@")
+ALIGNVL=$(alignvl train "$COCO" "$VG" "$SBU" "$CC3M" --val "$COCO" --size pairs "$@")
 alignvl eval "$FUSEMIX" "$ALIGNVL" --data "$COCO" --split test
 alignvl eval "$FUSEMIX" "$ALIGNVL" --data "$FLICKR" --split test

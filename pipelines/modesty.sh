@@ -12,10 +12,10 @@ HERE=$(dirname "$0")
 mkdir -p "$FOLDER"
 RUNS=()
 for SEED in ${SEEDS:-0 1 2}; do
-  RUNS+=("$(alignvl train "$STORE" --recipe alignvl --init random --seed "$SEED")")
-  RUNS+=("$(alignvl train "$STORE" --recipe alignvl --no-es --init random --seed "$SEED")")
-  RUNS+=("$(alignvl train "$STORE" --recipe fusemix --init random --seed "$SEED")")
-  RUNS+=("$(alignvl train "$STORE" --recipe clip --init random --seed "$SEED")")
+  RUNS+=("$(alignvl train "$STORE" --recipe alignvl --init random --size pairs --keep-epoch best --seed "$SEED")")
+  RUNS+=("$(alignvl train "$STORE" --recipe alignvl --no-es --init random --size pairs --keep-epoch best --seed "$SEED")")
+  RUNS+=("$(alignvl train "$STORE" --recipe fusemix --init random --size pairs --keep-epoch best --seed "$SEED")")
+  RUNS+=("$(alignvl train "$STORE" --recipe clip --init random --size pairs --keep-epoch best --seed "$SEED")")
 done
 alignvl eval "${RUNS[@]}" --data "$STORE" --calibration --json > "$FOLDER"/modesty.json
 cp "${RUNS[2]}"/eval/*-reliability.png "$FOLDER"/reliability.png

@@ -7,10 +7,10 @@ export ALIGNVL_WORKSPACE=${ALIGNVL_WORKSPACE:-alignvl-workspace}
 STORE=$(alignvl extract)
 RUNS=()
 for SEED in ${SEEDS:-0 1 2}; do
-    RUNS+=("$(alignvl train "$STORE" --recipe alignvl --seed "$SEED")")
-    RUNS+=("$(alignvl train "$STORE" --recipe fusemix --seed "$SEED")")
-    RUNS+=("$(alignvl train "$STORE" --recipe clip --seed "$SEED")")
-    RUNS+=("$(alignvl train "$STORE" --recipe sail --seed "$SEED")")
+    RUNS+=("$(alignvl train "$STORE" --recipe alignvl --size pairs --seed "$SEED")")
+    RUNS+=("$(alignvl train "$STORE" --recipe fusemix --size pairs --seed "$SEED")")
+    RUNS+=("$(alignvl train "$STORE" --recipe clip --size pairs --seed "$SEED")")
+    RUNS+=("$(alignvl train "$STORE" --recipe sail --size pairs --seed "$SEED")")
     RUNS+=("$(alignvl train "$STORE" --recipe best --seed "$SEED")")
 done
 RUNS+=("$(alignvl train "$STORE" --method procrustes)")

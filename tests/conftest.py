@@ -12,3 +12,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     ):  # which it sets: commands would take themselves for ones in a terminal of that size
         os.environ.pop(name, None)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+LONGEST = ("test_documented_runs.py", "test_pipelines.py", "test_faults_killed.py", "test_extraction_killed.py")
+"""Files that take minutes, though they hold few tests: begun first, they keep no process at work when the others
+have ended."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))

@@ -135,7 +135,8 @@ def _refuse_urls(values: dict[str, Any]) -> None:
     places = [place for value in values.values() for place in (value if isinstance(value, list) else [value])]
     for place in places:
         if isinstance(place, Path) and (match := re.match(r"(s3|gs|hf|https?):/+", str(place))):
-            name = place.name.partition("?")[0]
+            below = re.split("[?#]", str(place)[match.end() :], maxsplit=1)[0]  # neither user nor query is told
+            name = below.rpartition("/")[2] if "/" in below else "NAME"
             url = f"{match[1]}://.../{name}"
             raise UsageError(f"{url}: a URL, where a path is wanted; `alignvl copy URL {name}` brings what is there")
 

@@ -25,7 +25,7 @@ from alignvl_cli.datasets.splits import check_declared
 from alignvl_cli.datasets.tables import csv_rows, json_rows, jsonl_rows, parquet_rows, tsv_rows
 from alignvl_cli.datasets.webdataset import PACKED_SUFFIXES, SEPARATOR, expanded, open_tars
 from alignvl_cli.errors import AlignvlError, DataError, UsageError
-from alignvl_cli.remote import Cache, RemoteFile, folder_of, inner_path, is_url, joined, list_names, shown
+from alignvl_cli.remote import BETWEEN, Cache, RemoteFile, folder_of, inner_path, is_url, joined, list_names, shown
 from alignvl_cli.settings import CACHE_GIB, DatasetFormat, DatasetOptions
 
 FIRST_BYTES = 4096
@@ -236,7 +236,7 @@ def _read(found: DatasetFormat, path: Path, options: DatasetOptions, spec: str) 
 def _open_url(spec: str, options: DatasetOptions, cache: Cache) -> Dataset:
     """Copies of the files that list pictures are read as any other; what is said and kept of them has their URLs."""
     urls = _named(spec, is_file=options.format not in (None, DatasetFormat.webdataset, DatasetFormat.huggingface))
-    path = Path(inner_path(spec.rpartition(SEPARATOR)[2]))
+    path = Path(inner_path(BETWEEN.split(spec)[-1]))
     files: dict[str, RemoteFile] = {}
 
     def copied(*, keep_all: bool = False) -> Iterator[tuple[Path, str]]:
@@ -249,12 +249,13 @@ def _open_url(spec: str, options: DatasetOptions, cache: Cache) -> Dataset:
         if (options.format or (DatasetFormat.webdataset if are_tars else None)) is DatasetFormat.webdataset:
             _refuse_idle(shown(spec), options, USED[DatasetFormat.webdataset] | {"format"}, "with --format webdataset")
             return _behind_urls(open_tars(path, options, copied()), files)
-        paths = [copy for copy, _ in copied(keep_all=True)]
+        named = {name: copy for copy, name in copied(keep_all=True)}
+        paths = [*named.values()]
         found = options.format or detect(paths[0], options.image_column)
         if found is DatasetFormat.huggingface:
             from alignvl_cli.datasets.huggingface import open_huggingface
 
-            return open_huggingface(path, options, paths)
+            return open_huggingface(path, options, named)
         if len(paths) > 1:
             raise UsageError(f"{shown(spec)}: several files, which only tars and Parquet with pictures may be")
         if options.image_root is None and "image_root" in USED.get(found, ROOT_ONLY):
@@ -269,7 +270,7 @@ def _open_url(spec: str, options: DatasetOptions, cache: Cache) -> Dataset:
 def _named(spec: str, *, is_file: bool) -> list[str]:
     """Each URL that a pattern, several patterns or a folder stand for; of a folder its tars, else those below it, else
     its Parquet files, without hidden ones, in the order of a folder here."""
-    urls = [url for pattern in spec.split(SEPARATOR) for url in expanded(pattern)]
+    urls = [url for pattern in BETWEEN.split(spec) for url in expanded(pattern)]
     if is_file or len(urls) > 1 or "." in inner_path(spec).rpartition("/")[2]:
         return urls
     listed = [name.split("/") for name in list_names(spec) if not f"/{name}".count("/.")]

@@ -7,7 +7,7 @@ plain seek. It runs no code of a dataset.
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -28,7 +28,7 @@ from alignvl_cli.datasets.dataset import (
 )
 from alignvl_cli.datasets.formats import HUB, is_saved
 from alignvl_cli.datasets.grouping import Grouping, id_record
-from alignvl_cli.datasets.splits import TRAIN
+from alignvl_cli.datasets.splits import TEST, TRAIN, VAL, split_name
 from alignvl_cli.datasets.tables import Row
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.remote import is_url
@@ -37,8 +37,9 @@ from alignvl_cli.settings import DatasetFormat, DatasetOptions
 HUB_ID = re.compile(r"hf:(?P<id>[\w.-]+(/[\w.-]+)?)(:(?P<configuration>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
 
 
-def open_huggingface(path: Path, options: DatasetOptions, files: Sequence[Path] = ()) -> Dataset:
-    """The pictures of all splits in the order of the data; or of the Parquet `files`, in place of what is at `path`.
+def open_huggingface(path: Path, options: DatasetOptions, files: Mapping[str, Path] | None = None) -> Dataset:
+    """The pictures of all splits in the order of the data; or of the Parquet `files` by name, in place of what is at
+    `path`.
 
     A column `split` says the split, else the dataset's own splits do, unless `train` is the only one,
     which is how undivided data look there. The id is the column `id`, else the picture's file name,
@@ -50,7 +51,7 @@ def open_huggingface(path: Path, options: DatasetOptions, files: Sequence[Path] 
     """
     if options.image_root:
         image_folder(path, options.image_root)
-    splits = _load(str(path), [str(file) for file in files])
+    splits = _load(str(path), files or {})
     if list(splits) == [TRAIN]:
         splits = {"": splits[TRAIN]}
     reading = _Reading(path, options)
@@ -160,7 +161,7 @@ def _plain(values: dict[str, Any], features: Mapping[str, Any]) -> dict[str, Any
     return values
 
 
-def _load(spec: str, files: Sequence[str]) -> dict[str, Any]:
+def _load(spec: str, files: Mapping[str, Path]) -> dict[str, Any]:
     """The splits of a dataset, by name; one without splits is a single one without a name."""
     try:
         import datasets
@@ -177,11 +178,35 @@ def _load(spec: str, files: Sequence[str]) -> dict[str, Any]:
     return {"": found}
 
 
-def _found(spec: str, files: Sequence[str]) -> Any:
+NAMES_SPLIT = re.compile(
+    r"(?:^|[-._ 0-9/])(train|training|validation|valid|val|dev|test|testing|eval|evaluation)[-._ 0-9/]"
+)
+"""What the library takes for a split in the name of a file."""
+
+
+def _by_split(files: Mapping[str, Path]) -> dict[str, list[str]] | list[str]:
+    """The files of each split that their names say, as the library has it of a folder; all of them where none says
+    one. DataError where some do."""
+    found: dict[str, list[str]] = {TRAIN: [], "validation": [], TEST: []}
+    unnamed: list[str] = []
+    for name, file in files.items():
+        match = NAMES_SPLIT.search(name)
+        split = split_name(match[1]) if match else ""
+        found.get("validation" if split == VAL else split, unnamed).append(str(file))
+    splits = {split: some for split, some in found.items() if some}
+    if splits and unnamed:
+        raise DataError(
+            f"of {len(files)} Parquet files {len(unnamed)} have no split in their names, which the others have, like "
+            "train-00000.parquet: name all of them so, or none"
+        )
+    return splits or unnamed
+
+
+def _found(spec: str, files: Mapping[str, Path]) -> Any:
     import datasets
 
     if files:
-        return datasets.load_dataset("parquet", data_files=[*files])
+        return datasets.load_dataset("parquet", data_files=_by_split(files))
     if spec.startswith(HUB):
         match = HUB_ID.fullmatch(spec)
         if match is None:

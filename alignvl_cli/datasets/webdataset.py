@@ -14,6 +14,7 @@ from alignvl_cli.datasets.dataset import Dataset, ImageSource, Item, listing_sha
 from alignvl_cli.datasets.folders import IMAGE_SUFFIXES, SIDECAR_SUFFIXES, SidecarReader, Unread, pairing_name
 from alignvl_cli.datasets.splits import USUAL, split_name
 from alignvl_cli.errors import DataError, UsageError
+from alignvl_cli.remote import shown
 from alignvl_cli.settings import DatasetFormat, DatasetOptions
 
 SEPARATOR = "::"
@@ -243,14 +244,15 @@ def expanded(pattern: str) -> Iterator[str]:
 
     for first, last in RANGE.findall(pattern):
         if not int(first) <= int(last) < int(first) + MOST_NAMES:
-            raise UsageError(f"{pattern}: {first}..{last} is a falling range, or one of more than {MOST_NAMES} names")
+            what = f"{first}..{last} is a falling range, or one of more than {MOST_NAMES} names"
+            raise UsageError(f"{shown(pattern)}: {what}")
     wanted = "write a range like {0000..0009} or a list like {a,b}"
     try:
         for number, name in enumerate(braceexpand(pattern, escape=False)):
             if "{" in name or "}" in name:
-                raise UsageError(f"{pattern}: these braces hold neither a range nor a list; {wanted}")
+                raise UsageError(f"{shown(pattern)}: these braces hold neither a range nor a list; {wanted}")
             if number == MOST_NAMES:
-                raise UsageError(f"{pattern}: stands for more than {MOST_NAMES} names; {wanted} of fewer")
+                raise UsageError(f"{shown(pattern)}: stands for more than {MOST_NAMES} names; {wanted} of fewer")
             yield name
     except ValueError as problem:
-        raise UsageError(f"{pattern}: a brace without its other half; {wanted}") from problem
+        raise UsageError(f"{shown(pattern)}: a brace without its other half; {wanted}") from problem

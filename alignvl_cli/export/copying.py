@@ -73,6 +73,12 @@ def _is_passing(name: str) -> bool:
     return is_litter(name) or name.endswith((".tmp", ".lock"))
 
 
+def _is_plain(name: str) -> bool:
+    """Whether `name` leads below the folder that it is put into, on every kind of machine: keys of a bucket may be
+    anything."""
+    return not any(mark in name for mark in "\\:") and not {"", ".", ".."} & {*name.split("/")}
+
+
 def _bring(url: str, target: Path) -> None:
     if target.exists():
         raise UsageError(f"{target} is there already; choose another place, or remove it first")
@@ -91,7 +97,7 @@ def _bring(url: str, target: Path) -> None:
 
 def _bring_folder(url: str, target: Path) -> None:
     names = list_names(url)
-    if not names or any(".." in name.split("/") for name in names):
+    if not names or not all(map(_is_plain, names)):
         raise DataError(f"{shown(url)}: no store, run or index is there")
     with new_folder(target) as scratch:
 

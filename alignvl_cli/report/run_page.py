@@ -158,7 +158,7 @@ def _tried(run: Run) -> Iterator[Block]:
             (as_flags(one["settings"]) or "the usual settings", f"{one['share']:.0%}", *recalls(one["metrics"]))
             for one in compared
         ]
-        yield TableBlock(Table.of("Shapes, after a share of the epochs", ("settings", "epochs", *figures), rows))
+        yield TableBlock(Table.of("Compared, after a share of the epochs", ("settings", "epochs", *figures), rows))
     members = [TrainConfig.from_json(member) for member in run.config.get("members", ())]
     trained = run.result.get("trained", ())
     if members:

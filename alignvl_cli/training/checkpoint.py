@@ -156,6 +156,9 @@ def take(plan: Plan, state: TrainState) -> tuple[dict[str, Tensor], dict[str, An
                 "step": trained.best.step,
                 "epoch": trained.best.epoch,
                 "metrics": trained.best.metrics,
+                "steps": trained.steps,
+                "total_steps": trained.total_steps,
+                "skipped": trained.skipped,
             }
             for trained in state.done
         ],
@@ -184,7 +187,8 @@ def restore(state: TrainState, tensors: Mapping[str, Tensor], values: Mapping[st
     for number, trained in enumerate(values.get("done", ())):
         kept = {name: _own(tensor, torch.device("cpu")) for name, tensor in _below(tensors, f"done/{number}/").items()}
         best = Best(weights=kept, step=trained["step"], epoch=trained["epoch"], metrics=trained["metrics"])
-        state.done.append(Trained(AdapterShape.from_json(trained["shape"]), best))
+        counts = {name: trained.get(name, 0) for name in ("steps", "total_steps", "skipped")}
+        state.done.append(Trained(AdapterShape.from_json(trained["shape"]), best, **counts))
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -266,7 +266,7 @@ class Members:
         """Plan and state of the member after this one, which is done; None when all are."""
         if not self.ladder or state.best is None:
             return None
-        done = [*state.done, Trained(state.adapters.shape, state.best)]
+        done = [*state.done, Trained.of(state, plan.total_steps)]
         config = next_member(self.ladder, [trained.best.metrics["mean_recall"] for trained in done])
         return None if config is None else self.begin(config, plan, done)
 
@@ -279,12 +279,8 @@ class Members:
     def begin(self, config: TrainConfig, plan: Plan, done: Sequence[Trained]) -> tuple[Plan, TrainState]:
         """Plan and state of the member of `config`, on the rows of `plan`."""
         new, state, _ = _again(self, plan, config)
-        state.done = [Trained(one.shape, replace(one.best, weights=_on_cpu(one.best.weights))) for one in done]
+        state.done = [*done]
         return new, state
-
-
-def _on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.cpu() for name, tensor in weights.items()}
 
 
 def fill(
@@ -346,7 +342,7 @@ def _joined(
     """Put what was trained, joined with the closed form where that is asked for, in the place of the run's adapters,
     and say so in `result`: `best` is then of the joined pair, `trained` of the pairs that were trained."""
     assert state.best is not None
-    trained = [*state.done, Trained(state.adapters.shape, replace(state.best, weights=_on_cpu(state.best.weights)))]
+    trained = [*state.done, Trained.of(state, plan.total_steps)]
     if not members.ladder and plan.config.cca_weight == 0:
         return
     choices = []
@@ -366,7 +362,7 @@ def _joined(
         joined, metrics = record
         alone = None
         writer.save_adapters(joined.state_dict(), joined.shape)
-        result["best"] = {"step": state.best.step, "epoch": state.best.epoch, **metrics}
+        result["best"] = {"step": result["steps"], "epoch": result["epochs"], **metrics}
         result["tau"] = joined.temperature.item()
         result["parameters"] = sum(tensor.numel() for tensor in joined.state_dict().values())
     result["ensembles"] = choices
@@ -419,6 +415,7 @@ def _result(plan: Plan, state: TrainState, started: Started, rates: Sequence[flo
     """What `result.json` holds. Times and memory are measured, everything else is the same in every repetition."""
     best = state.best
     assert best is not None  # the last epoch always validates
+    trained = [*state.done, Trained.of(state, plan.total_steps)]
     peak_memory = peak_memory_bytes(started.device)  # before the products that `peak_of` times
     share = None
     if rates:
@@ -428,10 +425,10 @@ def _result(plan: Plan, state: TrainState, started: Started, rates: Sequence[flo
     return {
         "best": {"step": best.step, "epoch": best.epoch, **best.metrics},
         "tau": temperature_of(best.weights),
-        "steps": state.step,
-        "skipped_steps": int(state.skips.counts[0]),
-        "epochs": started.epochs,
-        "stopped_early": state.step < started.total_steps,
+        "steps": sum(one.steps for one in trained),
+        "skipped_steps": sum(one.skipped for one in trained),
+        "epochs": sum(one.total_steps for one in trained) // max(1, plan.steps_per_epoch),
+        "stopped_early": any(one.steps < one.total_steps for one in trained),
         "pairs": started.pairs,
         "parameters": started.parameters,
         "pairs_per_s": statistics.median(rates) if rates else started.pairs / wall_s,

@@ -1,7 +1,7 @@
 """The values of a training: the records it yields, its plan, which stays, and its state, which changes."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -137,7 +137,7 @@ class Weighed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compared:
-    """A candidate of `--size auto`, after a share of its training, and its recall on the validation split."""
+    """One of several settings that are compared, after a share of its training, and its validation recall."""
 
     candidate: int
     """From 1."""
@@ -185,6 +185,18 @@ class Trained:
 
     shape: AdapterShape
     best: Best
+    steps: int = 0
+    total_steps: int = 0
+    """That it would have had, if it did not stop early."""
+    skipped: int = 0
+
+    @classmethod
+    def of(cls, state: "TrainState", total_steps: int) -> "Trained":
+        """What `state` has reached, weights on the CPU."""
+        assert state.best is not None
+        weights = {name: tensor.cpu() for name, tensor in state.best.weights.items()}
+        best = replace(state.best, weights=weights)
+        return cls(state.adapters.shape, best, state.step, total_steps, int(state.skips.counts[0]))
 
     def pair(self) -> AdapterPair:
         """Rebuilt on the CPU, in eval mode."""

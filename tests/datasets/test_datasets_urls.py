@@ -74,6 +74,24 @@ def test_parquet_with_pictures_in_it(web, cache, tmp_path, monkeypatch):
     assert [*contents(both).values()] == pictures
 
 
+def test_parquet_files_named_by_splits_are_split_as_here(web, cache, tmp_path):
+    pytest.importorskip("datasets")
+    write_pictures(tmp_path)
+    folder = tmp_path / "web" / "named"
+    folder.mkdir()
+    for name, picture in (("train", "kite.jpg"), ("validation", "dog.jpg"), ("test", "snow.jpg")):
+        table = pa.table({"image": [(tmp_path / picture).read_bytes()], "caption": ["a"]})
+        pq.write_table(table, folder / f"{name}-00000-of-00001.parquet")
+    here = open_dataset(str(folder), DEFAULT)
+    pattern = f"{web.url}/named/{{train,validation,test}}-00000-of-00001.parquet"
+    there = open_dataset(pattern, DEFAULT, cache)
+    assert [(item.id, item.split) for item in there.items] == [(item.id, item.split) for item in here.items]
+    assert [item.split for item in there.items] == ["train", "val", "test"]
+    pq.write_table(table, folder / "more.parquet")
+    with pytest.raises(DataError, match="of 2 Parquet files 1 have no split in their names"):
+        open_dataset(f"{web.url}/named/{{train-00000-of-00001,more}}.parquet", DEFAULT, cache)
+
+
 @pytest.mark.parametrize("room", [1 << 30, 0], ids=["kept", "read in parts"])
 def test_tars_of_a_pattern(web, tmp_path, room):
     for number in range(5):

@@ -62,7 +62,9 @@ def records(folder):
 
 
 def test_runs_that_kept_their_start_are_told(store, tmp_path):
-    *_, end = run(setup_of(store, tmp_path, init='"cca"', lr="1e-12", seeds="[0]"), tmp_path / "study")
+    *_, end = run(
+        setup_of(store, tmp_path, init='"cca"\nkeep-epoch = "best"', lr="1e-12", seeds="[0]"), tmp_path / "study"
+    )
     (warning,) = (text for text in end.verdicts.warnings if "kept their start" in text)
     assert warning.startswith('1 of 1 runs of arm plain, 1 of 1 runs of arm noisy, 1 of 1 runs of arm a"b<c kept')
     assert 'init = "random"' in warning

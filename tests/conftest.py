@@ -1,6 +1,7 @@
 """What holds for every test: no model hub, and threads that wait without spinning (as `alignvl` itself sets them)."""
 
 import os
+from collections import Counter
 
 import support  # noqa: F401
 
@@ -19,4 +20,11 @@ have ended."""
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    """The longest files first, then those of many tests."""
+    tests = Counter(item.path for item in items)
+
+    def place(item):
+        name = item.path.name
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST), -tests[item.path], str(item.path)
+
+    items.sort(key=place)

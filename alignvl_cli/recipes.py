@@ -205,7 +205,7 @@ UNPAIRED_WEIGHTS = (0.0, 1.0)
 """Compared with the usual one, where unpaired data are used and their weight is not given."""
 SECOND: dict[str, Any] = {"mix": False, "noise": NoiseKind.none, "smoothing": 0.05}
 """What `--size auto` trains besides, from another seed, and joins: the least modest pair beside a modest one. Which of
-the two is better depends on the data (docs/studies), and together they are seldom worse than the better one."""
+the two is better depends on the data (docs/LOG.md), and together they are seldom worse than the better one."""
 
 
 def trainings(*layers: Mapping[str, Any], pairs: int) -> list[TrainConfig]:

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
@@ -16,6 +16,7 @@ from alignvl_cli.recipes import WITH_UNPAIRED, one_layer, read_settings, resolve
 from alignvl_cli.settings import ReportTo, RunSettings, TrainConfig
 
 if TYPE_CHECKING:
+    from alignvl_cli.report.trackers import Tracker
     from alignvl_cli.training.state import Record
 
 Show = Callable[["Record"], None]
@@ -43,8 +44,7 @@ def show_training(
                     is_noted = True
                 if report_to and isinstance(record, Started):
                     told = settings.to_json() if settings else None
-                    tracker = open_views.enter_context(open_tracker(report_to, run, told))
-                    show.append(_while_it_works(session, report_to, tracker.show))
+                    show.append(open_views.enter_context(_Guarded(open_tracker(report_to, run, told), session)).show)
                 for view in show:
                     view(record)
     except KeyboardInterrupt as stop:
@@ -53,20 +53,31 @@ def show_training(
         raise
 
 
-def _while_it_works(session: Session, tracker: ReportTo, show: Show) -> Show:
-    """`show`, until it fails: a tracker's trouble is told, and is not the training's."""
-    works = True
+class _Guarded:
+    """A tracker whose trouble is told once, and is not the training's."""
 
-    def shown(record: "Record") -> None:
-        nonlocal works
+    def __init__(self, tracker: "Tracker", session: Session) -> None:
+        self._tracker, self._session, self._works = tracker, session, True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self._try(lambda: self._tracker.__exit__(None, None, None))
+
+    def show(self, record: "Record") -> None:
+        if self._works:
+            self._try(lambda: self._tracker.show(record))
+
+    def _try(self, work: Callable[[], None]) -> None:
         try:
-            if works:
-                show(record)
+            work()
         except Exception as problem:  # whatever a tracker raises
-            works = False
-            session.warn(f"{tracker} gets no more figures ({problem}); the training goes on, and its log has them all")
-
-    return shown
+            if self._works:
+                self._session.warn(
+                    f"the tracker gets no more figures ({problem}); the training goes on, and its log has them all"
+                )
+            self._works = False
 
 
 def train(

@@ -54,8 +54,6 @@ def test_without_umap_it_is_said_what_to_install(monkeypatch):
 
 @pytest.mark.slow
 def test_umap_keeps_groups_apart_and_repeats_itself():
-    if getattr(sys.modules.get("numba.core.config"), "DISABLE_JIT", 0):
-        pytest.skip("numba does not compile in this process, as a test of ranx has it")
     pytest.importorskip("umap")
     centre_GE = np.repeat(np.eye(4, dtype=np.float32), 30, axis=0)
     unit_NE = centre_GE + 0.05 * unit(120, 4)

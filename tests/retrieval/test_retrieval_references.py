@@ -1,5 +1,8 @@
 """The figures equal those of other people's libraries, on random data and on a piece of the demo, really trained on."""
 
+import json
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -52,26 +55,41 @@ def test_recall_equals_torchmetrics_hit_rate(pairs):
         assert (by_text < k).float().tolist() == expected
 
 
+RANX = """
+import json, sys, ranx
+for line in sys.stdin:
+    qrels, run, metrics = json.loads(line)
+    scores = ranx.evaluate(ranx.Qrels(qrels), ranx.Run(run), metrics)
+    print(json.dumps({name: float(score) for name, score in scores.items()}), flush=True)
+"""
+
+
 @pytest.fixture(scope="module")
 def ranx(tmp_path_factory):
-    """ranx, uncompiled (its first call compiles for half a minute) and with its data folder out of the way."""
-    if "numba" in sys.modules:  # by umap, in a test of maps: it is one or the other in a process
-        pytest.skip("numba is loaded, and compiles")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NUMBA_DISABLE_JIT", "1")
-        patch.setenv("IR_DATASETS_HOME", str(tmp_path_factory.mktemp("ir_datasets")))
-        import ranx as module
+    """`ranx.evaluate`, uncompiled (its first call compiles for half a minute) and with its data folder out of the way;
+    in a process of its own, since numba compiles where umap has loaded it."""
+    environment = os.environ | {
+        "NUMBA_DISABLE_JIT": "1",
+        "IR_DATASETS_HOME": str(tmp_path_factory.mktemp("ir_datasets")),
+    }
+    command = [sys.executable, "-W", "ignore", "-c", RANX]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as child:
 
-        yield module
+        def evaluate(*asked):
+            print(json.dumps(asked), file=child.stdin, flush=True)
+            return json.loads(child.stdout.readline())
+
+        yield evaluate
+        child.stdin.close()
 
 
 def test_recall_and_mrr_equal_ranx(pairs, ranx):
     img, txt, owner = pairs
     sim = (img @ txt.T).double().numpy()
     found = image_to_text_ranks(img, txt, owner).rank_Q.numpy()
-    qrels = ranx.Qrels({f"i{i}": {f"t{t}": 1 for t in np.flatnonzero(owner.numpy() == i)} for i in range(len(img))})
-    run = ranx.Run({f"i{i}": {f"t{t}": float(sim[i, t]) for t in range(len(txt))} for i in range(len(img))})
-    scores = ranx.evaluate(qrels, run, [*(f"hit_rate@{k}" for k in KS), "mrr"])
+    qrels = {f"i{i}": {f"t{t}": 1 for t in np.flatnonzero(owner.numpy() == i)} for i in range(len(img))}
+    run = {f"i{i}": {f"t{t}": float(sim[i, t]) for t in range(len(txt))} for i in range(len(img))}
+    scores = ranx(qrels, run, [*(f"hit_rate@{k}" for k in KS), "mrr"])
     for k in KS:
         assert scores[f"hit_rate@{k}"] == pytest.approx((found < k).mean())
     assert scores["mrr"] == pytest.approx((1 / (found + 1)).mean())

@@ -16,6 +16,7 @@ from alignvl_cli.recipes import resolve_train
 from alignvl_cli.settings import TrainConfig
 from alignvl_cli.training.run import resume_run, train_run
 from alignvl_cli.training.run_folder import ADAPTERS, CONFIG, METRICS
+from alignvl_cli.training.state import Started
 from support.fakes import make_store
 
 SETTINGS = {
@@ -54,6 +55,18 @@ def outcome(run: Path) -> tuple[bytes, list[dict[str, Any]], dict[str, Any]]:
     measured = ("pairs_per_s", "share_of_peak", "wall_s", "peak_memory_bytes", "sha256", SEAL)
     timeless = [{key: value for key, value in line.items() if key not in measured} for line in [*lines, result]]
     return (run / ADAPTERS).read_bytes(), timeless[:-1], timeless[-1]
+
+
+def require_resumed_alike(store: Path, folder: Path, config: TrainConfig, after: int) -> None:
+    """A run that is abandoned after step `after` and resumed ends as one that never stopped."""
+    list(train_run([store], folder / "whole", config))
+    records = train_run([store], folder / "stopped", config, checkpoint_s=0.0)
+    for record in records:
+        if not isinstance(record, Started) and getattr(record, "step", 0) >= after:
+            break
+    records.close()
+    list(resume_run(folder / "stopped"))
+    assert outcome(folder / "stopped") == outcome(folder / "whole")
 
 
 def main(store: Path, run: Path, pause_s: float) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.fakes import make_store
-from support.killable_training import outcome
+from support.killable_training import require_resumed_alike
 
 from alignvl_cli.align.structure import structure_loss
 from alignvl_cli.recipes import resolve_train, run_name
@@ -12,9 +12,8 @@ from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.ingredients import epoch_slices
 from alignvl_cli.training.loop import batch_loss
 from alignvl_cli.training.prepare import prepare
-from alignvl_cli.training.run import resume_run, train_run
+from alignvl_cli.training.run import train_run
 from alignvl_cli.training.run_folder import load_run
-from alignvl_cli.training.state import Started
 
 QUICK = {"epochs": 4, "batch-size": 8, "embed-dim": 8, "lr": 3e-3, "size": "pairs", "device": "cpu"}
 STILL = {"dropout": 0, "precision": "fp32"}
@@ -74,14 +73,7 @@ def test_a_run_keeps_more_of_who_resembles_whom_and_its_name_says_so(store, tmp_
 
 def test_a_stopped_run_resumes_to_the_same_bytes(store, tmp_path):
     config = resolve_train(QUICK | {"structure": 10, "structure-levels": 2, "structure-divergence": "code"})
-    list(train_run([store], tmp_path / "whole", config))
-    records = train_run([store], tmp_path / "stopped", config, checkpoint_s=0.0)
-    for record in records:
-        if not isinstance(record, Started) and getattr(record, "step", 0) >= 4:
-            break
-    records.close()
-    list(resume_run(tmp_path / "stopped"))
-    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
+    require_resumed_alike(store, tmp_path, config, after=4)
 
 
 def test_a_batch_too_large_to_compare_whole_is_said(store, monkeypatch):

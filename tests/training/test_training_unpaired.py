@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.fakes import make_store
-from support.killable_training import outcome
+from support.killable_training import require_resumed_alike
 
 from alignvl_cli.align.transport import klot
 from alignvl_cli.errors import DataError, MismatchError, UsageError
@@ -18,9 +18,9 @@ from alignvl_cli.training.data_parallel import DataParallel
 from alignvl_cli.training.ingredients import epoch_slices
 from alignvl_cli.training.loop import batch_loss
 from alignvl_cli.training.prepare import prepare
-from alignvl_cli.training.run import count_pairs, resume_run, train_run
+from alignvl_cli.training.run import count_pairs, train_run
 from alignvl_cli.training.run_folder import CONFIG, load_run
-from alignvl_cli.training.state import Compared, Finished, Started
+from alignvl_cli.training.state import Compared, Finished
 
 QUICK = {
     "epochs": 3,
@@ -136,14 +136,7 @@ def test_read_as_needed_they_train_the_same_adapters(store, tmp_path):
 
 def test_a_stopped_run_resumes_to_the_same_bytes(store, tmp_path):
     config = resolve_train(QUICK | FEW)
-    list(train_run([store], tmp_path / "whole", config))
-    records = train_run([store], tmp_path / "stopped", config, checkpoint_s=0.0)
-    for record in records:
-        if not isinstance(record, Started) and getattr(record, "step", 0) >= 4:
-            break
-    records.close()
-    list(resume_run(tmp_path / "stopped"))
-    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
+    require_resumed_alike(store, tmp_path, config, after=4)
 
 
 def test_the_weight_is_told_by_validation_unless_it_is_given(store, tmp_path):

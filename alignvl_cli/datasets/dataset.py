@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from alignvl_cli.artifacts import canonical_json
-from alignvl_cli.errors import DataError
+from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.remote import AT_ONCE, RemoteFile, fetch, is_url, joined, look, shown
 
 Found = TypeVar("Found")
@@ -268,6 +268,8 @@ def image_folder(path: Path, image_root: str | Path | None) -> str:
     """The absolute folder that relative image paths start from: `image_root`, else that of the file `path`; or the URL
     of one."""
     if is_url(str(image_root)):
+        if str(image_root).lower().startswith("http") and "?" in str(image_root):
+            raise UsageError(f"--image-root {shown(str(image_root))}: a query signs one file, and this names a folder")
         return str(image_root).rstrip("/")
     root = os.path.abspath(path.parent if image_root is None else image_root)
     if not os.path.isdir(root):
@@ -314,7 +316,10 @@ def located(root: str, name: str) -> tuple[str, ImageSource]:
 
 
 def _fetched(root: str, name: str) -> tuple[str, ImageSource]:
-    inner = unquote(name[len(root) + 1 :]) if name.startswith(f"{root}/") else name
+    below = next((folder for folder in (root, shown(root)) if name.startswith(f"{folder}/")), None)
+    inner = name if below is None else name[len(below) + 1 :]
+    if below is not None and root.lower().startswith("http"):  # the key of a bucket is what it is, letter by letter
+        inner = unquote(inner)
     if is_url(inner) or inner.startswith("/") or ".." in inner.split("/"):
         reason = f"not below {shown(root)}, and only what is below it is fetched; name another folder with --image-root"
         return shown(name), ImageSource(Path(shown(root)), absent=reason)

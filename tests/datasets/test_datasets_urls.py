@@ -1,6 +1,7 @@
 """Data behind URLs are read as the same files here are, and nothing is fetched that no URL of the user's names."""
 
 import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ from support.data_samples import SAMPLES, write_pictures, write_sample
 from support.object_server import files_of, serving
 
 from alignvl_cli import remote
-from alignvl_cli.datasets.dataset import load_each, require_pictures
+from alignvl_cli.datasets.dataset import image_folder, load_each, located, require_pictures
 from alignvl_cli.datasets.formats import open_dataset, picture_bytes
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.remote import Cache
@@ -181,3 +182,26 @@ def test_the_record_of_the_data_has_no_secret(web, cache, tmp_path):
     assert len(contents(dataset)) == 5
     assert dataset.record["image_root"] == web.url
     assert "hunter2" not in repr(dataset)
+
+
+@pytest.mark.parametrize(
+    ("root", "name", "wanted"),
+    [
+        ("https://u:PW@h/d", "https://h/d/a.jpg", "https://u:PW@h/d/a.jpg"),  # the list need not know the password
+        ("https://h/d", "https://h/d/a%20b.jpg", "https://h/d/a%20b.jpg"),
+        ("https://h/d", "a%20b.jpg", "https://h/d/a%2520b.jpg"),  # a name, not an address
+        ("s3://b/d", "s3://b/d/a%20b.jpg", "s3://b/d/a%20b.jpg"),
+        ("s3://b/d", "a%20b.jpg", "s3://b/d/a%20b.jpg"),
+    ],
+)
+def test_the_object_that_is_named_is_the_one_that_is_asked_for(root, name, wanted):
+    uri, source = located(root, name)
+    assert source.remote is not None
+    assert source.remote.url == wanted
+    assert "PW" not in uri
+
+
+def test_a_folder_has_no_query():
+    with pytest.raises(UsageError, match="https://h/d: a query signs one file") as caught:
+        image_folder(Path("x.csv"), "https://h/d?sig=SECRET")
+    assert "SECRET" not in str(caught.value)

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,8 @@ def write_checkpoint(run: Path, step: int, tensors: Mapping[str, Tensor], state:
     """Replace the checkpoint of `run`; `state` is any JSON object."""
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
-    name = f"{step:09d}.safetensors"
+    names = (f"{step:09d}{f'-{again}' if again else ''}.safetensors" for again in count())
+    name = next(one for one in names if not (folder / one).exists())  # the former stands until the record names this
     with committed(folder / name) as scratch:
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, scratch)
     digest = _digest(folder / name)

@@ -18,7 +18,7 @@ from alignvl_cli.recipes import resolve_train
 from alignvl_cli.settings import TrainConfig
 from alignvl_cli.training import checkpoint
 from alignvl_cli.training import checkpoint as snapshot
-from alignvl_cli.training.checkpoint import FOLDER, STATE, read_checkpoint
+from alignvl_cli.training.checkpoint import FOLDER, STATE, read_checkpoint, write_checkpoint
 from alignvl_cli.training.run import resume_run, train_run
 from alignvl_cli.training.run_folder import ADAPTERS, CONFIG, ENVIRONMENT, METRICS, RESULT, held_run, load_run
 from alignvl_cli.training.state import Step, Validated
@@ -265,3 +265,22 @@ def test_damage_is_told(store, tmp_path):
     (run / CONFIG).write_text(json.dumps({**read_json(run / CONFIG, "config"), "settings": {"mix": True}}))
     with pytest.raises(DataError, match="not the configuration of a run that this version can continue"):
         list(resume_run(run))
+
+
+def test_a_second_checkpoint_of_one_step_leaves_the_first_in_place_until_it_is_complete(tmp_path, monkeypatch):
+    """Two pairs of an ensemble have the same steps."""
+    write_checkpoint(tmp_path, 0, {"a": torch.zeros(3)}, {"number": 1})
+
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("alignvl_cli.training.checkpoint.write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(tmp_path, 0, {"a": torch.ones(3)}, {"number": 2})
+    monkeypatch.undo()
+    tensors, state = read_checkpoint(tmp_path)
+    assert (tensors["a"].tolist(), state) == ([0.0] * 3, {"number": 1})
+    write_checkpoint(tmp_path, 0, {"a": torch.ones(3)}, {"number": 2})
+    tensors, state = read_checkpoint(tmp_path)
+    assert (tensors["a"].tolist(), state) == ([1.0] * 3, {"number": 2})
+    assert len([*tmp_path.rglob("*.safetensors")]) == 1

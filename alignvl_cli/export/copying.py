@@ -4,6 +4,7 @@ It is checked by its own hashes: before it is sent, and where it arrives here be
 read back and compared; the file that makes a folder complete goes last.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,25 +49,30 @@ def _send(source: Path, url: str) -> None:
     if not source.exists():
         raise DataError(f"{source}: no such store, run or index")
     _check(source)
-    if _is_there(url):
-        raise UsageError(f"{shown(url)} is there already; choose another place, or remove it first")
     if source.is_file():
+        _require_free(url, ())
         upload(source, url)
         return
-    files = [path for path in source.rglob("*") if path.is_file() and not _is_passing(path.name)]
-    files.sort(key=lambda path: path.name in (RESULT, RECORD))
-    *most, last = [(path, joined(url, path.relative_to(source).as_posix())) for path in files]
+    files = {
+        path.relative_to(source).as_posix(): path
+        for path in source.rglob("*")
+        if path.is_file() and not _is_passing(path.name)
+    }
+    *most, last = sorted(files, key=lambda name: name in (RESULT, RECORD))
+    _require_free(url, most)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(upload, *zip(*most, strict=True)))
-    upload(*last)
+        list(pool.map(lambda name: upload(files[name], joined(url, name)), most))
+    upload(files[last], joined(url, last))
 
 
-def _is_there(url: str) -> bool:
+def _require_free(url: str, begun: Sequence[str]) -> None:
+    """UsageError when anything is at `url` but files of these names, which a copy that failed had sent already."""
     try:
         look(url)
     except FileNotFoundError:
-        return bool(list_names(url))
-    return True
+        if {*list_names(url)} <= {*begun}:
+            return
+    raise UsageError(f"{shown(url)} is there already; choose another place, or remove it first")
 
 
 def _is_passing(name: str) -> bool:

@@ -17,10 +17,10 @@ spec.loader.exec_module(bench)
 NO_SPEED = {
     *("page.py", "synthetic_pairs.py", "sizes.py", "sets.py", "image_sets.py", "rule_of_thumb.py", "entered_files.py"),
     *("kill_extraction.py", "kill_training.py", "study_statistics.py", "growing.py", "serving.py"),
-    *("combined_queries.py", "few_pairs.py", "min_precision.py", "group_duplicates.py", "members.py"),
+    *("combined_queries.py", "few_pairs.py", "min_precision.py", "group_duplicates.py", "members.py", "scaling.py"),
 }
 """The writer itself, what makes and compares sets and pairs, and scripts that count what comes out right; the figures
-of five, growing.py, serving.py, few_pairs.py, min_precision.py and group_duplicates.py, stand in other pages."""
+of six (growing, serving, few_pairs, min_precision, group_duplicates, scaling) stand in other pages."""
 
 
 def test_every_benchmark_of_speed_has_its_section():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,7 @@ def fusemix_5m(folder: Path) -> None:
 
 @pytest.fixture
 def run(tmp_path):
-    """Run a pipeline on `folder`, with tiny encoders; returns what it printed."""
+    """Run a pipeline on its folder or files, with tiny encoders; returns what it printed."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "alignvl").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m alignvl_cli "$@"\n')
     (tmp_path / "bin" / "alignvl").chmod(0o755)
@@ -68,9 +69,9 @@ def run(tmp_path):
         "FOLDS": "2",
     }
 
-    def pipeline(name: str, folder: Path) -> str:
-        words = ["bash", str(PIPELINES / name), str(folder), *TINY]
-        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    def pipeline(name: str, *places: Path, **more: str) -> str:
+        words = ["bash", str(PIPELINES / name), *map(str, places), *TINY]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment | more)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
@@ -95,3 +96,31 @@ def test_without_a_folder_it_says_how_it_is_used(name):
     done = subprocess.run(["bash", str(PIPELINES / name)], capture_output=True, text=True)
     assert done.returncode != 0
     assert f"usage: bash pipelines/{name} FOLDER" in done.stderr
+
+
+SRUN = """#!/bin/sh
+shift
+export SLURM_NTASKS=2 SLURM_LOCALID=0 SLURM_NTASKS_PER_NODE=1
+for machine in 0 1; do SLURM_PROCID=$machine "$@" & started="$started $!"; done
+for one in $started; do wait "$one" || exit 1; done
+"""
+"""Slurm's, of two machines, which are both this one."""
+
+
+def test_a_job_of_two_machines_makes_one_store_and_one_run_and_is_not_done_twice(run, tmp_path):
+    """Slurm's part is played by two scripts; the processes, and what they say to each other, are real."""
+    for name, script in (("srun", SRUN), ("scontrol", "#!/bin/sh\necho 127.0.0.1\n")):
+        (tmp_path / "bin" / name).write_text(script)
+        (tmp_path / "bin" / name).chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        job = {"SLURM_JOB_NODELIST": "two", "MASTER_PORT": str(free.getsockname()[1])}
+    (tmp_path / "data").mkdir()
+    coco(tmp_path / "data")
+    places = [tmp_path / "data" / "dataset_coco.json", tmp_path / "shared.h5", tmp_path / "trained"]
+    shown = run("slurm.sh", *places, **job)
+    assert shown.count("split test of") == 1
+    made = places[2] / "adapters.safetensors"
+    before = made.read_bytes(), made.stat().st_mtime_ns, places[1].stat().st_mtime_ns
+    assert f"{places[2]} is finished" in run("slurm.sh", *places, **job)
+    assert (made.read_bytes(), made.stat().st_mtime_ns, places[1].stat().st_mtime_ns) == before

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 
+import pytest
 import support  # noqa: F401
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -28,3 +29,11 @@ def pytest_collection_modifyitems(items):
         return LONGEST.index(name) if name in LONGEST else len(LONGEST), -tests[item.path], str(item.path)
 
     items.sort(key=place)
+
+
+@pytest.fixture(scope="module")
+def auto_of_shallow_models():
+    """`auto` takes several layers of models of two as well, which those of the tests are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("alignvl_cli.encoders.layers.SHALLOW", 0)
+        yield

@@ -22,6 +22,9 @@ from alignvl_cli.settings import LAST_LAYER
 FLAGS = {Side.vision: "--image-layers", Side.text: "--text-layers"}
 SAME = 1e-5
 """Largest difference, as a share of the largest entry, between a layer and the encoder's own vector that is it."""
+SHALLOW = 4
+"""Up to as many states, that of the embeddings among them, `auto` takes the encoder's own vector alone: what earlier
+layers add was measured on deeper models."""
 Pool = Callable[[Tensor], Tensor]
 """From a layer's hidden state, (B, L, P) or (B, P, H, W), to its vectors (B, P)."""
 
@@ -103,6 +106,8 @@ def choose_layers(
         problem = "its layers are laid out otherwise than its output, so nothing tells how to pool them"
     elif pool is None:
         problem = "nothing tells how to pool its layers"
+    elif asked == "auto" and len(states) <= SHALLOW:
+        problem = f"it has no more than {len(states) - 1} of them"
     if problem and asked == "auto":
         return Layers(note=f"{FLAGS[side]} auto takes the last layer alone of {spec}: {problem}")
     if not states or pool is None or problem:

@@ -16,6 +16,8 @@ from alignvl_cli.encoders.vision import VisionEncoder
 from alignvl_cli.settings import Precision
 from alignvl_cli.training.run_folder import load_run
 
+pytestmark = pytest.mark.usefixtures("auto_of_shallow_models")
+
 LAYERS = ["--image-layers", "1,last", "--image-pooling", "mean", "--text-layers", "auto"]
 IN_FLOAT32 = ["--precision", "fp32"]
 """Of the encoders, on processors that compute in bf16 too."""

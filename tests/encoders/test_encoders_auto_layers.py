@@ -15,6 +15,8 @@ from alignvl_cli.encoders.vision import load_vision, reload_vision
 from alignvl_cli.errors import UsageError
 from alignvl_cli.settings import Pooling, Precision
 
+pytestmark = pytest.mark.usefixtures("auto_of_shallow_models")
+
 TEXTS = ["a red heart", "two dogs running in the snow", "z"]
 VISION = [name for name in FAMILIES if hasattr(AutoConfig.for_model(name), "num_channels")]
 HIERA = {"embed_dim": 8, "image_size": [32, 32], "patch_size": [7, 7], "depths": [1, 1], "num_heads": [1, 2]}

@@ -6,6 +6,7 @@ import torch
 import transformers
 from PIL import Image
 from support import tiny_models
+from support.families import FAMILIES, save_family
 
 from alignvl_cli.encoders.text import load_text, reload_text
 from alignvl_cli.encoders.vision import load_vision, reload_vision
@@ -122,9 +123,20 @@ def test_last_alone_is_the_encoder_as_it_always_was(tmp_path):
 @pytest.mark.parametrize(
     ("layers", "wanted"), [("auto", ["0", "1", "last"]), ("all", ["0", "1", "last"]), ("last,0", ["last", "0"])]
 )
-def test_words_stand_for_layers(layers, wanted, tmp_path):
+def test_words_stand_for_layers(layers, wanted, tmp_path, monkeypatch):
+    monkeypatch.setattr("alignvl_cli.encoders.layers.SHALLOW", 0)
     encoder = text(tiny_models.save_bert(tmp_path), Pooling.mean, layers)
     assert [part["name"] for part in encoder.record["parts"]] == wanted
+
+
+@pytest.mark.parametrize(("layers", "wanted"), [(2, []), (3, []), (4, ["0", "2", "last"])])
+def test_of_a_shallow_model_auto_takes_the_last_layer_and_says_so(layers, wanted, tmp_path):
+    folder = save_family(tmp_path, "bert", FAMILIES["bert"] | {"num_hidden_layers": layers})
+    encoder = text(folder, Pooling.mean, "auto")
+    assert [part["name"] for part in encoder.record.get("parts", [])] == wanted
+    said = f"--text-layers auto takes the last layer alone of {folder}: it has no more than {layers} of them"
+    assert encoder.layers.note == ("" if wanted else said)
+    assert len(text(folder, Pooling.mean, "all").record["parts"]) == layers + 1
 
 
 @pytest.mark.slow

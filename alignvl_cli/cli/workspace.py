@@ -323,8 +323,8 @@ def _tell_stores(session: "Session", record: "IndexRecord") -> None:
         session.note(f"ids that are in {where} have the store's name before them here: {example}")
     if record.validation_seen:
         session.warn(
-            f"the run was trained on {counted(record.validation_seen, 'picture')} that another store has in its "
-            "validation split: what is told by that split, precision and hub correction, is flattered"
+            f"the run was trained on {counted(record.validation_seen, 'picture')} of the validation split: precision "
+            "and hub correction, which go by that split, are flattered"
         )
 
 

@@ -10,7 +10,7 @@ from support.fake_runs import make_run
 from support.fakes import make_store, write_part
 
 from alignvl_cli import Like, build_index, search
-from alignvl_cli.artifacts import read_json
+from alignvl_cli.artifacts import read_json, write_json
 from alignvl_cli.errors import DataError, MismatchError, UsageError
 from alignvl_cli.retrieval.dual_encoder import DualEncoder
 from alignvl_cli.retrieval.index import IndexRecord, StoreBehind, open_index, store_behind
@@ -121,6 +121,16 @@ def test_the_record_names_each_store_and_comes_back_as_written(tmp_path, halves)
     items = parquet.read_table(tmp_path / "index" / "items.parquet").to_pydict()
     images = [part.image_id[row] for part in parts for row in part.rows("test").image]
     assert items["id"][: record.images] == images
+
+
+@pytest.mark.parametrize("stores", [3, ["photos.h5"], [{"path": "photos.h5"}]])
+def test_a_record_whose_stores_do_not_fit_is_refused(tmp_path, halves, stores):
+    run, _, parts = halves
+    build_index(run, parts, output=tmp_path / "index", split="test")
+    record = read_json(tmp_path / "index" / "index.json", "index")
+    write_json(tmp_path / "index" / "index.json", {**record, "stores": stores})
+    with pytest.raises(DataError, match="a field is missing, unknown or wrong"):
+        open_index(tmp_path / "index")
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -61,6 +61,7 @@ from alignvl_cli.settings import (
     layers_asked,
     views_asked,
 )
+from alignvl_cli.store.joined import join_stores
 from alignvl_cli.store.reader import Store, open_store
 from alignvl_cli.training.run import count_pairs, train_run
 from alignvl_cli.training.run_folder import Run, load_run
@@ -246,7 +247,7 @@ def evaluate(
 
 def build_index(
     run: Run | str | Path,
-    store: Store | str | Path | None = None,
+    store: Store | str | Path | Sequence[Store | str | Path] | None = None,
     *,
     output: str | Path,
     split: str = "all",
@@ -256,17 +257,22 @@ def build_index(
     device: Device | str = Device.auto,
     overwrite: bool = False,
 ) -> indexing.Index:
-    """Index the images and the captions of `split` of `store` (default: the one the run was trained on) at `output`.
+    """Index the images and the captions of `split` of `store` (default: the one the run was trained on), or of each of
+    several, at `output`.
 
+    Of several stores (`.record.stores`) an id that more than one has stands as `NAME:ID`, NAME being its store's file
+    without the ending; a picture that more than one has is a row of each, and one hit with a count.
     `factory` is a FAISS factory string, or "auto"; `memory` the bytes that the indexes may take (default: half of what
     is free). Raises UsageError when something is at `output` without `overwrite`, or for a factory that does not do or
-    fit; DataError for an absent split; MismatchError for a store of other encoders.
+    fit, or two stores that hold the same; DataError for a split that a store lacks; MismatchError for a store of other
+    encoders.
     """
     place = _place(device)
     loaded = _run(run, place)
+    several = [store] if store is None or isinstance(store, Store | str | Path) else store
     indexing.build_index(
         loaded,
-        _store_of(loaded, store),
+        join_stores([_store_of(loaded, one) for one in several]),
         split,
         Path(output),
         factory=factory,
@@ -314,7 +320,7 @@ def search(
     if min_precision is not None and not PRECISION.holds(min_precision):
         raise UsageError(f"min_precision: wanted {PRECISION.wanted}, got {min_precision}")
     encoder = encoder or DualEncoder.load(opened.run_path, device)
-    query_QE = embed(opened, encoder, lambda: _store_at(opened), asked)
+    query_QE = embed(opened, encoder, lambda: _behind(opened).store, asked)
     gallery = _choice(Gallery, "of", of) or (Gallery.text if pictures else Gallery.image)
     without = [itself(opened, terms_of(query), gallery) for query in asked]
     if group_duplicates and gallery is Gallery.text:
@@ -322,9 +328,7 @@ def search(
     look = Lookalikes(decode_image) if group_duplicates else None
     rescore = None
     if min_precision is not None:
-        rescore, approximate = searching.scoring(
-            opened, encoder, gallery, lambda: _store_at(opened), opened.record.store
-        )
+        rescore, approximate = searching.scoring(opened, encoder, gallery, lambda: _behind(opened))
         least, _ = cutoff(opened, map(terms_of, asked), gallery, min_precision, approximate)
         threshold = least if threshold is None else max(threshold, least)
     found = searching.search(
@@ -358,19 +362,23 @@ def write_map(
     mapping.require_ready(path, overwrite)
     opened = index if isinstance(index, indexing.Index) else indexing.open_index(Path(index))
     encoder = encoder or DualEncoder.load(opened.run_path, "cpu")
-    made = mapping.make_map(opened, encoder, _store_at(opened), of=asked.of, k=asked.neighbours, seed=asked.seed)
+    made = mapping.make_map(opened, encoder, _behind(opened).store, of=asked.of, k=asked.neighbours, seed=asked.seed)
     mapping.save_map(made, path)
     mapping.save_picture(made, path)
     return path
 
 
-def _store_at(index: indexing.Index) -> Store | None:
-    """The store that an index was made of, if it is where it was."""
+def _behind(index: indexing.Index) -> indexing.StoreBehind:
+    """What an index was made of, if it is where it was."""
+    return indexing.store_behind(index.record, _store_at)
+
+
+def _store_at(content_hash: str, path: str) -> Store | None:
     try:
-        store = open_store(index.record.store)
+        store = open_store(path)
     except DataError:
         return None
-    return store if store.content_hash == index.record.store_content_hash else None
+    return store if store.content_hash == content_hash else None
 
 
 def classify(

@@ -18,8 +18,9 @@ from alignvl_cli.artifacts import made_by, read_json
 from alignvl_cli.devices import choose_device
 from alignvl_cli.errors import UsageError
 from alignvl_cli.settings import Device, SubsetKind, TrainConfig, subset_of
+from alignvl_cli.store.joined import require_different
 from alignvl_cli.store.reader import Store, open_store
-from alignvl_cli.training.data import require_different, require_split
+from alignvl_cli.training.data import require_split
 from alignvl_cli.training.ingredients import steps_per_epoch
 from alignvl_cli.training.prepare import VAL
 from alignvl_cli.training.run import count_pairs

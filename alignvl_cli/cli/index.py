@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from alignvl_cli.cli.console import Session
-from alignvl_cli.cli.options import DataOption
 from alignvl_cli.settings import IndexSettings
 
 
@@ -18,7 +17,14 @@ def index(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Index folder to make. Default: numbered, in the workspace.")
     ] = None,
-    data: DataOption = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--data",
+            metavar="STORE",
+            help="Store to index; repeat it for several. Default: the one the run was trained on.",
+        ),
+    ] = None,
     *,
     asked: IndexSettings,
 ) -> None:
@@ -39,4 +45,4 @@ def index(
         "device": place,
         "overwrite": asked.overwrite,
     }
-    session.result(make_index(session, trained, output, data, asked.split, **options))
+    session.result(make_index(session, trained, output, data or (), asked.split, **options))

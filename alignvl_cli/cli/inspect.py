@@ -211,7 +211,8 @@ def _index_facts(path: Path, check: bool) -> dict[str, Any]:
 
     record = open_index(path).record  # strict: every part's hash is verified in any case
     return {
-        "what": f"{record.images:,} images, {record.captions:,} captions of split {record.split}",
+        "what": f"{record.images:,} images, {record.captions:,} captions of split {record.split}"
+        + (f" of {len(record.stores)} stores" if record.stores else ""),
         **record.to_json(),
         "check": "every part equals its SHA-256",
     }

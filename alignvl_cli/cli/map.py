@@ -33,15 +33,15 @@ def map_(
     path = output or session.workspace.root / "map.parquet"
     require_ready(path, asked.overwrite)
     opened = open_or_make_index(session, index, "cpu")
-    store = store_behind(session, opened)
-    if store is None:
+    behind = store_behind(session, opened)
+    for gone in behind.missing:
         session.warn(
-            f"the store {opened.record.store} is not here: splits are not known, and of an index of compressed vectors "
+            f"the store {gone} is not here: splits are not known, and of an index of compressed vectors "
             "places and cosines are approximate"
         )
     session.note("placing; UMAP takes a minute or so for some thousand rows, and compiles itself first")
     encoder = DualEncoder.load(run_of(session, opened), device="cpu")
-    made = make_map(opened, encoder, store, of=asked.of, k=asked.neighbours, seed=asked.seed)
+    made = make_map(opened, encoder, behind.store, of=asked.of, k=asked.neighbours, seed=asked.seed)
     if missing := save_map(made, path):
         session.warn(f"{missing:,} pictures are not at hand as they were indexed, and have no thumbnail")
     session.note(f"drew {save_picture(made, path)}")

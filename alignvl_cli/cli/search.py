@@ -83,11 +83,11 @@ def search(
     texts = dict.fromkeys(part for query in sums for _, part in terms_of(query) if isinstance(part, str))
     for sentence in cut_texts(encoder, texts):
         session.warn(sentence)
-    query_QE = embed(opened, encoder, lambda: store_behind(session, opened), sums)
+    query_QE = embed(opened, encoder, lambda: store_behind(session, opened).store, sums)
     gallery = asked.of or (Gallery.text if image and not extra else Gallery.image)
     look = _lookalikes(asked, gallery)
     without = [itself(opened, terms_of(query), gallery) for query in sums]
-    rescore, approximate = scoring(opened, encoder, gallery, lambda: store_behind(session, opened), opened.record.store)
+    rescore, approximate = scoring(opened, encoder, gallery, lambda: store_behind(session, opened))
     if approximate:
         session.warn(approximate)
     lowest = asked.threshold

@@ -102,7 +102,7 @@ def _sources(session: Session, indexes: list[Path] | None, trust: Trust, asked: 
         encoder = DualEncoder.load(
             run_of(session, index), device, trust_remote_code=trust.remote_code, allow_pickle=trust.pickle
         )
-        return Opened(index, encoder, store_behind(session, index))
+        return Opened(index, encoder, store_behind(session, index).store)
 
     sources: list[Source] = []
     for path in indexes or [open_or_make_index(session, None, device).path]:

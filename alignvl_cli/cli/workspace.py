@@ -5,9 +5,10 @@ record is a hint: what lies elsewhere now is found by its content.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import pandas
 
     from alignvl_cli.cli.console import Session
-    from alignvl_cli.retrieval.index import Index
+    from alignvl_cli.retrieval.index import Index, IndexRecord, StoreBehind
     from alignvl_cli.store.reader import Store
     from alignvl_cli.training.run_folder import Run
 
@@ -242,9 +243,11 @@ def find_store(session: "Session", content_hash: str, path: str, *, beside: Path
     return None
 
 
-def store_behind(session: "Session", index: "Index") -> "Store | None":
-    """The store that an index was made of, as `find_store` finds it."""
-    return find_store(session, index.record.store_content_hash, index.record.store, beside=index.path)
+def store_behind(session: "Session", index: "Index") -> "StoreBehind":
+    """What an index was made of, each store as `find_store` finds it."""
+    from alignvl_cli.retrieval.index import store_behind as behind
+
+    return behind(index.record, partial(find_store, session, beside=index.path))
 
 
 def run_of(session: "Session", index: "Index") -> Path:
@@ -278,17 +281,20 @@ def _moved(recorded: Path, beside: Path | None) -> Iterator[Path]:
 
 
 def make_index(
-    session: "Session", run: "Run", output: Path | None, data: Path | None, split: str, **options: Any
+    session: "Session", run: "Run", output: Path | None, data: Sequence[Path], split: str, **options: Any
 ) -> Path:
-    """Build the index of `run` over a split of its store, at `output` or numbered in the workspace; `options` are
-    those of `build_index`."""
+    """Build the index of `run` over a split of the stores `data` (none: of its own), at `output` or numbered in the
+    workspace; `options` are those of `build_index`."""
     from alignvl_cli.retrieval.factory import TARGET
     from alignvl_cli.retrieval.index import build_index
+    from alignvl_cli.store.joined import join_stores
 
-    store = store_of(session, run, data)
+    store = join_stores([store_of(session, run, path) for path in data or (None,)])
     with session.workspace.place_for(output, "indexes", f"{run.path.resolve().name}-{split}") as place:
         record = build_index(run, store, split, place, **options)
     session.note(f"indexed {record.images:,} images and {record.captions:,} captions")
+    if record.stores is not None:
+        _tell_stores(session, record)
     for gallery, found in record.recall_against_exact.items():
         setting = "".join(f", {name} {value}" for name, value in record.search[gallery].items())
         low, high = found.interval
@@ -299,6 +305,27 @@ def make_index(
         if found.share < TARGET:
             session.warn(f"the {gallery} index finds less than {TARGET:.0%}: --factory Flat finds everything")
     return place
+
+
+def _tell_stores(session: "Session", record: "IndexRecord") -> None:
+    """What comes of an index being of several stores."""
+    from alignvl_cli.report.text import counted
+
+    stores = record.stores or ()
+    where = "both stores" if len(stores) == 2 else "several of the stores"
+    for store in stores:
+        session.note(f"{store.path}: {counted(store.images, 'image')}, {counted(store.captions, 'caption')}")
+    if record.shared_pictures:
+        are = "is" if record.shared_pictures == 1 else "are"
+        session.note(f"{counted(record.shared_pictures, 'picture')} {are} in {where}: one hit each, with a count")
+    if renamed := [store for store in stores if store.renamed]:
+        example = " and ".join(f"{store.name}:ID" for store in renamed)
+        session.note(f"ids that are in {where} have the store's name before them here: {example}")
+    if record.validation_seen:
+        session.warn(
+            f"the run was trained on {counted(record.validation_seen, 'picture')} of the validation split: precision "
+            "and hub correction, which go by that split, are flattered"
+        )
 
 
 def open_or_make_index(session: "Session", path: Path | None, device: str) -> "Index":
@@ -317,5 +344,5 @@ def open_or_make_index(session: "Session", path: Path | None, device: str) -> "I
             return index
         session.note("no index yet: building one for the newest run")
         run = load_run(session.newest_run(), device)
-        path = make_index(session, run, None, None, "all", device=device)
+        path = make_index(session, run, None, (), "all", device=device)
     return open_index(path)

@@ -147,7 +147,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
 def flat(facts: Mapping[str, Any], mark: str = ".", above: str = "") -> Iterator[tuple[str, Any]]:
     """Each value and its path through nested mappings (lists of them by number), the steps joined by `mark`."""
     for key, value in facts.items():
-        if isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
+        if isinstance(value, list | tuple) and value and all(isinstance(part, Mapping) for part in value):
             yield from flat({str(number): part for number, part in enumerate(value)}, mark, f"{above}{key}{mark}")
         elif isinstance(value, Mapping) and value:
             yield from flat(value, mark, f"{above}{key}{mark}")

@@ -25,7 +25,7 @@ from alignvl_cli.retrieval.index import Index
 from alignvl_cli.retrieval.layout import Layout, neighbours, umap, umap_layout
 from alignvl_cli.retrieval.search import kept_vectors
 from alignvl_cli.settings import MAX_PIXELS, Gallery
-from alignvl_cli.store.reader import Store
+from alignvl_cli.store.joined import AnyStore
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,7 +88,7 @@ def require_ready(path: Path, overwrite: bool) -> None:
 def make_map(
     index: Index,
     encoder: DualEncoder,
-    store: Store | None,
+    store: AnyStore | None,
     *,
     of: Gallery | None,
     k: int,
@@ -110,7 +110,7 @@ def make_map(
     return Map(index, galleries, unit_NE, cosine_NK, row_NK, layout(unit_NE, cosine_NK, row_NK, seed), splits, seed)
 
 
-def _splits(index: Index, store: Store | None, of: Gallery) -> list[str | None]:
+def _splits(index: Index, store: AnyStore | None, of: Gallery) -> list[str | None]:
     if store is None:
         known = None if index.record.split == "all" else index.record.split
         return [known] * len(index.items[of].id)

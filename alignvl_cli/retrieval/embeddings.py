@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from alignvl_cli.errors import DataError, MismatchError
+from alignvl_cli.store.joined import AnyStore, paths_of
 from alignvl_cli.store.reader import SplitRows, Store
 from alignvl_cli.training.run_folder import Run
 
@@ -27,7 +28,7 @@ class Embeddings:
     rows: SplitRows
 
 
-def embed_split(run: Run, store: Store, split: str, device: str) -> Embeddings:
+def embed_split(run: Run, store: AnyStore, split: str, device: str) -> Embeddings:
     """Project the images and captions of a split (`all`: every row).
 
     MismatchError when the store holds latents of other encoders than the run was trained on; DataError when the
@@ -36,7 +37,9 @@ def embed_split(run: Run, store: Store, split: str, device: str) -> Embeddings:
     require_same_encoders(run, store)
     rows = store.rows(split)
     if len(rows.text) == 0:
-        raise DataError(f"{store.path}: split {split!r} has {len(rows.image)} images but no caption to search with")
+        raise DataError(
+            f"{paths_of(store)}: split {split!r} has {len(rows.image)} images but no caption to search with"
+        )
     adapters = run.adapters.to(device)
     return Embeddings(
         img_IE=project(adapters.project_image, _blocks(store.image_block, rows.image), device),
@@ -71,14 +74,15 @@ def project(adapter: Callable[[Tensor], Tensor], blocks: Iterable[np.ndarray], d
     return unit_NE
 
 
-def require_same_encoders(run: Run, store: Store) -> None:
+def require_same_encoders(run: Run, store: AnyStore) -> None:
     """MismatchError, both sides named, unless the store's latents are of the encoders that the run was trained on."""
-    if run.encoder_hash != store.encoder_hash:
-        raise MismatchError(
-            f"{store.path} holds latents of {_pair(store.vision, store.text, store.encoder_hash)}, but {run.path} was "
-            f"trained on {_pair(run.vision, run.text, run.encoder_hash)}{_what_differs(run, store)}; "
-            f"name a store of the run's encoders with --data, or train on this one: alignvl train {store.path}"
-        )
+    for one in store.stores:
+        if run.encoder_hash != one.encoder_hash:
+            raise MismatchError(
+                f"{one.path} holds latents of {_pair(one.vision, one.text, one.encoder_hash)}, but {run.path} was "
+                f"trained on {_pair(run.vision, run.text, run.encoder_hash)}{_what_differs(run, one)}; "
+                f"name a store of the run's encoders with --data, or train on this one: alignvl train {one.path}"
+            )
 
 
 def _blocks(read: Callable[[np.ndarray], np.ndarray], row_N: np.ndarray) -> Iterable[np.ndarray]:

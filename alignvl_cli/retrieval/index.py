@@ -6,6 +6,7 @@ The folder takes its name only when all four are there.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,12 +28,13 @@ from alignvl_cli.artifacts import (
     write_json,
 )
 from alignvl_cli.errors import DataError, UsageError
-from alignvl_cli.retrieval.embeddings import Embeddings, embed_split
+from alignvl_cli.retrieval.embeddings import Embeddings, embed_split, require_same_encoders
 from alignvl_cli.retrieval.factory import AUTO, available_memory, build_vectors, choose_factory, score_error
 from alignvl_cli.retrieval.hubness import BANK_SPLIT, choose_normalisation, normalisation_penalties
 from alignvl_cli.retrieval.nearest import Agreement, agreement, faiss
 from alignvl_cli.retrieval.precision import Precision, measure_precision
 from alignvl_cli.settings import Gallery, HubCorrection
+from alignvl_cli.store.joined import AnyStore, JoinedStore, join_stores, shared_images
 from alignvl_cli.store.reader import SplitRows, Store
 from alignvl_cli.training.run_folder import Run
 
@@ -40,6 +42,24 @@ SCHEMA = "alignvl.index/1"
 FAMILY = "alignvl.index/"
 """What the schema of an index begins with, of this and every other version."""
 RECORD = "index.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexedStore:
+    """One of several stores that an index was made of."""
+
+    path: str
+    """Where it was then."""
+    content_hash: str
+    splits: dict[str, int]
+    """Images by split, those that are not indexed too."""
+    images: int
+    """Of it that are indexed."""
+    captions: int
+    name: str
+    """What `renamed` ids have before them, as in `photos:0001.jpg`, since another of the stores has them too."""
+    renamed: int
+    """Of its images, the indexed ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +71,9 @@ class IndexRecord:
     adapters_sha256: str
     encoder_hash: str
     store: str
+    """Where the store was when the index was made; of several, where each was, in words."""
     store_content_hash: str
+    """Of several, of all of them in their order."""
     split: str
     factory: dict[str, str]
     """Gallery -> the FAISS factory string; `auto` may choose differently for each."""
@@ -74,9 +96,25 @@ class IndexRecord:
     precision: dict[str, Precision] | None = None
     """Gallery -> the share of hits that is right, by score; None with a hub correction, of a store without a
     validation split, and in indexes of earlier versions."""
+    stores: tuple[IndexedStore, ...] | None = None
+    """Each of several stores, in the order of their rows; None, and not written, where there is one."""
+    shared_pictures: int | None = None
+    """Different pictures, by content, that are indexed of more than one store; None where there is one."""
+    validation_seen: int | None = None
+    """Images of the validation split, of all stores, that the run was trained on in one of them, by content: they
+    flatter what is measured and chosen on that split. None where there is one store."""
+
+    @property
+    def made_of(self) -> list[tuple[str, str]]:
+        """(content hash, path) of each store."""
+        if self.stores is None:
+            return [(self.store_content_hash, self.store)]
+        return [(store.content_hash, store.path) for store in self.stores]
 
     def to_json(self) -> dict[str, Any]:
         fields = asdict(self)
+        if self.stores is None:
+            del fields["stores"], fields["shared_pictures"], fields["validation_seen"]
         counts = {"images": fields.pop("images"), "captions": fields.pop("captions")}
         return {"schema": SCHEMA, "counts": counts, **fields}
 
@@ -100,6 +138,8 @@ class IndexRecord:
             }
             curves = fields.get("precision")
             fields["precision"] = curves and {gallery: Precision.read(curve) for gallery, curve in curves.items()}
+            if fields.get("stores") is not None:
+                fields["stores"] = tuple(IndexedStore(**store) for store in fields["stores"])
             return cls(**{**fields, **stored["counts"], "recall_against_exact": measured})
         except (KeyError, TypeError, AttributeError) as problem:
             raise DataError(
@@ -167,6 +207,24 @@ class Index:
         return Path(self.record.run)
 
 
+@dataclass(frozen=True)
+class StoreBehind:
+    """The store that an index was made of, or several joined, as far as they were found."""
+
+    store: AnyStore | None
+    """None unless all were."""
+    missing: tuple[str, ...] = ()
+    """What was not found: where it was when the index was made."""
+
+
+def store_behind(record: IndexRecord, find: Callable[[str, str], Store | None]) -> StoreBehind:
+    """What an index was made of. `find` is asked for a store by content hash and former path."""
+    found = [(path, find(content_hash, path)) for content_hash, path in record.made_of]
+    there = [store for _, store in found if store is not None]
+    missing = tuple(path for path, store in found if store is None)
+    return StoreBehind(None if missing else join_stores(there), missing)
+
+
 def open_index(path: Path) -> Index:
     """Open an index, every part's hash and size verified; DataError with the reason when it is not sound."""
     record = IndexRecord.read(path)
@@ -215,7 +273,7 @@ def _gallery_items(table: pyarrow.Table, gallery: Gallery) -> Items:
 
 def build_index(
     run: Run,
-    store: Store,
+    store: AnyStore,
     split: str,
     output: Path,
     *,
@@ -225,17 +283,22 @@ def build_index(
     device: str = "cpu",
     overwrite: bool = False,
 ) -> IndexRecord:
-    """Project a split of `store` with `run` and index it under `output`, whole or not at all.
+    """Project a split of `store`, or of each of several joined, with `run` and index it under `output`, whole or not
+    at all.
 
     `factory` is any FAISS factory string, or `auto`; `memory` is what the indexes may take together, by default half
     of what is available. With a correction every vector gets one more dimension, its hub penalty.
 
     Raises UsageError when `output` is there already (an empty folder is not), for a factory that does not do or does
-    not fit; MismatchError for a store of other encoders; DataError for an absent split or embeddings that are not
-    finite. Each index's recall against exact search, queried with the other modality, is measured and recorded, and
-    so is the precision of its hits by score.
+    not fit; MismatchError for a store of other encoders; DataError for a split that a store lacks or embeddings that
+    are not finite. Each index's recall against exact search, queried with the other modality, is measured and
+    recorded, and so is the precision of its hits by score. That, and a hub correction, go by the training and
+    validation splits of all stores that have them.
     """
     _require_place(output, overwrite)
+    require_same_encoders(run, store)
+    for one in store.stores:
+        one.rows(split)
     embeddings = embed_split(run, store, split, device)
     sides, hubness = _sides(run, store, embeddings, correction, device)
     budget = available_memory() // 2 if memory is None else memory
@@ -268,7 +331,7 @@ def build_index(
             run=str(run.path.resolve()),
             adapters_sha256=run.config["adapters_sha256"],
             encoder_hash=run.encoder_hash,
-            store=str(store.path.resolve()),
+            store=" and ".join(str(one.path.resolve()) for one in store.stores),
             store_content_hash=store.content_hash,
             split=split,
             factory={gallery.value: chosen for gallery, chosen in factories.items()},
@@ -283,6 +346,7 @@ def build_index(
             made_by=made_by("index", {"split": split, "factory": factory}),
             score_error=errors,
             precision=precision,
+            **(_each_store(run, store, split, items) if isinstance(store, JoinedStore) else {}),
         )
         write_json(scratch / RECORD, record.to_json())
     return record
@@ -303,7 +367,41 @@ def _require_place(output: Path, overwrite: bool) -> None:
         )
 
 
-def _items_table(store: Store, embeddings: Embeddings) -> pyarrow.Table:
+def _each_store(run: Run, store: JoinedStore, split: str, items: pyarrow.Table) -> dict[str, Any]:
+    """The fields of the record that tell several stores apart."""
+    contents, first, stores = items["content"].to_pylist(), 0, []
+    times: Counter[str] = Counter()
+    for name, one in zip(store.names, store.stores, strict=True):
+        rows = one.rows(split)
+        times.update({*contents[first : first + len(rows.image)]})
+        first += len(rows.image)
+        stores.append(
+            IndexedStore(
+                path=str(one.path.resolve()),
+                content_hash=one.content_hash,
+                splits=one.split_sizes(),
+                images=len(rows.image),
+                captions=len(rows.text),
+                name=name,
+                renamed=sum(one.image_id[row] in store.repeated_ids for row in rows.image),
+            )
+        )
+    return {
+        "stores": tuple(stores),
+        "shared_pictures": sum(count > 1 for count in times.values()),
+        "validation_seen": _validation_seen(run, store),
+    }
+
+
+def _validation_seen(run: Run, store: JoinedStore) -> int:
+    trained_on = {reference["content_hash"] for reference in run.config["stores"]}
+    trained = [one for one in store.stores if one.content_hash in trained_on and BANK_SPLIT in one.split_sizes()]
+    if run.split_used not in store.split_sizes():
+        return 0
+    return shared_images(trained, BANK_SPLIT, store, run.split_used)
+
+
+def _items_table(store: AnyStore, embeddings: Embeddings) -> pyarrow.Table:
     rows = embeddings.rows
     captions = [store.text_caption[row] for row in rows.text]
     owner_row_T = rows.image[rows.text_image]
@@ -320,7 +418,7 @@ def _items_table(store: Store, embeddings: Embeddings) -> pyarrow.Table:
     )
 
 
-def first_captions(store: Store, rows: SplitRows) -> list[str]:
+def first_captions(store: AnyStore, rows: SplitRows) -> list[str]:
     """The first caption of each image, empty where there is none."""
     found = [""] * len(rows.image)
     for text_row, owner in zip(reversed(rows.text), reversed(rows.text_image), strict=True):
@@ -329,7 +427,7 @@ def first_captions(store: Store, rows: SplitRows) -> list[str]:
 
 
 def _sides(
-    run: Run, store: Store, embeddings: Embeddings, correction: HubCorrection | None, device: str
+    run: Run, store: AnyStore, embeddings: Embeddings, correction: HubCorrection | None, device: str
 ) -> tuple[dict[Gallery, tuple[np.ndarray, np.ndarray]], dict[str, Any] | None]:
     """Gallery -> its vectors and the queries of the other modality; and the record of the correction.
 
@@ -351,7 +449,7 @@ def _sides(
     return corrected, {"correction": correction.value, "bank": BANK_SPLIT, "parameters": parameters}
 
 
-def _precision(run: Run, store: Store, indexed: Embeddings, device: str) -> dict[str, Precision] | None:
+def _precision(run: Run, store: AnyStore, indexed: Embeddings, device: str) -> dict[str, Precision] | None:
     """As the validation split's queries tell it; None where the store has no such split, or no caption in it."""
     if run.split_used not in store.split_sizes() or not len(store.rows(run.split_used).text):
         return None

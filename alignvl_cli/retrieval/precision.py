@@ -20,7 +20,7 @@ from alignvl_cli.align.ranks import score_blocks
 from alignvl_cli.retrieval.embeddings import Embeddings
 from alignvl_cli.retrieval.nearest import spaced
 from alignvl_cli.settings import Gallery
-from alignvl_cli.store.reader import Store
+from alignvl_cli.store.joined import AnyStore
 
 DEPTH = 100
 """Nearest rows of a query that count; copies among them are one hit."""
@@ -57,7 +57,7 @@ class Precision:
         return next((step for step, precision in enumerate(self.precision) if precision >= wanted), None)
 
 
-def measure_precision(store: Store, indexed: Embeddings, held_out: Embeddings, split: str) -> dict[str, Precision]:
+def measure_precision(store: AnyStore, indexed: Embeddings, held_out: Embeddings, split: str) -> dict[str, Precision]:
     """Gallery -> precision over scores, asked by the rows of `split` (`held_out`), of the other modality."""
     new_image = ~np.isin(held_out.rows.image, indexed.rows.image)
     new_text = ~np.isin(held_out.rows.text, indexed.rows.text)

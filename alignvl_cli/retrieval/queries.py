@@ -14,7 +14,7 @@ from alignvl_cli.retrieval.dual_encoder import DualEncoder, Picture
 from alignvl_cli.retrieval.index import Index
 from alignvl_cli.retrieval.search import kept_vectors
 from alignvl_cli.settings import Gallery, did_you_mean
-from alignvl_cli.store.reader import Store
+from alignvl_cli.store.joined import BEFORE_ID, AnyStore
 
 WEIGHT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\*(.*)", re.DOTALL)
 SMALLEST_SUM = 1e-3
@@ -122,7 +122,7 @@ def cutoff(
 
 
 def embed(
-    index: Index, encoder: DualEncoder, store: Callable[[], Store | None], queries: Sequence[Query]
+    index: Index, encoder: DualEncoder, store: Callable[[], AnyStore | None], queries: Sequence[Query]
 ) -> np.ndarray:
     """Unit rows (Q, E); equal texts are encoded once, and each kind in one call. `store` finds the store of the index,
     and is asked when an image of the index is a part.
@@ -152,6 +152,9 @@ def rows_of(index: Index, names: Sequence[str]) -> list[int]:
     row_of = index.items[Gallery.image].row_of
     for name in names:
         if name not in row_of:
+            named = [f"{store.name}{BEFORE_ID}{name}" for store in index.record.stores or ()]
+            if there := " and ".join(one for one in named if one in row_of):
+                raise UsageError(f"{name}: several stores have an image of this id, here {there}; name one of them so")
             raise UsageError(f"{name}: the index has no image of this id.{did_you_mean(name, row_of)}")
     return [row_of[name] for name in names]
 

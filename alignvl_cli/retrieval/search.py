@@ -11,10 +11,10 @@ import numpy as np
 from alignvl_cli.errors import DataError, MismatchError
 from alignvl_cli.retrieval.dual_encoder import DualEncoder
 from alignvl_cli.retrieval.factory import is_exact
-from alignvl_cli.retrieval.index import FAISS_ERRORS, Index, Items
+from alignvl_cli.retrieval.index import FAISS_ERRORS, Index, Items, StoreBehind
 from alignvl_cli.retrieval.nearest import nearest
 from alignvl_cli.settings import Gallery
-from alignvl_cli.store.reader import Store
+from alignvl_cli.store.joined import AnyStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def search(
     return [[hit for hit in hits[position] if hit.score >= lowest] for position in range(len(query_QE))]
 
 
-def exact_scores(index: Index, encoder: DualEncoder, store: Store, of: Gallery) -> Rescore | None:
+def exact_scores(index: Index, encoder: DualEncoder, store: AnyStore, of: Gallery) -> Rescore | None:
     """Scores from the store's latents, of the rows that are asked for; None when the index does not know the penalties
     of its hub correction, which those of earlier versions keep in the compressed vectors alone."""
     penalty = index.items[of].penalty
@@ -128,28 +128,30 @@ def exact_scores(index: Index, encoder: DualEncoder, store: Store, of: Gallery) 
 
 
 def scoring(
-    index: Index, encoder: DualEncoder, of: Gallery, store: Callable[[], Store | None], store_name: str
+    index: Index, encoder: DualEncoder, of: Gallery, behind: Callable[[], StoreBehind]
 ) -> tuple[Rescore | None, str]:
     """What makes the scores of an index exact, and a sentence where nothing does: they are approximate then.
 
-    `store` finds the store that the index was made of, and is asked for compressed vectors alone.
+    `behind` finds the store that the index was made of, and is asked for compressed vectors alone.
     """
     factory = index.record.factory[of]
     if is_exact(factory):
         return None, ""
-    found = store()
-    if found is not None and (rescore := exact_scores(index, encoder, found, of)) is not None:
+    found = behind()
+    if found.store is not None and (rescore := exact_scores(index, encoder, found.store, of)) is not None:
         return rescore, ""
     error = (index.record.score_error or {}).get(of)
     far = "how far off is not on record" if error is None else f"found to be up to {error:.2g} off"
+    gone = found.missing or (index.record.store,)
+    are = "is" if len(gone) == 1 else "are"
     return None, (
-        f"the scores are approximate, of vectors that {factory} has compressed ({far}), and {store_name}, which exact "
-        "ones come from, is not here; --factory Flat keeps whole vectors"
+        f"the scores are approximate, of vectors that {factory} has compressed ({far}), and {' and '.join(gone)}, "
+        f"which exact ones come from, {are} not here; --factory Flat keeps whole vectors"
     )
 
 
 def kept_vectors(
-    index: Index, encoder: DualEncoder, store: Store | None, row_Q: Sequence[int], of: Gallery = Gallery.image
+    index: Index, encoder: DualEncoder, store: AnyStore | None, row_Q: Sequence[int], of: Gallery = Gallery.image
 ) -> np.ndarray:
     """Unit rows (Q, E) of what is at `row_Q` of an index: from its store, else as the index keeps them, which of
     compressed vectors is near. DataError where it keeps none that can be read back."""
@@ -162,9 +164,10 @@ def kept_vectors(
     try:
         kept_QE = np.stack([vectors.reconstruct(int(row)) for row in row_Q])[:, : index.record.width]
     except FAISS_ERRORS as problem:
+        gone = "a store that it was made of" if index.record.stores else "the store that it was made of"
         raise DataError(
             f"{index.path}: cannot take the vectors that are in it: those of {index.record.factory[of]} are "
-            "not read back, and the store that it was made of is not here"
+            f"not read back, and {gone} is not here"
         ) from problem
     return kept_QE / np.linalg.norm(kept_QE, axis=1, keepdims=True)
 

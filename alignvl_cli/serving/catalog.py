@@ -19,10 +19,10 @@ from alignvl_cli.datasets.lookalikes import Lookalikes
 from alignvl_cli.encoders.decoding import UnreadableImage, decode_image
 from alignvl_cli.report.page import EDGE, thumbnail_jpeg
 from alignvl_cli.retrieval.dual_encoder import DualEncoder
-from alignvl_cli.retrieval.index import RECORD, Index
+from alignvl_cli.retrieval.index import RECORD, Index, StoreBehind
 from alignvl_cli.retrieval.search import Rescore, kept_vectors, scoring
 from alignvl_cli.settings import Gallery
-from alignvl_cli.store.reader import Store
+from alignvl_cli.store.joined import AnyStore
 
 RELOAD_S = 2.0
 """Between two looks at whether an index has been made again."""
@@ -42,8 +42,8 @@ class Opened:
 
     index: Index
     encoder: DualEncoder
-    store: Store | None
-    """The one that the index was made of, where it was found."""
+    store: AnyStore | None
+    """The one that the index was made of, or several joined, where all were found."""
 
 
 class Served:
@@ -53,7 +53,9 @@ class Served:
         self.name = name
         self.index, self.encoder, self.store = opened.index, opened.encoder, opened.store
         self.since = datetime.now(UTC).isoformat(timespec="seconds")
-        scored = {of: scoring(self.index, self.encoder, of, lambda: self.store, "the store") for of in Gallery}
+        missing = ("one of the stores" if self.index.record.stores else "the store",)  # and no path of this machine
+        behind = StoreBehind(self.store, missing)
+        scored = {of: scoring(self.index, self.encoder, of, lambda: behind) for of in Gallery}
         self.rescore: dict[Gallery, Rescore | None] = {of: rescore for of, (rescore, _) in scored.items()}
         self.approximate: dict[Gallery, str] = {of: sentence for of, (_, sentence) in scored.items()}
         """Why scores are approximate; empty where they are exact."""

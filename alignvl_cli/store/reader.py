@@ -209,6 +209,13 @@ class SplitRows:
     """(m,) int64 position of each text's image *within* `image`."""
 
 
+def split_rows(chosen_I: np.ndarray, text_image: np.ndarray) -> SplitRows:
+    """The rows of the images that are chosen (I,) bool, and of their texts."""
+    text = np.flatnonzero(chosen_I[text_image])
+    position_I = np.cumsum(chosen_I) - 1
+    return SplitRows(image=np.flatnonzero(chosen_I), text=text, text_image=position_I[text_image[text]])
+
+
 @dataclass(frozen=True)
 class Store:
     """An open store. Holds no file handle: latents are read-only memory maps, strings are read when asked for."""
@@ -238,6 +245,11 @@ class Store:
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy or a pickle holds no latents: it opens the file again, which must hold the same."""
         return _reopen, (self.path, self.digest)
+
+    @property
+    def stores(self) -> "tuple[Store]":
+        """Itself: what several that are joined have, too."""
+        return (self,)
 
     @property
     def image_parts(self) -> dict[str, slice]:
@@ -288,10 +300,7 @@ class Store:
                 there = ", ".join(f"{name} ({count} images)" for name, count in sizes.items())
                 raise DataError(f"{self.path}: no image in a split {split!r}; this store has {there}; or say {ALL!r}")
             chosen_I = self.image_split == self.split_names.index(split)
-        image = np.flatnonzero(chosen_I)
-        text = np.flatnonzero(chosen_I[self.text_image])
-        position_I = np.cumsum(chosen_I) - 1
-        return SplitRows(image=image, text=text, text_image=position_I[self.text_image[text]])
+        return split_rows(chosen_I, self.text_image)
 
     def image_block(self, rows: np.ndarray | slice) -> np.ndarray:
         """Image latents of `rows`, contiguous float32 (n, D), verified: digest and finite, else DataError."""

@@ -65,15 +65,6 @@ def require_same_encoders(stores: Sequence[Store]) -> None:
             raise MismatchError(f"{names[0]}, {names[1]}: adapters serve one pair of encoders; extract both alike")
 
 
-def require_different(stores: Sequence[Store]) -> None:
-    """UsageError when two of the stores hold the same: each pair would be its own negative, and count twice."""
-    seen: dict[str, Store] = {}
-    for store in stores:
-        other = seen.setdefault(store.content_hash, store)
-        if other is not store:
-            raise UsageError(f"{other.path} and {store.path} hold the same pairs: name one of them")
-
-
 def _names(store: Store) -> str:
     towers = [side["about"].get("id", "an unnamed model") for side in (store.vision, store.text)]
     return f"{towers[0]} and {towers[1]} ({store.encoder_hash[:8]})"
@@ -222,12 +213,6 @@ def duplicate_keys(stores: Sequence[Store], split: str) -> Tensor:
         images = [image_numbers.setdefault(hashes[row].tobytes(), len(image_numbers)) for row in rows.image]
         image_keys += [images[position] for position in rows.text_image]
     return torch.tensor([image_keys, caption_keys])
-
-
-def shared_images(train: Sequence[Store], train_split: str, val: Store, val_split: str) -> int:
-    """How many validation images have the very bytes of a training image."""
-    seen = {row.tobytes() for store in train for row in store.image_sha256[store.rows(train_split).image]}
-    return sum(row.tobytes() in seen for row in val.image_sha256[val.rows(val_split).image])
 
 
 BUFFER_BLOCKS = 16

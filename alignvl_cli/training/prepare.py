@@ -24,6 +24,7 @@ from alignvl_cli.settings import (
     TrainConfig,
     subset_of,
 )
+from alignvl_cli.store.joined import require_different, shared_images
 from alignvl_cli.store.reader import Store
 from alignvl_cli.training.closed_form import start_at_cca, teacher_of
 from alignvl_cli.training.data import (
@@ -36,11 +37,9 @@ from alignvl_cli.training.data import (
     is_within,
     load_split,
     prepared,
-    require_different,
     require_same_encoders,
     require_split,
     root_mean_square,
-    shared_images,
 )
 from alignvl_cli.training.data_parallel import DataParallel
 from alignvl_cli.training.ingredients import (

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 from support.fake_runs import make_run
-from support.fakes import make_store
+from support.fakes import make_store, write_part
 
 from alignvl_cli.errors import DataError, UsageError
 from alignvl_cli.report import map as mapping
@@ -22,6 +22,7 @@ from alignvl_cli.retrieval.dual_encoder import DualEncoder
 from alignvl_cli.retrieval.index import build_index, open_index
 from alignvl_cli.retrieval.layout import principal_axes
 from alignvl_cli.settings import Gallery, HubCorrection
+from alignvl_cli.store.joined import join_stores
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training.run_folder import load_run
 
@@ -82,6 +83,15 @@ def test_one_gallery_alone_has_its_own_rows_for_neighbours(opened, tmp_path, of)
     assert {row["kind"] for row in rows} == {of.value}
     assert max(max(row["neighbors"]["ids"]) for row in rows) < len(rows)
     assert save_picture(made(opened, of=of), tmp_path / "map.parquet").is_file()
+
+
+def test_a_map_of_two_stores_is_that_of_the_store_with_the_rows_of_both(opened, tmp_path):
+    _, encoder, store = opened
+    parts = [write_part(store, tmp_path / f"{n}.h5", np.arange(start, start + 15)) for n, start in enumerate((0, 15))]
+    joined = join_stores([open_store(path) for path in parts])
+    build_index(encoder.run, joined, "all", tmp_path / "index", factory="SQ8")
+    found = make_map(open_index(tmp_path / "index"), encoder, joined, of=None, k=4, seed=0, layout=by_axes)
+    assert rows_of(found, tmp_path / "joined.parquet") == rows_of(made(opened), tmp_path / "whole.parquet")
 
 
 def test_the_same_seed_gives_the_same_bytes(opened, tmp_path):

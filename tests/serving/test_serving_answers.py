@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from support.fakes import write_part
 from support.service import service, source_of
 
 from alignvl_cli import Combined, Like, search
 from alignvl_cli.retrieval.dual_encoder import DualEncoder
 from alignvl_cli.retrieval.index import open_index
 from alignvl_cli.settings import Gallery
+from alignvl_cli.store.reader import open_store
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +162,32 @@ def test_scores_of_compressed_vectors_are_exact_with_the_store_and_told_without(
     assert "compressed (found to be up to" in told["notes"][0]
     assert str(tmp_path) not in told["notes"][0]
     assert like.status == 200
+
+
+def test_an_index_of_several_stores_is_served_as_one(workplace, tmp_path):
+    from alignvl_cli import build_index
+
+    flat = open_index(workplace / "index")
+    store = open_store(flat.record.store)
+    for name, row_N in (("even", np.arange(0, 60, 2)), ("odd", np.array([0, *range(1, 60, 2)]))):
+        write_part(store, tmp_path / f"{name}.h5", row_N)
+    parts = [tmp_path / "even.h5", tmp_path / "odd.h5"]
+    build_index(flat.run_path, parts, output=tmp_path / "index", factory="SQ4")
+    name = f"odd:{store.image_id[0]}"
+    with service(source_of(tmp_path / "index")) as client:
+        exact = client.get("/search?text=green&k=60").json
+        like = client.get(f"/search/like/{quote(name, safe='')}?k=3")
+        item = client.get(f"/items/{quote(name, safe='')}").json
+    truth = {hit.caption: hit.score for hit in search(flat, ["green"], k=60)[0]}
+    hits = exact["results"][0]["hits"]
+    assert (exact["scores"], len(hits)) == ("exact", 60)
+    assert all(hit["score"] == pytest.approx(truth[hit["caption"]], abs=1e-5) for hit in hits)
+    assert (item["copies"], item["has_picture"], len(item["captions"])) == (2, True, 2)
+    assert like.status == 200
+    with service(source_of(tmp_path / "index", has_store=False)) as client:
+        (note,) = client.get("/search?text=green&k=3").json["notes"]
+    assert "one of the stores, which exact ones come from, is not here" in note
+    assert str(tmp_path) not in note
 
 
 def test_indexes_are_asked_by_name(workplace, own):

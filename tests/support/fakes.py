@@ -15,6 +15,7 @@ from PIL import Image
 from alignvl_cli.artifacts import fingerprint, made_by
 from alignvl_cli.datasets.dataset import Dataset, ImageSource, Item
 from alignvl_cli.settings import StoreDtype
+from alignvl_cli.store.reader import Store
 from alignvl_cli.store.schema import Rejected
 from alignvl_cli.store.writer import StoreAbout, StoreRows, write_store
 
@@ -97,6 +98,37 @@ def make_store(
         [image_latent],
         [text_latent],
         dtype=dtype,
+    )
+    return path
+
+
+def write_part(store: Store, path: Path, row_N: np.ndarray, *, ids: Sequence[str] | None = None) -> Path:
+    """Write the images at `row_N` of a store, with their captions, as a store of its own, under other ids if wanted;
+    returns `path`."""
+    texts = [np.flatnonzero(store.text_image == row) for row in row_N]
+    row_T = np.concatenate(texts)
+    write_store(
+        path,
+        StoreRows(
+            image_id=list(ids or [store.image_id[row] for row in row_N]),
+            image_uri=[store.image_uri[row] for row in row_N],
+            image_label=[store.image_label[row] for row in row_N],
+            image_sha256=store.image_sha256[row_N],
+            image_split=store.image_split[row_N],
+            split_names=store.split_names,
+            text_image=np.repeat(np.arange(len(row_N)), [len(mine) for mine in texts]),
+            text_caption=[store.text_caption[row] for row in row_T],
+            rejected=(),
+        ),
+        StoreAbout(
+            vision=store.vision,
+            text=store.text,
+            encoder_hash=store.encoder_hash,
+            dataset=store.dataset,
+            made_by={**_made_by(), "counter": 0},
+        ),
+        [store.image_latent[row_N]],
+        [store.text_latent[row_T]],
     )
     return path
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alignvl_cli.retrieval.dual_encoder import DualEncoder
-from alignvl_cli.retrieval.index import open_index
+from alignvl_cli.retrieval.index import open_index, store_behind
 from alignvl_cli.serving.app import make_app
 from alignvl_cli.serving.catalog import Catalog, Opened, Source
 from alignvl_cli.serving.server import listen, make_server
@@ -67,7 +67,7 @@ def source_of(index: Path, *, has_store: bool = True) -> Source:
 
     def opened(path: Path) -> Opened:
         found = open_index(path)
-        store = open_store(found.record.store) if has_store else None
+        store = store_behind(found.record, lambda content_hash, path: open_store(path)).store if has_store else None
         return Opened(found, DualEncoder.load(found.run_path, "cpu"), store)
 
     return Source(index.name, index, opened)

@@ -15,6 +15,7 @@ from alignvl_cli.align.streams import Stream, Streams
 from alignvl_cli.errors import DataError, MismatchError, UsageError
 from alignvl_cli.recipes import resolve_train
 from alignvl_cli.settings import AdapterKind, LatentNorm, MixCoefficient, NoiseKind
+from alignvl_cli.store.joined import require_different, shared_images
 from alignvl_cli.store.reader import open_store
 from alignvl_cli.training import data as training_data
 from alignvl_cli.training.data import (
@@ -23,10 +24,8 @@ from alignvl_cli.training.data import (
     duplicate_keys,
     load_split,
     prepared,
-    require_different,
     require_same_encoders,
     root_mean_square,
-    shared_images,
 )
 from alignvl_cli.training.ingredients import (
     FuseMix,

@@ -22,6 +22,7 @@ from alignvl_cli.retrieval.nearest import spaced
 from alignvl_cli.settings import Gallery
 from alignvl_cli.store.joined import AnyStore
 
+HUNDREDTHS = np.arange(101) / 100
 DEPTH = 100
 """Nearest rows of a query that count; copies among them are one hit."""
 MOST_QUERIES = 2000
@@ -44,7 +45,7 @@ class Precision:
     """Ascending, and the precision with it."""
     precision: tuple[float, ...]
     hits: tuple[int, ...]
-    """That the share is of."""
+    """That tell the share."""
 
     @classmethod
     def read(cls, stored: dict[str, Any]) -> "Precision":
@@ -83,34 +84,45 @@ def measure_precision(store: AnyStore, indexed: Embeddings, held_out: Embeddings
     worded = spaced(len(held_out.rows.text), MOST_QUERIES)
     by_words = _hits(held_out.txt_TE[worded], texts(held_out.rows.text[worded]), img_GE, image_G, (text_G, owner_G))
     by_picture = _hits(held_out.img_IE[asking], images(held_out.rows.image[asking]), txt_GE, text_G, (owner_G, text_G))
-    about = {Gallery.image: (by_words, len(worded), len(img_GE)), Gallery.text: (by_picture, len(asking), len(txt_GE))}
+    about = {
+        Gallery.image: (by_words, len(worded), len(img_GE), len(indexed.rows.image)),
+        Gallery.text: (by_picture, len(asking), len(txt_GE), len(indexed.rows.text)),
+    }
     return {
-        gallery.value: curve(*hits, split=split, queries=queries, gallery=rows)
-        for gallery, (hits, queries, rows) in about.items()
+        gallery.value: curve(*hits, wrong=rows / searched, split=split, queries=queries, gallery=searched)
+        for gallery, (hits, queries, searched, rows) in about.items()
     }
 
 
-def curve(score_H: np.ndarray, is_right_H: np.ndarray, *, split: str, queries: int, gallery: int) -> Precision:
-    """The steps of the isotonic regression of right on score, from the top: the share among all hits from a step on.
+def curve(
+    score_H: np.ndarray, is_right_H: np.ndarray, *, split: str, queries: int, gallery: int, wrong: float = 1.0
+) -> Precision:
+    """The lowest score for each hundredth of precision, the share of right hits among all from that score on.
 
-    A step is a block of pooled adjacent violators (Barlow et al., Statistical Inference under Order Restrictions,
-    1972), whose mean is the share of its hits that are right; so the shares from a step on are plain counts, and rise
-    with the score. Steps with fewer than `LEAST_HITS` hits at or above them are left out.
+    The share is of the isotonic regression of right on score (Barlow et al., Statistical Inference under Order
+    Restrictions, 1972): it rises with the score, and where a block of pooled scores begins it is the plain share.
+    A wrong hit counts as `wrong`: where the index lacks the validation split, which is searched beside it, there are
+    as many fewer wrong rows in the index as it is smaller, and as many right ones to a query. Scores with fewer than
+    `LEAST_HITS` hits from there on are left out.
     """
     score_U, group_H, hits_U = np.unique(score_H, return_inverse=True, return_counts=True)
     right_U = np.bincount(group_H, is_right_H, len(score_U))
-    start_N = isotonic_regression(right_U / hits_U, weights=hits_U).blocks[:-1]
-    hits_N = hits_U[::-1].cumsum()[::-1][start_N]
-    precision_N = right_U[::-1].cumsum()[::-1][start_N] / hits_N
-    kept = hits_N >= LEAST_HITS
-    floor_N = np.floor(score_U[start_N] * 10**DIGITS) / 10**DIGITS
+    weight_U = right_U + wrong * (hits_U - right_U)
+    fitted_U = isotonic_regression(right_U / weight_U, weights=weight_U).x
+    from_U = [one_U[::-1].cumsum()[::-1] for one_U in (fitted_U * weight_U, weight_U)]
+    hits_U = hits_U[::-1].cumsum()[::-1]
+    known = int((hits_U >= LEAST_HITS).sum())
+    precision_U = np.maximum.accumulate(from_U[0] / from_U[1])[:known]
+    step_N = np.unique(np.searchsorted(precision_U, HUNDREDTHS))
+    step_N = step_N[step_N < known]
+    floor_N = np.floor(score_U[step_N] * 10**DIGITS) / 10**DIGITS
     return Precision(
         split=split,
         queries=queries,
         gallery=gallery,
-        score=tuple(floor_N[kept].tolist()),
-        precision=tuple(precision_N[kept].tolist()),
-        hits=tuple(hits_N[kept].tolist()),
+        score=tuple(floor_N.tolist()),
+        precision=tuple(np.minimum(precision_U[step_N], 1).tolist()),
+        hits=tuple(hits_U[step_N].tolist()),
     )
 
 

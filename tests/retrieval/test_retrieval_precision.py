@@ -33,7 +33,7 @@ def made(tmp_path_factory):
     return open_index(folder / "index"), DualEncoder(run, "cpu"), store
 
 
-def test_a_step_is_the_plain_share_of_the_hits_from_there_on():
+def test_a_step_is_the_share_of_the_hits_from_there_on():
     rng = np.random.default_rng(0)
     score_H = rng.integers(0, 200, 3000) / 200  # many are equal
     is_right_H = rng.random(3000) < score_H**2
@@ -43,8 +43,9 @@ def test_a_step_is_the_plain_share_of_the_hits_from_there_on():
     assert list(found.precision) == sorted(found.precision)
     for score, precision, hits in zip(found.score, found.precision, found.hits, strict=True):
         kept = score_H >= score
-        assert (precision, hits) == (pytest.approx(is_right_H[kept].mean()), kept.sum())
+        assert (precision, hits) == (pytest.approx(is_right_H[kept].mean(), abs=0.02), kept.sum())
         assert hits >= LEAST_HITS
+    assert max(np.diff(found.precision)) < 0.02, "a cutoff for each hundredth"
     assert found.precision[0] == pytest.approx(is_right_H.mean())
     assert found.step(found.precision[3]) == 3
     assert found.step(1.01) is None
@@ -79,9 +80,34 @@ def test_it_is_counted_over_what_is_indexed_and_the_validation_split(made, of):
     known = index.record.precision[of]
     assert (known.split, known.gallery) == ("val", len(image_G if of is Gallery.image else text_G))
     assert len(known.score) > 3
+    searched, indexed = (image_G, rows["test"].image) if of is Gallery.image else (text_G, rows["test"].text)
     for score, precision, hits in zip(known.score, known.precision, known.hits, strict=True):
         kept = score_H >= score
-        assert (hits, precision) == (kept.sum(), pytest.approx(is_right_H[kept].mean()))
+        right, wrong = is_right_H[kept].sum(), (~is_right_H[kept]).sum() * len(indexed) / len(searched)
+        assert (hits, precision) == (kept.sum(), pytest.approx(right / (right + wrong), abs=0.5 / hits**0.5))
+
+
+def test_what_is_promised_of_a_small_index_is_what_a_search_of_it_finds(tmp_path):
+    """Validation and test rows are of one kind, so the cutoffs that one tells hold for the other."""
+    path = make_store(
+        tmp_path / "s.h5",
+        images=2400,
+        captions_per_image=(1,),
+        noise=0.9,
+        splits={"train": 0.2, "val": 0.4, "test": 0.4},
+    )
+    store = open_store(path)
+    run = load_run(make_run(tmp_path / "run", store))
+    build_index(run, store, "test", tmp_path / "index")
+    index, encoder, rows = open_index(tmp_path / "index"), DualEncoder(run, "cpu"), store.rows("test")
+    query_QE = encoder.project_text(store.text_block(rows.text))
+    owner_Q = [store.image_id[row] for row in store.text_image[rows.text]]
+    for asked in (0.2, 0.4, 0.6):
+        least, _ = cutoff(index, [((1.0, "words"),)], Gallery.image, asked, "")
+        found = search(index, encoder, query_QE, k=100, of=Gallery.image, threshold=least)
+        is_right = [hit.id == owner for hits, owner in zip(found, owner_Q, strict=True) for hit in hits]
+        assert len(is_right) > 300
+        assert np.mean(is_right) == pytest.approx(asked, abs=0.05)
 
 
 def test_search_shows_what_scores_the_cutoff(made):

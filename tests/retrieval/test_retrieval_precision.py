@@ -84,7 +84,7 @@ def test_it_is_counted_over_what_is_indexed_and_the_validation_split(made, of):
     for score, precision, hits in zip(known.score, known.precision, known.hits, strict=True):
         kept = score_H >= score
         right, wrong = is_right_H[kept].sum(), (~is_right_H[kept]).sum() * len(indexed) / len(searched)
-        assert (hits, precision) == (kept.sum(), pytest.approx(right / (right + wrong), abs=0.5 / hits**0.5))
+        assert (hits, precision) == (kept.sum(), pytest.approx(right / (right + wrong), abs=1 / hits**0.5))
 
 
 def test_what_is_promised_of_a_small_index_is_what_a_search_of_it_finds(tmp_path):

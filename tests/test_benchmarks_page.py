@@ -18,6 +18,7 @@ NO_SPEED = {
     *("page.py", "synthetic_pairs.py", "sizes.py", "sets.py", "image_sets.py", "rule_of_thumb.py", "entered_files.py"),
     *("kill_extraction.py", "kill_training.py", "study_statistics.py", "growing.py", "serving.py"),
     *("combined_queries.py", "few_pairs.py", "min_precision.py", "group_duplicates.py", "members.py", "scaling.py"),
+    "repeated_store.py",
 }
 """The writer itself, what makes and compares sets and pairs, and scripts that count what comes out right; the figures
 of six (growing, serving, few_pairs, min_precision, group_duplicates, scaling) stand in other pages."""

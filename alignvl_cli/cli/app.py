@@ -58,6 +58,8 @@ app.add_typer(data_app, name="data")
 store_app = typer.Typer(**_LOOK)
 app.add_typer(store_app, name="store")
 
+RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How libraries written in Rust, safetensors and tokenizers, tell of the operating system's errors."""
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 """A disk, a file or a quota that takes no more."""
 
@@ -174,9 +176,13 @@ def _told(problem: Exception, verbose: bool) -> tuple[str, int]:
     if library := library_that_fails(problem):
         what = f"{library} is installed, but does not load ({type(problem).__name__}: {problem})"
         return f"{what}; alignvl doctor says what is wrong and what to do", DataError.exit_code
+    if native := RUST_ERROR.search(str(problem)):
+        problem = OSError(int(native[1]), os.strerror(int(native[1])))
     if isinstance(problem, OSError):
-        where = f"{problem.filename}: " if problem.filename else ""
-        room = "; make room there, or write elsewhere, and run it again" if problem.errno in FULL else ""
+        is_full = problem.errno in FULL
+        place = (is_full and problem.filename2) or problem.filename  # of a copy, where it was going
+        where = f"{place}: " if place else ""
+        room = "; make room there, or write elsewhere, and run it again" if is_full else ""
         return f"{where}{problem.strerror or problem}{room}", DataError.exit_code
     hint = "" if verbose else " Run it again with --verbose for the traceback."
     what = f"this is a bug in alignvl: {type(problem).__name__}: {problem}.{hint}"

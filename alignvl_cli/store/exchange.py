@@ -9,7 +9,7 @@ beside `metadata.parquet`. The metadata have `image_path` and `caption`, and fro
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,27 +43,36 @@ def export_store(store: Store, folder: Path, layout: LatentFormat) -> int:
     caption. UsageError when `folder` is there already, DataError when the store is damaged."""
     with new_folder(folder) as scratch:
         pairs = len(store.text_image)
-        widths = {IMAGE: store.image_latent, TEXT: store.text_latent}
+        blocks: dict[str, Callable[[slice], np.ndarray]] = {
+            IMAGE: lambda rows: store.image_block(store.text_image[rows]),
+            TEXT: store.text_block,
+        }
+        kinds = {IMAGE: store.image_latent, TEXT: store.text_latent}
+        shapes = {name: (pairs, latent.shape[1]) for name, latent in kinds.items()}
+        slices = [slice(start, start + BLOCK) for start in range(0, pairs, BLOCK)]
         if layout is LatentFormat.npy:
-            for name in (IMAGE, TEXT, "metadata"):
+            (scratch / "metadata").mkdir()
+            for name, block in blocks.items():
                 (scratch / name).mkdir()
-            out: dict[str, np.ndarray] = {
-                name: np.lib.format.open_memmap(
-                    scratch / name / f"{name}_0.npy", "w+", latent.dtype, (pairs, latent.shape[1])
-                )
-                for name, latent in widths.items()
-            }
+                _write_npy(scratch / name / f"{name}_0.npy", kinds[name].dtype, shapes[name], map(block, slices))
         else:
-            out = {name: np.empty((pairs, latent.shape[1]), latent.dtype) for name, latent in widths.items()}
-        for start in range(0, pairs, BLOCK):
-            rows = slice(start, start + BLOCK)
-            out[IMAGE][rows] = store.image_block(store.text_image[rows])
-            out[TEXT][rows] = store.text_block(rows)
-        if layout is LatentFormat.safetensors:
+            out = {name: np.empty(shapes[name], latent.dtype) for name, latent in kinds.items()}
+            for rows in slices:
+                for name, block in blocks.items():
+                    out[name][rows] = block(rows)
             save_file(out, scratch / SAFETENSORS)
         place = "metadata/metadata_0.parquet" if layout is LatentFormat.npy else "metadata.parquet"
         pq.write_table(_metadata(store), scratch / place)
     return len(store.image_id) - len(np.unique(store.text_image))
+
+
+def _write_npy(path: Path, dtype: np.dtype, shape: tuple[int, int], blocks: Iterable[np.ndarray]) -> None:
+    """Not through a memory map: on a disk that fills up one ends the process (SIGBUS), where a write raises."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    with open(path, "wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for block_BD in blocks:
+            stream.write(np.ascontiguousarray(block_BD, dtype=dtype).data)
 
 
 def _metadata(store: Store) -> pa.Table:

@@ -197,6 +197,31 @@ def test_a_full_disk_is_one_message_and_loses_nothing(copied, stages, undisturbe
     assert stage.read(copied) == wanted
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("store", "export", "store.h5", "made", "--to", "npy"),
+        ("store", "export", "store.h5", "made", "--to", "safetensors"),
+        ("export", "run", "-o", "made", "--to", "safetensors"),
+        ("export", "run", "-o", "made", "--to", "parquet"),
+    ],
+    ids=" ".join,
+)
+def test_an_export_to_a_full_disk_is_one_message(copied, stages, tried, words):
+    """Each kind of file has a writer of its own, and each library an exception of its own."""
+    given = [copied / word if word in ("store.h5", "run", "made") else word for word in words]
+    codes = []
+    for most in (0, 300, 3000, 10_000, 30_000, 10**9):
+        ended = stages(*given, most_bytes=most)
+        tried["full disk", words[0]] += 1
+        codes.append(ended.code)
+        assert ended.code in (0, 3), ended
+        assert "Traceback" not in ended.stderr, ended.stderr
+        assert (copied / "made").exists() == (ended.code == 0)
+        shutil.rmtree(copied / "made", ignore_errors=True)
+    assert (codes[0], codes[-1]) == (3, 0)
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_a_place_that_cannot_be_written_to(copied, stages, undisturbed, tried, name):
     """A file stands where a folder is needed: as root too, nothing can be made in it."""

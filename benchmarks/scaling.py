@@ -2,7 +2,7 @@
 
 On stores of `synthetic_pairs.py` (image latents of 768, text latents of 384), every command in a process of its own:
 seconds, peak memory and disk of `alignvl train` (one epoch of each of its two pairs), the same with a memory budget of
-an eighth of the latents (32 MiB at least), `alignvl index` of the training split with exact, IVF and HNSW indexes, and
+an eighth of the latents (128 MiB at least), `alignvl index` of the training split with exact, IVF and HNSW indexes, and
 what a search for one query takes in each. At the end the exponent p of a fit of cost = a * pairs^p. Results are kept in
 a file (`--results`) as they come, and not measured again.
 """
@@ -30,7 +30,7 @@ from alignvl_cli.settings import Gallery
 PAIRS = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 TOP = 10
 SEARCHES = 200
-BUDGET_SHARE, LEAST_BUDGET = 8, 32
+BUDGET_SHARE, LEAST_BUDGET = 8, 128
 """Of the latents, and in MiB: a budget holds two buffers of twice the batch."""
 MIB = 2**20
 

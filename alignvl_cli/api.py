@@ -6,6 +6,8 @@ with each event of a long work, e.g. to draw progress. What a command refuses wi
 `alignvl_cli.errors.AlignvlError` here: UsageError (2), DataError (3), MismatchError (4), ...
 """
 
+import math
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -306,12 +308,16 @@ def search(
     255, as in `alignvl data check`; a UserWarning says where pictures were not at hand to be looked at, and only
     identical files were grouped. `encoder` saves loading the index's run once more for each call.
 
-    Raises UsageError for one query alone, texts and pictures together (but in a `Combined`), an id that the index does
+    Scores of a compressed index are those of the store that it was made of; where that is not here they are
+    approximate, and a UserWarning says how far, as one does of a text that is longer than the model reads.
+
+    Raises UsageError for one query alone, a `k` below 1, a `threshold` that no hit can score,
+    texts and pictures together (but in a `Combined`), an id that the index does
     not have, parts that cancel each other out, a `min_precision` that is not known or never reached, or
     `group_duplicates` of captions; MismatchError for an encoder of other adapters than the index's.
     """
     opened = index if isinstance(index, indexing.Index) else indexing.open_index(Path(index))
-    if isinstance(queries, str | Path | Image.Image | Like | Combined):
+    if isinstance(queries, str | Path | Image.Image | Like | Combined) or hasattr(queries, "columns"):
         raise UsageError(f"search: wanted a list of queries, not one ({type(queries).__name__})")
     asked = list(queries)
     pictures = [query for query in asked if isinstance(query, Path | Image.Image)]
@@ -319,16 +325,23 @@ def search(
         raise UsageError("search: wanted texts alone or pictures alone (a path as pathlib.Path, not as str)")
     if min_precision is not None and not PRECISION.holds(min_precision):
         raise UsageError(f"min_precision: wanted {PRECISION.wanted}, got {min_precision}")
+    k = _count("k", k)
+    if threshold is not None:
+        threshold = _threshold(threshold, opened)
     encoder = encoder or DualEncoder.load(opened.run_path, device)
+    if texts := _texts_of(asked):
+        for sentence in searching.cut_texts(encoder, texts):
+            warnings.warn(sentence, stacklevel=2)
     query_QE = embed(opened, encoder, lambda: _behind(opened).store, asked)
     gallery = _choice(Gallery, "of", of) or (Gallery.text if pictures else Gallery.image)
     without = [itself(opened, terms_of(query), gallery) for query in asked]
     if group_duplicates and gallery is Gallery.text:
         raise UsageError("group_duplicates: it groups images, and this search finds captions; ask for of='image'")
     look = Lookalikes(decode_image) if group_duplicates else None
-    rescore = None
+    rescore, approximate = searching.scoring(opened, encoder, gallery, lambda: _behind(opened))
+    if approximate and min_precision is None:
+        warnings.warn(approximate, stacklevel=2)
     if min_precision is not None:
-        rescore, approximate = searching.scoring(opened, encoder, gallery, lambda: _behind(opened))
         least, _ = cutoff(opened, map(terms_of, asked), gallery, min_precision, approximate)
         threshold = least if threshold is None else max(threshold, least)
     found = searching.search(
@@ -337,6 +350,30 @@ def search(
     if look is not None and (unseen := look.unseen(hit.uri for hits in found for hit in hits)):
         warnings.warn(unseen, stacklevel=2)
     return found
+
+
+def _count(name: str, value: object) -> int:
+    """A whole number of 1 or more, of any integer type."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError as problem:
+        raise UsageError(f"{name}: wanted a whole number, got {value!r}") from problem
+    if number < 1:
+        raise UsageError(f"{name}: wanted 1 or more, got {number}")
+    return number
+
+
+def _threshold(value: float, index: indexing.Index) -> float:
+    if isinstance(value, str) or not math.isfinite(value):
+        raise UsageError(f"threshold: wanted a number, got {value!r}")
+    if value > 1 and index.record.hubness is None:
+        raise UsageError(f"threshold {value:g}: no hit can score that, a score is a cosine and at most 1")
+    return float(value)
+
+
+def _texts_of(queries: Sequence[Query]) -> list[str]:
+    """Different texts of the queries and of their parts."""
+    return [*dict.fromkeys(part for query in queries for _, part in terms_of(query) if isinstance(part, str))]
 
 
 def write_map(

@@ -228,11 +228,11 @@ def make_dataset(
 
     DataError when there is no image, no caption, or an id that stands twice.
     """
-    if not items:
-        raise DataError(f"{path}: read as {kind}, and it names no image at all")
     notes = tuple(notes)
+    cause = f": {'; '.join(notes)}" if notes else ""
+    if not items:
+        raise DataError(f"{path}: read as {kind}, and it names no image at all{cause}")
     if not any(item.captions for item in items):
-        cause = f": {'; '.join(notes)}" if notes else ""
         raise DataError(f"{path}: read as {kind}, and there is not one caption for {len(items)} images{cause}")
     known: dict[str, Item] = {}
     for item in items:

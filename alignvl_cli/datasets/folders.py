@@ -29,7 +29,7 @@ from alignvl_cli.datasets.dataset import (
     storable,
 )
 from alignvl_cli.datasets.grouping import open_manifest
-from alignvl_cli.datasets.splits import split_name
+from alignvl_cli.datasets.splits import USUAL, split_name
 from alignvl_cli.datasets.tables import UTF16_MARKS, RowReader, caption_columns, csv_rows, jsonl_rows, parquet_rows
 from alignvl_cli.errors import DataError
 from alignvl_cli.settings import DatasetFormat, DatasetOptions
@@ -246,7 +246,8 @@ def open_folder(path: Path, options: DatasetOptions) -> Dataset:
         for stem, name in pictures.items()
     ]
     strays = len(sidecars.keys() - pictures.keys() - unread.stems)
-    notes = reader.notes() + unread.notes()
+    items, split_notes = split_by_folders(items)
+    notes = reader.notes() + unread.notes() + split_notes
     if strays:
         notes.append(f"{strays} .txt or .json files have no picture beside them, and were left out")
     return make_dataset(
@@ -259,6 +260,16 @@ def open_folder(path: Path, options: DatasetOptions) -> Dataset:
         options={"image_root": root, "caption_column": options.caption_column},
         notes=notes,
     )
+
+
+def split_by_folders(items: list[Item]) -> tuple[list[Item], list[str]]:
+    """The items with the splits that their folders say, where all lie in folders that are called like several of the
+    usual splits (`train`, `test`) and none declares another; and a note."""
+    folders = [split_name(item.id.partition("/")[0]) if "/" in item.id else "" for item in items]
+    if any(item.split for item in items) or not {*folders} <= {*USUAL} or len({*folders}) < 2:
+        return items, []
+    found = [replace(item, split=folder) for item, folder in zip(items, folders, strict=True)]
+    return found, [f"the folders are the splits: {', '.join(sorted({*folders}))}"]
 
 
 @dataclass(slots=True)
@@ -295,7 +306,10 @@ def _open_metadata(path: Path, options: DatasetOptions, pictures: int, notes: li
         path, replace(options, image_column=image, caption_column=caption), kind=kind, read_rows=read_rows
     )
     said = f"the captions are those of {path.name}, which names {len(dataset.items)} of the {pictures} pictures here"
-    return replace(dataset, name=slug(path.parent.name), notes=(*dataset.notes, said, *notes))
+    items, split_notes = split_by_folders([*dataset.items])
+    return replace(
+        dataset, items=tuple(items), name=slug(path.parent.name), notes=(*dataset.notes, said, *notes, *split_notes)
+    )
 
 
 def _files(root: str) -> Iterator[tuple[str, str, str]]:

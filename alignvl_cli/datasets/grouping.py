@@ -128,7 +128,9 @@ class Grouping:
         ]
 
     def add(self, row: Row) -> None:
-        self.columns = self.columns or row.columns
+        if not self.columns:
+            self.columns = row.columns
+            self._require_known_split()
         if all(_is_blank(value) for value in row.values.values()) and row.values:
             self.empty += 1
             return
@@ -155,6 +157,12 @@ class Grouping:
         known = self.drafts.setdefault(identity, found)
         if known is not found:
             self._merge(row, identity, known, found)
+
+    def _require_known_split(self) -> None:
+        """DataError for a column that is called `Split`: passed over, it would have the test set drawn anew."""
+        for column in self.columns:
+            if column != "split" and column.strip().casefold() == "split" and "split" not in self.columns:
+                raise DataError(f"{self.path}: column {column!r}: splits are read from 'split'; rename it")
 
     def _merge(self, row: Row, identity: str, known: _Draft, more: _Draft) -> None:
         if known.image == more.image == identity and (known.whole or more.whole):
@@ -209,7 +217,7 @@ class Grouping:
                     f"column {column!r} holds a list that is not JSON: {_shown(value)}; write lists of captions as "
                     'JSON, like ["a red kite", "a kite"] (json.dumps in Python)',
                 )
-            for text in value if isinstance(value, list) else [] if _is_blank(value) else [value]:
+            for text in [one for one in (value if isinstance(value, list) else [value]) if not _is_blank(one)]:
                 if not isinstance(text, str):
                     raise self._error(
                         row,

@@ -145,7 +145,7 @@ class _Reading:
 
     def _elsewhere(self, path: str) -> str:
         """A picture in a file of its own; paths start from the dataset's folder unless `--image-root` says else."""
-        root = str(self.options.image_root or self.path)
+        root = str(self.options.image_root or (self.path.parent if self.path.is_file() else self.path))
         uri, source = located(root if is_url(root) else os.path.abspath(root), path)
         self.places[path] = (storable(uri), source)
         return path
@@ -170,8 +170,13 @@ def _load(spec: str, files: Mapping[str, Path]) -> dict[str, Any]:
     try:
         with _silent_bars():
             found = _found(spec, files)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as problem:
+    except (
+        *(OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError),
+        *(LookupError, TypeError, AttributeError),  # of a record that lacks a key, or is of another type
+    ) as problem:
         message = (str(problem) or type(problem).__name__).splitlines()[0]
+        if isinstance(problem, LookupError | TypeError | AttributeError):
+            message = f"a record of it is damaged, or a split of it empty ({type(problem).__name__}: {message})"
         raise DataError(f"{spec}: cannot load this Hugging Face dataset: {message}") from problem
     if isinstance(found, datasets.DatasetDict):
         return dict(found)

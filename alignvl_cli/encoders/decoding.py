@@ -12,6 +12,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -30,6 +31,8 @@ GUESSED_BITS = "guessed bits"
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
 """A tag of TIFF, and its value in a picture whose 0 is white."""
 UNSUPPORTED = re.compile(r"unsupported|not supported|not available|unknown|unrecognized", re.IGNORECASE)
+PLANES, SEPARATE, BITS = 284, 2, 258
+"""Tags of TIFF: how colours lie, one plane after the other, and their bits."""
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 EXTRAS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 """Chunks of a PNG that say nothing of a pixel as it is read here, and that Pillow bounds in length."""
@@ -109,9 +112,12 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise UnreadableImage(f"{width} x {height} pixels, above --max-pixels {max_pixels}")
+    _refuse_planes(image)
     is_deep = image.mode in COLOURS and any(";16" in str(tile) for tile in getattr(image, "tile", ()))
     with _quiet() if image.format == "TIFF" else nullcontext():
         image.load()
+    if image.mode == "RGBA" and _has_no_alpha(image, data):
+        image.putalpha(255)
     if is_deep:
         _require_sixteen_bits(image)
     try:
@@ -123,8 +129,29 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
     return as_rgb(image)
 
 
+def _refuse_planes(image: Image.Image) -> None:
+    """UnreadableImage for a TIFF of more than 8 bits whose colours lie one after the other, uncompressed, which Pillow
+    takes for one of 8 bits."""
+    if image.format != "TIFF":
+        return
+    tags: Any = image.tag_v2  # type: ignore[attr-defined]
+    is_raw = all(tile[0] == "raw" for tile in getattr(image, "tile", ()))
+    if is_raw and tags.get(PLANES) == SEPARATE and max(tags.get(BITS) or (8,)) > 8:
+        raise UnreadableImage("TIFF of more than 8 bits with separate colour planes; save it with chunky planes")
+
+
+def _has_no_alpha(image: Image.Image, data: bytes) -> bool:
+    """Whether a TGA says that its fourth channel is no transparency, or that channel of a TGA or BMP is 0 everywhere:
+    viewers show both as opaque."""
+    if image.format == "TGA" and not data[17] & 0x0F:
+        return True
+    return image.format in ("TGA", "BMP", "DIB") and image.getchannel("A").getextrema() == (0, 0)
+
+
 def as_rgb(image: Image.Image) -> Image.Image:
     """A picture of any mode as 8-bit RGB, transparency composited on white; UnreadableImage when there is no way."""
+    if 0 in image.size:
+        raise UnreadableImage(f"{image.width} x {image.height} pixels: there is none")
     if image.mode == "LAB":
         raise UnreadableImage("Lab colours, which are not read; save the picture as RGB")
     if image.mode in DEEP_MODES:

@@ -115,7 +115,11 @@ class ProcessorCall:
                 " given to this model's image processor"
             )
         kind = "pt" if type(self.processor).__name__ in TENSORS_ALONE else "np"
-        pixels = self.processor(images=image, return_tensors=kind)["pixel_values"][0]
+        try:
+            pixels = self.processor(images=image, return_tensors=kind)["pixel_values"][0]
+        except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as problem:
+            said = " ".join(str(problem).split())[:SHOWN]
+            raise UnreadableImage(f"this model's image processor fails on it: {said}") from problem
         return np.ascontiguousarray(pixels, dtype=np.float32)
 
 
@@ -139,6 +143,10 @@ VIEWS: dict[str, Callable[[Image.Image], Image.Image]] = {
     "on white, 1.3 times as large": _on_white,
 }
 """Name in an encoder's record -> the view; N views are the first N. A view that changes gets another name."""
+
+
+SHOWN = 200
+"""Letters of what a processor said."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -249,6 +249,7 @@ MOST_TOKENS = 1 << 15
 """Tokens, padding included, that go through a text model at once: 64 captions of 512. One caption of 32,768 among 63
 short ones would pad them all to its length."""
 SHOWN_LETTERS = 60
+SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def text_list(texts: Iterable[str], asker: str) -> list[str]:
@@ -256,10 +257,20 @@ def text_list(texts: Iterable[str], asker: str) -> list[str]:
     the letters would be taken, and for items that are no text."""
     if isinstance(texts, str | bytes):
         raise UsageError(f"{asker} wants a list of texts: [{texts!r}]")
-    listed = [*texts]
+    if hasattr(texts, "columns"):  # a DataFrame's items are its columns' names
+        raise UsageError(f"{asker} wants a list of texts, or one column of them, not a {type(texts).__name__}")
+    try:
+        listed = [*texts]
+    except TypeError as problem:
+        raise UsageError(f"{asker} wants a list of texts, not {texts!r} ({type(texts).__name__})") from problem
     for text in listed:
         if not isinstance(text, str):
             raise UsageError(f"{asker} wants a list of texts; one of its items is {text!r} ({type(text).__name__})")
+        if SURROGATE.search(text):
+            raise UsageError(
+                f"{asker}: {text[:SHOWN_LETTERS]!r} has half of a character in it, or a byte that is not UTF-8; is the "
+                "terminal's encoding right?"
+            )
     return listed
 
 

@@ -193,3 +193,27 @@ def test_forced_on_what_is_no_folder_or_holds_no_picture(tmp_path):
             open_dataset(str(tmp_path / name), DatasetOptions(format=DatasetFormat.folder))
     with pytest.raises(UsageError, match="--image-root has no effect"):
         open_dataset(str(tmp_path / "d"), DatasetOptions(format=DatasetFormat.folder, image_root=tmp_path))
+
+
+def test_folders_called_like_splits_are_the_splits(tmp_path):
+    files = {
+        f"{split}/{name}.{suffix}": name
+        for split in ("train", "valid", "test")
+        for name in "ab"
+        for suffix in ("png", "txt")
+    }
+    dataset = open_dataset(write(tmp_path / "d", files), DEFAULT)
+    assert {item.id: item.split for item in dataset.items} == {
+        name: {"valid": "val"}.get(name.split("/")[0], name.split("/")[0]) for name in files if name.endswith("png")
+    }
+    assert "the folders are the splits: test, train, val" in dataset.notes
+    listed = {name: text for name, text in files.items() if name.endswith("png")}
+    rows = "file_name,text\n" + "".join(f"{name},x\n" for name in listed)
+    by_list = open_dataset(write(tmp_path / "m", listed | {"metadata.csv": rows}), DEFAULT)
+    assert {item.split for item in by_list.items} == {"train", "val", "test"}
+
+
+@pytest.mark.parametrize("folders", [("train",), ("train", "cats"), ("dogs", "cats")])
+def test_other_folders_are_no_splits(tmp_path, folders):
+    files = {f"{folder}/a.{suffix}": folder for folder in folders for suffix in ("png", "txt")}
+    assert {item.split for item in open_dataset(write(tmp_path / "d", files), DEFAULT).items} == {None}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignvl_cli.encoders.decoding import GUESSED_BITS, UnreadableImage, decode_image
+from alignvl_cli.encoders.decoding import GUESSED_BITS, UnreadableImage, as_rgb, decode_image
 from alignvl_cli.settings import MAX_PIXELS
 
 
@@ -351,3 +351,40 @@ def test_libtiff_says_nothing_on_stderr_and_stderr_comes_back(capfd):
             decode_image(bytes(broken), MAX_PIXELS)
     os.write(2, b"here\n")
     assert capfd.readouterr().err == "here\n"
+
+
+def test_a_fourth_channel_that_is_no_transparency_hides_nothing():
+    draw = np.random.default_rng(0)
+    colours = draw.integers(1, 256, (8, 9, 3), dtype=np.uint8)
+    for alpha in (0, 90):  # of a TGA that says that it has none
+        image = Image.fromarray(np.dstack([colours, np.full((8, 9), alpha, np.uint8)]), "RGBA")
+        tga = bytearray(saved(image, "TGA"))
+        tga[17] &= 0xF0
+        np.testing.assert_array_equal(np.asarray(decode_image(bytes(tga), MAX_PIXELS)), colours)
+    clear = Image.fromarray(np.dstack([colours, np.zeros((8, 9), np.uint8)]), "RGBA")
+    np.testing.assert_array_equal(decoded(clear, "TGA"), colours)
+    assert (decoded(clear, "PNG") == 255).all(), "a PNG means it"
+
+
+def test_deep_tiffs_of_separate_planes_are_refused():
+    """Pillow takes each plane for one of 8 bits."""
+    entries = [(256, 4, 3), (257, 4, 2), (258, 3, 16), (259, 3, 1), (262, 3, 2), (277, 3, 3), (284, 3, 2), (278, 4, 2)]
+    plane = np.arange(6, dtype="<u2").tobytes()
+    start = 8
+    offsets = [start + number * len(plane) for number in range(3)]
+    tables = start + 3 * len(plane)
+    extra = struct.pack("<3I", *offsets) + struct.pack("<3I", *[len(plane)] * 3) + struct.pack("<3H", 16, 16, 16)
+    fields = sorted([*entries[:2], (258, 3, None), *entries[3:], (273, 4, None), (279, 4, None)])
+    at = {273: (3, tables), 279: (3, tables + 12), 258: (3, tables + 24)}
+    ifd = struct.pack("<H", len(fields))
+    for tag, kind, value in fields:
+        count, given = at.get(tag, (1, value))
+        ifd += struct.pack("<HHII", tag, kind, count, given)
+    data = b"II*\0" + struct.pack("<I", tables + len(extra)) + plane * 3 + extra + ifd + struct.pack("<I", 0)
+    with pytest.raises(UnreadableImage, match="separate colour planes"):
+        decode_image(data, MAX_PIXELS)
+
+
+def test_a_picture_without_a_pixel_is_none():
+    with pytest.raises(UnreadableImage, match="0 x 0 pixels"):
+        as_rgb(Image.new("RGB", (0, 0)))

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas
 import pytest
 import torch
 import transformers
@@ -12,7 +13,7 @@ from support import tiny_models
 from support.tiny_models import VOCABULARY, save_model, save_sentence_transformer, save_tokenizer, write_json
 from tokenizers import processors
 
-from alignvl_cli.encoders.text import MOST_TOKENS, load_text, parts_of, reload_text
+from alignvl_cli.encoders.text import MOST_TOKENS, load_text, parts_of, reload_text, text_list
 from alignvl_cli.errors import DataError, MismatchError, UsageError
 from alignvl_cli.settings import Pooling, Precision
 
@@ -501,3 +502,11 @@ def test_a_model_that_reads_its_padding_is_refused(tmp_path, kind):
     save_tokenizer(tmp_path / "model")
     with pytest.raises(UsageError, match="reads the padding of a batch"):
         load_text(str(tmp_path / "model"), pooling=Pooling.mean, device="cpu", precision=Precision.fp32)
+
+
+def test_what_is_no_list_of_texts_is_refused():
+    frame = pandas.DataFrame({"caption": ["a", "b"]})
+    for texts in (frame, None, np.array("red"), ["a\ud83d"], ["caf\udce9"]):
+        with pytest.raises(UsageError, match="encode_text"):
+            text_list(texts, "encode_text")
+    assert text_list(frame["caption"], "encode_text") == ["a", "b"]

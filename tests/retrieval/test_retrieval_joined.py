@@ -232,7 +232,8 @@ def test_without_one_of_the_stores_scores_are_approximate_and_it_is_named(tmp_pa
     assert rescore is None
     named = " and ".join(str(paths[place]) for place in gone)
     assert f"and {named}, which exact ones come from, {'is' if len(gone) == 1 else 'are'} not here" in told
-    kept = search(index, [Like(store.image_id[3])], k=5, encoder=encoder)[0]
+    with pytest.warns(UserWarning, match="approximate"):
+        kept = search(index, [Like(store.image_id[3])], k=5, encoder=encoder)[0]
     whole = build_index(run, store, output=tmp_path / "whole")
     assert [hit.id for hit in kept] == [
         hit.id for hit in search(whole, [Like(store.image_id[3])], k=5, encoder=encoder)[0]
@@ -265,3 +266,20 @@ def test_penalties_of_an_earlier_version_are_not_made_up(tmp_path, halves):
     items = {of: replace(found, penalty=None) for of, found in index.items.items()}
     encoder = DualEncoder(run, "cpu")
     assert exact_scores(replace(index, items=items), encoder, join_stores(parts), Gallery.image) is None
+
+
+def test_a_search_in_python_gives_exact_scores_and_refuses_what_no_hit_can_be(tmp_path, halves):
+    run, store, _ = halves
+    encoder, likes = DualEncoder(run, "cpu"), [Like(store.image_id[row]) for row in range(5)]
+    flat, squeezed = (
+        build_index(run, store, output=tmp_path / factory, factory=factory) for factory in ("Flat", "SQ4")
+    )
+    exact, rescored = (search(index, likes, k=np.int64(4), encoder=encoder) for index in (flat, squeezed))
+    for one, other in zip(exact, rescored, strict=True):
+        scores = {hit.id: hit.score for hit in one}
+        both = [hit for hit in other if hit.id in scores]
+        assert len(both) >= 3
+        assert [hit.score for hit in both] == pytest.approx([scores[hit.id] for hit in both], abs=1e-5)
+    for wrong in ({"threshold": float("nan")}, {"threshold": 2.0}, {"k": 0}, {"k": 2.5}, {"k": None}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            search(flat, likes, encoder=encoder, **wrong)

@@ -168,8 +168,13 @@ def committed(path: Path) -> Iterator[Path]:
     """Yield a scratch path beside `path` that takes its name only if the block succeeds.
 
     The bytes are on disk before the name is: after a crash the file is whole or absent, and a
-    version that was there before stays until the new one replaces it.
+    version that was there before stays until the new one replaces it. Through a link it is its target that is
+    replaced; UsageError for a device or a pipe, which a file would take the place of.
     """
+    if path.is_symlink():
+        path = path.resolve()
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UsageError(f"{path}: no regular file, and writing would put one in its place; name a file")
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield scratch

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import os
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from alignvl_cli.artifacts import (
     read_json,
     write_json,
 )
-from alignvl_cli.errors import DataError
+from alignvl_cli.errors import DataError, UsageError
 
 
 def test_equal_records_have_equal_fingerprints_whatever_their_order():
@@ -132,3 +133,16 @@ def test_a_lock_in_a_folder_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         with held(tmp_path / "absent" / "lock", "busy"):
             pass
+
+
+def test_a_link_stays_one_and_a_pipe_is_not_replaced(tmp_path):
+    (tmp_path / "kept").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    with committed(tmp_path / "link") as scratch:
+        scratch.write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "kept").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="no regular file"), committed(tmp_path / "pipe"):
+        pass
+    assert (tmp_path / "pipe").is_fifo()

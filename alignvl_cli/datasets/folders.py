@@ -247,6 +247,8 @@ def open_folder(path: Path, options: DatasetOptions) -> Dataset:
     ]
     strays = len(sidecars.keys() - pictures.keys() - unread.stems)
     items, split_notes = split_by_folders(items)
+    if metadata:
+        split_notes.append(f"{metadata} is not read, since pictures have sidecars of their own; remove one kind")
     notes = reader.notes() + unread.notes() + split_notes
     if strays:
         notes.append(f"{strays} .txt or .json files have no picture beside them, and were left out")

@@ -221,6 +221,13 @@ def _found(spec: str, files: Mapping[str, Path]) -> Any:
         return datasets.load_from_disk(spec)
     if os.path.isfile(spec):
         return datasets.load_dataset("parquet", data_files=spec)
+    parquet = {
+        str(file.relative_to(spec)): file
+        for file in sorted(Path(spec).rglob("*.parquet"))
+        if not any(part.startswith(".") for part in file.relative_to(spec).parts)
+    }
+    if parquet and not Path(spec, "README.md").is_file():  # which may say what the splits are
+        return datasets.load_dataset("parquet", data_files=_by_split(parquet))
     return datasets.load_dataset(spec)
 
 

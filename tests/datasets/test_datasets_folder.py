@@ -217,3 +217,9 @@ def test_folders_called_like_splits_are_the_splits(tmp_path):
 def test_other_folders_are_no_splits(tmp_path, folders):
     files = {f"{folder}/a.{suffix}": folder for folder in folders for suffix in ("png", "txt")}
     assert {item.split for item in open_dataset(write(tmp_path / "d", files), DEFAULT).items} == {None}
+
+
+def test_metadata_beside_sidecars_is_not_passed_over_in_silence(tmp_path):
+    files = {"a.png": "", "b.png": "", "a.txt": "x", "metadata.csv": "file_name,text\na.png,y\nb.png,z\n"}
+    dataset = open_dataset(write(tmp_path / "d", files), DEFAULT)
+    assert "metadata.csv is not read, since pictures have sidecars of their own; remove one kind" in dataset.notes

@@ -89,6 +89,15 @@ def test_a_folder_and_a_file_of_parquet(tmp_path):
     assert list(found(tmp_path / "one.parquet")) == ["0.png", "1.png", "2.png", "3.png"]
 
 
+def test_no_file_of_a_folder_of_parquet_is_passed_over(tmp_path):
+    (tmp_path / "d").mkdir()
+    for number, name in enumerate(("train", "holdout")):
+        rows = [{"image": picture(number, f"{number}.png"), "caption": ["c"]}]
+        make(rows).to_parquet(str(tmp_path / "d" / f"{name}.parquet"))
+    with pytest.raises(DataError, match="of 2 Parquet files 1 have no split in their names"):
+        open_dataset(str(tmp_path / "d"), DatasetOptions())
+
+
 def test_a_parquet_file_of_plain_bytes_is_told_from_a_manifest(tmp_path):
     pq.write_table(pa.table({"jpg": [png(1), png(2)], "txt": ["a", "b"]}), tmp_path / "laion.parquet")
     options = DatasetOptions(image_column="jpg", caption_column="txt")
